@@ -1,0 +1,41 @@
+# Every target sets up what it needs: `make demo` and `make test` on a fresh clone are all there is to know.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
+
+.PHONY: demo test test-slow lint format clean
+
+demo: $(VENV)/.demo
+	$(BIN)/kdpipe demo --out runs/demo
+
+test: $(VENV)/.test
+	$(BIN)/python -m pytest -m "not slow"
+
+# Minutes each: kills at every phase, corruption of every file, processes side by side.
+test-slow: $(VENV)/.test
+	$(BIN)/python -m pytest -m slow
+
+lint: $(VENV)/.test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.test
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) runs build *.egg-info
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+# The stamps: installed since pyproject.toml or the constraints last changed.
+$(VENV)/.demo: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(INSTALL) '.[demo]'
+	touch $@
+
+$(VENV)/.test: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(INSTALL) '.[test]'
+	touch $@ $(VENV)/.demo

@@ -1,0 +1,24 @@
+"""The cache: immutable segments, atomic task commits, reading, integrity."""
+
+from pipeline.cache.cache import Cache, check_files, require_identity
+from pipeline.cache.commit import add_segment, commit_task, create, read_canaries
+from pipeline.cache.integrity import check_integrity
+from pipeline.cache.layout import Segment
+from pipeline.cache.read import ArrayReader, CacheReader, Selection
+from pipeline.cache.store import Store
+
+__all__ = [
+    "ArrayReader",
+    "Cache",
+    "CacheReader",
+    "Segment",
+    "Selection",
+    "Store",
+    "add_segment",
+    "check_files",
+    "check_integrity",
+    "commit_task",
+    "create",
+    "read_canaries",
+    "require_identity",
+]

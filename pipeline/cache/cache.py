@@ -1,0 +1,137 @@
+"""An open cache: its identity, its segments and which of their tasks are committed."""
+
+import json
+from typing import Any
+
+from pipeline.cache.layout import FORMAT, ROOT, STORE_RECORD, Segment
+from pipeline.cache.records import read_record
+from pipeline.cache.store import Store
+from pipeline.errors import CacheError, CorruptionError, IdentityError
+from pipeline.fingerprint import canonical_json, differences, fingerprint, sha256
+from pipeline.targets import Quality
+from pipeline.views import View
+
+
+class Cache:
+    """What a store holds, read once when opened; `refresh` reads it again.
+
+    Attributes:
+        store: where it lives.
+        identity: what it is a cache of; see `caching.identity`.
+        segments: in the order of their numbers.
+        commits: (segment number, shard name) -> record of the finished task.
+
+    Raises:
+        CacheError: no cache there, or one of another format.
+        CorruptionError: its metadata are not what was written.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        if not store.exists(STORE_RECORD):
+            raise CacheError("no cache here", where=store, do="Make one with kdpipe cache-teacher, or mend the path")
+        record = read_record(store, STORE_RECORD)
+        if record["format"] != FORMAT:
+            raise CacheError("cache of another format", where=store, found=record["format"], allowed=FORMAT)
+        check_files(store, record["files"])
+        self.identity: dict[str, Any] = json.loads(store.read(ROOT))["attributes"]["kdpipe"]["identity"]
+        self.segments: list[Segment] = []
+        self.commits: dict[tuple[int, str], dict[str, Any]] = {}
+        self.refresh()
+
+    @property
+    def shards(self) -> list[dict[str, Any]]:
+        """Identity of each shard, in the order of the arrays' shard axis."""
+        return list(self.identity["shards"])
+
+    @property
+    def num_classes(self) -> int:
+        """Classes of the teacher."""
+        return int(self.identity["teacher"]["num_classes"])
+
+    @property
+    def size(self) -> int:
+        """Render size the teacher saw, pixels."""
+        return int(self.identity["render_size"])
+
+    def refresh(self) -> None:
+        """Read segments and commits anew, checking every record and the arrays' metadata."""
+        names = self.store.files("commits")
+        self.segments = sorted(
+            (Segment.parse(read_record(self.store, name)["segment"]) for name in names if name.endswith("/segment.json")),
+            key=lambda s: s.number,
+        )
+        for segment in self.segments:
+            check_files(self.store, read_record(self.store, segment.record)["files"])
+        present = set(names)
+        self.commits = {
+            (segment.number, shard["name"]): read_record(self.store, segment.commit(shard["name"]))
+            for segment in self.segments
+            for shard in self.shards
+            if segment.commit(shard["name"]) in present
+        }
+
+    def committed(self, segment: Segment) -> list[str]:
+        """Names of the shards whose task of this segment is finished."""
+        return [s["name"] for s in self.shards if (segment.number, s["name"]) in self.commits]
+
+    def views(self, complete_for: list[str] | None = None) -> list[View]:
+        """Views committed for all of these shards (default: all of the cache), numbers first."""
+        wanted = complete_for if complete_for is not None else [s["name"] for s in self.shards]
+        found = {
+            view
+            for segment in self.segments
+            if all((segment.number, name) in self.commits for name in wanted)
+            for view in segment.views
+        }
+        return [*sorted(v for v in found if isinstance(v, int)), *(v for v in found if v == "center")]
+
+    def quality(self, segment: Segment) -> Quality:
+        """Sum over the committed tasks of a segment."""
+        total = Quality()
+        for (number, _), record in sorted(self.commits.items()):
+            if number == segment.number:
+                total.add(Quality(**record["quality"]))
+        return total
+
+    def root_digest(self) -> str:
+        """One digest over identity and all commits: equal for caches with equal content."""
+        commits = {f"{number}/{shard}": fingerprint(record) for (number, shard), record in self.commits.items()}
+        return fingerprint({"identity": self.identity, "commits": commits})
+
+
+def check_files(store: Store, files: dict[str, str]) -> None:
+    """Raise CorruptionError unless each named file has its recorded sha256."""
+    for name, digest in files.items():
+        if sha256(store.read(name)) != digest:
+            raise CorruptionError(
+                "a file of the cache is damaged", where=f"{store}/{name}", do="Restore it from a copy, or cache anew"
+            )
+
+
+def require_identity(where: object, ours: dict[str, Any], theirs: dict[str, Any]) -> None:
+    """Raise IdentityError naming the fields in which a cache (`theirs`) differs from what is used now (`ours`)."""
+    found = differences(_named(ours), _named(theirs))
+    if not found:
+        return
+    field, now, then = found[0]
+    others = [f for f, _, _ in found[1:]]
+    more = f" (and {', '.join(others[:5])}{' ...' if len(others) > 5 else ''})" if others else ""
+    raise IdentityError(
+        f"the cache was made with another {field}{more}",
+        where=where,
+        found=f"{_short(now)} now",
+        allowed=f"{_short(then)} as cached",
+        do="Use what the cache was made with, or make another cache",
+    )
+
+
+def _named(identity: dict[str, Any]) -> dict[str, Any]:
+    """Shards by name instead of position, so that a difference is called by the shard's name."""
+    shards = {s["name"]: {k: v for k, v in s.items() if k != "name"} for s in identity.get("shards", [])}
+    return {**identity, "shards": shards} if "shards" in identity else identity
+
+
+def _short(value: Any) -> str:
+    text = "absent" if value is None else value if isinstance(value, str) else canonical_json(value).decode()
+    return text if len(text) <= 24 else f"{text[:20]}..."

@@ -1,0 +1,166 @@
+"""Writing: create a cache, add a segment, commit a task. The order of the steps is the protocol.
+
+A missing chunk reads as its fill value, silently; so presence never comes from arrays, only from records, and
+a record is written when everything it vouches for is on disk.
+"""
+
+from typing import Any
+
+import numpy as np
+import zarr
+from zarr.codecs import BloscCodec, Crc32cCodec
+
+from pipeline.cache.cache import Cache
+from pipeline.cache.layout import CANARY_LABELS, FORMAT, PROVENANCE, ROOT, STORE_RECORD, Segment
+from pipeline.cache.records import read_record, seal
+from pipeline.cache.store import PARTIAL, Store
+from pipeline.errors import CacheError
+from pipeline.fingerprint import sha256
+from pipeline.targets import Quality
+from pipeline.views.canaries import Canary
+
+
+def create(store: Store, identity: dict[str, Any], canaries: list[Canary]) -> Cache:
+    """Create a cache where there is nothing, or finish a creation that was interrupted.
+
+    Raises:
+        CacheError: something else is there, or it can't be written.
+    """
+    ours = (ROOT, "canaries/", PROVENANCE)
+    there = [name for name in store.files() if not (name.startswith(ours) or name.endswith(PARTIAL))]
+    if there:
+        raise CacheError("not empty and not a cache", where=store, found=there[0], do="Choose another --out")
+    with store.writing(""):
+        zarr.open_group(
+            store.zarr(read_only=False),
+            mode="w",
+            zarr_format=3,
+            attributes={"kdpipe": {"format": FORMAT, "identity": identity}},
+        )
+        group = zarr.open_group(store.zarr(read_only=False), mode="r+")
+        pixels = np.stack([c.pixels for c in canaries])
+        array = group.create_array(
+            "canaries/pixels",
+            shape=pixels.shape,
+            chunks=pixels.shape,
+            dtype="uint8",
+            compressors=_codecs("noshuffle"),
+            dimension_names=("canary", "y", "x", "channel"),
+        )
+        array[:] = pixels
+    store.put(CANARY_LABELS, seal({"canaries": [c.label() for c in canaries]}))
+    files = [ROOT, *store.files("canaries")]
+    _vouch(store, STORE_RECORD, {"format": FORMAT}, files)
+    return Cache(store)
+
+
+def read_canaries(cache: Cache) -> list[Canary]:
+    """The canaries of an open cache, whose files were checked when it was opened."""
+    labels = read_record(cache.store, CANARY_LABELS)["canaries"]
+    pixels = np.asarray(zarr.open_group(cache.store.zarr(read_only=True), mode="r")["canaries/pixels"][:])  # type: ignore[index]
+    return [Canary(**label, pixels=p) for label, p in zip(labels, pixels, strict=True)]
+
+
+def add_segment(cache: Cache, segment: Segment) -> None:
+    """Create the empty arrays of a segment, then the record that makes it part of the cache."""
+    store, shards = cache.store, cache.shards
+    block = int(cache.identity["block_size"])
+    rows = -(-max(s["samples"] for s in shards) // block) * block
+    with store.writing(segment.name):
+        group = zarr.open_group(store.zarr(read_only=False), mode="r+")
+        for field in segment.encoding.fields():
+            chunk = (1, 1, segment.rows_a_chunk(field.name, block), *field.shape)
+            group.create_array(
+                segment.array(field.name),
+                shape=(len(segment.views), len(shards), rows, *field.shape),
+                chunks=chunk,
+                shards=(len(segment.views), 1, rows, *field.shape),
+                dtype=field.dtype,
+                compressors=_codecs("bitshuffle"),
+                fill_value=_fill(field.dtype),
+                dimension_names=("view", "shard", "row", *(("class",) * len(field.shape))),
+                overwrite=True,
+            )
+    folder = f"segments/{segment.name}"
+    metadata = ["segments/zarr.json", *(n for n in store.files(folder) if n.endswith("zarr.json"))]
+    _vouch(store, segment.record, {"segment": segment.json()}, metadata)
+    cache.refresh()
+
+
+def commit_task(
+    cache: Cache, segment: Segment, shard: int, fields: dict[str, np.ndarray], quality: Quality
+) -> dict[str, Any]:
+    """Make one finished task part of the cache: arrays first, their digests, the record last.
+
+    Args:
+        cache: the open cache.
+        segment: one of its segments.
+        shard: position of the task's shard in `cache.shards`.
+        fields: by field name, (views, rows, ...) in the segment's dtypes.
+        quality: what was measured on the way.
+    """
+    files = write_arrays(cache, segment, shard, fields)
+    return write_record(cache, segment, shard, files, quality)
+
+
+def write_arrays(cache: Cache, segment: Segment, shard: int, fields: dict[str, np.ndarray]) -> dict[str, dict[str, Any]]:
+    """Write each field's one file in one assignment and force it to disk; returns size and sha256 by path."""
+    store, files = cache.store, {}
+    samples = cache.shards[shard]["samples"]
+    with store.writing(segment.name):
+        group = zarr.open_group(store.zarr(read_only=False), mode="r+")
+        for field in segment.encoding.fields():
+            data = fields[field.name]
+            expected = (len(segment.views), samples, *field.shape)
+            assert data.shape == expected, f"{field.name}: {data.shape} is not {expected}"
+            array: Any = group[segment.array(field.name)]
+            padded = np.full((len(segment.views), *array.shape[2:]), _fill(field.dtype), field.dtype)
+            padded[:, :samples] = data
+            array[:, shard] = padded
+            name = segment.chunk(field.name, shard)
+            store.sync(name)
+            written = store.read(name)
+            files[name] = {"bytes": len(written), "sha256": sha256(written)}
+    return files
+
+
+def write_record(
+    cache: Cache, segment: Segment, shard: int, files: dict[str, dict[str, Any]], quality: Quality
+) -> dict[str, Any]:
+    """Write the record that makes a task's files count. Everything it names must be on disk by now."""
+    identity = cache.shards[shard]
+    record = {
+        "segment": segment.name,
+        "shard": identity,
+        "files": files,
+        "quality": vars(quality),
+    }
+    cache.store.put(segment.commit(identity["name"]), seal(record))
+    cache.commits[(segment.number, identity["name"])] = record
+    return record
+
+
+def write_provenance(store: Store, entry: dict[str, Any]) -> None:
+    """Append one run to the provenance, which is recorded and never compared."""
+    runs = read_provenance(store)
+    store.put(PROVENANCE, seal({"runs": [*runs, entry]}))
+
+
+def read_provenance(store: Store) -> list[dict[str, Any]]:
+    """The runs that made a cache, oldest first."""
+    return list(read_record(store, PROVENANCE)["runs"]) if store.exists(PROVENANCE) else []
+
+
+def _vouch(store: Store, record: str, content: dict[str, Any], files: list[str]) -> None:
+    for name in files:
+        store.sync(name)
+    store.put(record, seal({**content, "files": {name: sha256(store.read(name)) for name in files}}))
+
+
+def _codecs(shuffle: str) -> tuple[Any, ...]:
+    return (BloscCodec(cname="zstd", clevel=5, shuffle=shuffle), Crc32cCodec())  # type: ignore[arg-type]
+
+
+def _fill(dtype: str) -> float | int:
+    """What unwritten rows read as: NaN, or an index no class has, so that reading them can't pass unseen."""
+    return float("nan") if dtype.startswith("float") else int(np.iinfo(dtype).max)

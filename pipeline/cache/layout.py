@@ -1,0 +1,115 @@
+"""Names and shapes in a cache: which file is what.
+
+    zarr.json                                  root group: format and identity
+    canaries/pixels, canaries/labels.json      views as pixels
+    provenance.json                            where and with what it was made; never compared, in no digest
+    segments/<n>-<fields>-<views>/<field>/     Zarr arrays (view, shard, row, ...)
+    commits/store.json                         digests of zarr.json and the canaries
+    commits/<segment>/segment.json             the segment's spec, and digests of its zarr.json files
+    commits/<segment>/<shard>.json             one a finished task, written last
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.targets import Encoding
+from pipeline.views import View
+
+FORMAT = 1
+ROOT = "zarr.json"
+STORE_RECORD = "commits/store.json"
+CANARY_LABELS = "canaries/labels.json"
+PROVENANCE = "provenance.json"
+# Inner chunks near this size: large enough for the codec, small enough to read one block.
+CHUNK_BYTES = 4 * 2**20
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A set of fields x a run of views x all shards, made in one way; immutable once committed.
+
+    Attributes:
+        number: position in the cache, 0 for the first.
+        encoding: how targets lie in the arrays.
+        views: consecutive numbers, or only "center".
+        numerics: how the teacher was run, see `Teacher.numerics`.
+    """
+
+    number: int
+    encoding: Encoding
+    views: tuple[View, ...]
+    numerics: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        """Folder name, for example 000-top16-float16-v0-4."""
+        return f"{self.number:03d}-{self.encoding.name}-{span(self.views)}"
+
+    @property
+    def record(self) -> str:
+        """Path of the record that describes it."""
+        return f"commits/{self.name}/segment.json"
+
+    def commit(self, shard: str) -> str:
+        """Path of the record of the task that did `shard`."""
+        return f"commits/{self.name}/{shard}.json"
+
+    def array(self, field: str) -> str:
+        """Path of a field's array."""
+        return f"segments/{self.name}/{field}"
+
+    def chunk(self, field: str, shard: int) -> str:
+        """Path of the one file that holds a field of a task (Zarr's default chunk keys)."""
+        trailing = "/0" * (1 + len(self._tail(field)))
+        return f"{self.array(field)}/c/0/{shard}{trailing}"
+
+    def rows_a_chunk(self, field: str, block: int) -> int:
+        """Rows in an inner chunk: a whole block unless that is beyond CHUNK_BYTES."""
+        found = next(f for f in self.encoding.fields() if f.name == field)
+        size = int(found.dtype.removeprefix("uint").removeprefix("float")) // 8
+        for n in found.shape:
+            size *= n
+        rows = block
+        while rows > 1 and rows % 2 == 0 and rows * size > CHUNK_BYTES:
+            rows //= 2
+        return rows
+
+    def _tail(self, field: str) -> tuple[int, ...]:
+        return next(f.shape for f in self.encoding.fields() if f.name == field)
+
+    def json(self) -> dict[str, Any]:
+        """As recorded."""
+        return {
+            "number": self.number,
+            "encoding": self.encoding.json(),
+            "views": list(self.views),
+            "numerics": self.numerics,
+        }
+
+    @classmethod
+    def parse(cls, data: dict[str, Any]) -> "Segment":
+        """From `json()`."""
+        return cls(data["number"], Encoding(**data["encoding"]), tuple(data["views"]), data["numerics"])
+
+
+def span(views: tuple[View, ...]) -> str:
+    """Views as part of a name: v0-4 (end exclusive, like the --views that asked for it) or center."""
+    return "center" if views == ("center",) else f"v{views[0]}-{int(views[-1]) + 1}"
+
+
+def runs(views: list[View]) -> Iterator[tuple[View, ...]]:
+    """Views as tuples of consecutive numbers; "center" stands alone, last."""
+    numbers = sorted(v for v in views if isinstance(v, int))
+    start = 0
+    for i in range(1, len(numbers) + 1):
+        if i == len(numbers) or numbers[i] != numbers[i - 1] + 1:
+            yield tuple(numbers[start:i])
+            start = i
+    if "center" in views:
+        yield ("center",)
+
+
+def describe(views: list[View]) -> str:
+    """Views for people, in the syntax of --views: 0:4,center."""
+    return ",".join("center" if r == ("center",) else f"{r[0]}:{int(r[-1]) + 1}" for r in runs(views))

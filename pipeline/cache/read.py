@@ -1,0 +1,178 @@
+"""Reading targets: which views a training run may use, and one block's rows at a time."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import zarr
+
+from pipeline.cache.cache import Cache, require_identity
+from pipeline.cache.layout import Segment
+from pipeline.cache.store import Store
+from pipeline.errors import CacheError, CorruptionError, TargetsError
+from pipeline.shards import Index
+from pipeline.targets import Encoding
+from pipeline.views import View, ViewsConfig
+
+
+@dataclass(frozen=True)
+class Selection:
+    """One encoding of a cache and the views that are complete in it: segment by view."""
+
+    encoding: Encoding
+    segments: dict[View, Segment]
+
+    @property
+    def views(self) -> list[View]:
+        """Numbers in order, then "center" if it is there."""
+        numbers = sorted(v for v in self.segments if isinstance(v, int))
+        return [*numbers, *(v for v in self.segments if v == "center")]
+
+
+class ArrayReader:
+    """Reads rows of committed tasks; picklable, opens arrays lazily in each process."""
+
+    def __init__(self, cache: Cache) -> None:
+        self.url = cache.store.url
+        self._position = {s["name"]: i for i, s in enumerate(cache.shards)}
+        self._bytes = {
+            name: entry["bytes"] for record in cache.commits.values() for name, entry in record["files"].items()
+        }
+        self._open: dict[str, Any] = {}
+        self._store: Store | None = None
+
+    def read(self, segment: Segment, shard: str, view: View, start: int, stop: int) -> dict[str, np.ndarray]:
+        """Rows [start, stop) of one shard's view: by field name, (stop - start, ...) in stored dtypes.
+
+        Raises:
+            CorruptionError: a stored chunk is not what was written; names file, view and rows.
+        """
+        at, position = segment.views.index(view), self._position[shard]
+        out = {}
+        for field in segment.encoding.fields():
+            name = segment.chunk(field.name, position)
+            array = self._array(segment.array(field.name), name)
+            try:
+                out[field.name] = np.asarray(array[at, position, start:stop])
+            except (ValueError, RuntimeError, OSError) as e:
+                raise self._damaged(name, "its checksum", f"view {view} rows {start}:{stop}") from e
+        return out
+
+    def _array(self, path: str, name: str) -> Any:
+        """The open array. The first touch of a file checks its size, because absence reads as fill values."""
+        if self._store is None:
+            self._store = Store(self.url)
+        if name not in self._open:
+            size = self._store.size(name)
+            if size != self._bytes[name]:
+                raise self._damaged(name, "its size", f"{size} bytes instead of {self._bytes[name]}")
+            if path not in self._open:
+                self._open[path] = zarr.open_array(self._store.zarr(read_only=True), path=path, mode="r")
+            self._open[name] = self._open[path]
+        return self._open[name]
+
+    def _damaged(self, name: str, what: str, found: str) -> CorruptionError:
+        return CorruptionError(
+            f"a chunk of the cache is damaged: {what} is wrong",
+            where=f"{self.url}/{name}",
+            found=found,
+            do="kdpipe verify lists all damage; delete the damaged tasks' records and repeat kdpipe cache-teacher",
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_open": {}, "_store": None}
+
+
+class CacheReader:
+    """Reads the targets of an index's samples; picklable.
+
+    Args:
+        url: the cache.
+        index: the samples; a limited index reads a part of the cache.
+        views: the policy; must be the cache's own.
+        dense: whether every class's value is needed rather than the top k.
+        num_classes: the student's; must be the teacher's.
+
+    Raises:
+        IdentityError: the cache is of other pixels, draws, labels or classes; the field is named.
+        CacheError: no view is complete for all of the index's shards.
+        TargetsError: the cache keeps too little for what is asked.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        index: Index,
+        views: ViewsConfig,
+        *,
+        dense: bool = False,
+        num_classes: int | None = None,
+    ) -> None:
+        self.url = url
+        self.cache = Cache(Store(url))
+        require_match(self.cache, index, views, num_classes)
+        self.selection = select(self.cache, [shard.name for shard in index.shards], dense)
+        self._arrays = ArrayReader(self.cache)
+
+    @property
+    def views(self) -> list[View]:
+        """Views that can be read for every sample of the index."""
+        return self.selection.views
+
+    def read(self, shard: str, view: View, start: int, stop: int) -> dict[str, np.ndarray]:
+        """Rows [start, stop) of one shard's view; see `ArrayReader.read`."""
+        return self._arrays.read(self.selection.segments[view], shard, view, start, stop)
+
+
+def require_match(cache: Cache, index: Index, views: ViewsConfig, num_classes: int | None) -> None:
+    """Raise IdentityError unless the cache is of these samples, draws and classes. Paths play no part."""
+    cached = {s["name"]: s for s in cache.shards}
+    ours, theirs = [], []
+    for shard in index.shards:
+        there = cached.get(shard.name)
+        whole = next(s for s in index.full.shards if s.name == shard.name)
+        # Compare over the rows that the cache holds; a training run may use fewer, not more.
+        rows = min(there["samples"], whole.samples) if there else None
+        ours.append(index.shard_identity(whole, rows))
+        theirs.append(there or {"name": shard.name})
+        if there and shard.samples > there["samples"]:
+            raise CacheError(
+                "the cache holds fewer samples of a shard than the index",
+                where=f"{cache.store} shard {shard.name}",
+                found=there["samples"],
+                allowed=f"at least {shard.samples}",
+                do="Train with the --limit that the cache was made with, or cache the rest",
+            )
+    mine = {"block_size": index.block_size, "views": views.identity(), "shards": ours}
+    other = {"block_size": cache.identity["block_size"], "views": cache.identity["views"], "shards": theirs}
+    if num_classes is not None:
+        mine["num_classes"], other["num_classes"] = num_classes, cache.num_classes
+    require_identity(cache.store, mine, other)
+
+
+def select(cache: Cache, shards: list[str], dense: bool) -> Selection:
+    """The encoding with most complete views that serves what is asked; the smaller one among equals."""
+    found: dict[Encoding, dict[View, Segment]] = {}
+    for segment in cache.segments:
+        if all((segment.number, name) in cache.commits for name in shards):
+            for view in segment.views:
+                found.setdefault(segment.encoding, {}).setdefault(view, segment)
+    if not found:
+        missing = [n for n in shards if not any((s.number, n) in cache.commits for s in cache.segments)]
+        raise CacheError(
+            "no view is cached for all the shards",
+            where=cache.store,
+            found=f"{len(shards) - len(missing)} of {len(shards)} shards begun",
+            do="Repeat kdpipe cache-teacher, which resumes, or train on an index of the finished shards",
+        )
+    fit = {e: v for e, v in found.items() if e.dense or not dense}
+    if not fit:
+        names = ", ".join(sorted(e.name for e in found))
+        raise TargetsError(
+            "this objective needs every class and the cache keeps the top k",
+            where=cache.store,
+            found=names,
+            do="Cache dense targets: kdpipe cache-teacher --targets dense, or use temperature 1",
+        )
+    best = max(fit, key=lambda e: (len(fit[e]), -e.k, e.dtype == "float16"))
+    return Selection(best, fit[best])

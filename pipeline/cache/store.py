@@ -1,0 +1,160 @@
+"""Where a cache's bytes live: a local folder or an fsspec URL, with the few operations the protocol needs.
+
+On a local disk a file appears whole or not at all (temporary name, fsync, rename, fsync of the folder). On an
+object store a put is atomic by itself.
+"""
+
+import os
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import numcodecs.blosc
+import zarr.abc.store
+from zarr.storage import FsspecStore, LocalStore
+
+from pipeline.errors import CacheError
+
+# Blosc's worker threads append their parts as they finish, which makes the bytes depend on timing.
+numcodecs.blosc.use_threads = False
+
+PARTIAL = ".partial"
+
+
+class Store:
+    """Byte access to one cache by paths relative to its root, with forward slashes."""
+
+    def __init__(self, url: str | os.PathLike[str]) -> None:
+        self.url = str(url)
+        self.local = Path(self.url) if "://" not in self.url else None
+        if self.local is None:
+            self._fs, self._root = fsspec.core.url_to_fs(self.url)
+        else:
+            self._fs, self._root = fsspec.filesystem("file"), str(self.local.absolute())
+
+    def __str__(self) -> str:
+        return self.url
+
+    def zarr(self, read_only: bool) -> zarr.abc.store.Store:
+        """The same place as a Zarr store."""
+        if self.local is not None:
+            return LocalStore(self.local, read_only=read_only)
+        return FsspecStore.from_url(self.url, read_only=read_only)
+
+    def path(self, name: str) -> str:
+        """Absolute path of `name` as fsspec wants it."""
+        return f"{self._root}/{name}" if name else self._root
+
+    def read(self, name: str) -> bytes:
+        """All bytes of a file.
+
+        Raises:
+            CacheError: it is missing or can't be read.
+        """
+        try:
+            return self._fs.cat_file(self.path(name))
+        except FileNotFoundError as e:
+            raise CacheError("a file of the cache is missing", where=f"{self}/{name}") from e
+        except OSError as e:
+            raise CacheError(f"can't be read: {e.strerror or e}", where=f"{self}/{name}") from e
+
+    def exists(self, name: str) -> bool:
+        """Whether a file or folder is there."""
+        return bool(self._fs.exists(self.path(name)))
+
+    def size(self, name: str) -> int | None:
+        """Bytes of a file, None if it is not there."""
+        try:
+            return int(self._fs.size(self.path(name)))
+        except FileNotFoundError:
+            return None
+
+    def files(self, name: str = "") -> list[str]:
+        """Every file below `name`, relative to the root, sorted; hidden ones and leftovers included."""
+        self._fs.invalidate_cache()
+        prefix = len(self.path("").rstrip("/")) + 1
+        try:
+            return sorted(path[prefix:] for path in self._fs.find(self.path(name)))
+        except FileNotFoundError:
+            return []
+
+    def put(self, name: str, data: bytes) -> None:
+        """Write a file whole or not at all, and durably."""
+        with self.writing(name):
+            if self.local is None:
+                self._fs.pipe_file(self.path(name), data)
+                return
+            path = self.local / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}{PARTIAL}")
+            with temporary.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+            self.sync_folders(name)
+
+    def sync(self, name: str) -> None:
+        """Force a written file and the folders above it to disk; object stores have nothing to do."""
+        if self.local is None:
+            return
+        _fsync(self.local / name)
+        self.sync_folders(name)
+
+    def sync_folders(self, name: str) -> None:
+        """fsync each folder from a file's own up to the root, so that its name survives a power cut."""
+        if self.local is None:
+            return
+        folder = (self.local / name).parent
+        while True:
+            _fsync(folder)
+            if folder in (self.local, folder.parent):
+                return
+            folder = folder.parent
+
+    def remove(self, name: str) -> None:
+        """Delete a file; nothing if it has gone already."""
+        try:
+            self._fs.rm_file(self.path(name))
+        except FileNotFoundError:
+            return
+
+    def sweep(self) -> list[str]:
+        """Delete what interrupted writes left behind; returns their names."""
+        left = [name for name in self.files() if name.endswith(PARTIAL)]
+        for name in left:
+            self.remove(name)
+        return left
+
+    def writing(self, name: str) -> "_Writing":
+        """Context that turns the operating system's refusals into one line about this cache."""
+        return _Writing(f"{self}/{name}")
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.files())
+
+
+class _Writing:
+    def __init__(self, where: str) -> None:
+        self._where = where
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if isinstance(error, OSError):
+            raise CacheError(
+                f"can't be written: {error.strerror or error}",
+                where=self._where,
+                do="Free space or mend the permission, then repeat the command: finished tasks are kept",
+            ) from error
+
+
+def _fsync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

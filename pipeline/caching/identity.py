@@ -1,0 +1,76 @@
+"""What a cache is a cache of, and the few views kept as pixels to prove it."""
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+
+from pipeline.cache import Cache, read_canaries
+from pipeline.shards import BlockReader, Index
+from pipeline.teacher import Teacher
+from pipeline.views import View, ViewsConfig
+from pipeline.views.canaries import COUNT, Canary, Pixels, compare
+from pipeline.views.sample import render_rows
+
+# Canaries lie in few blocks, so that checking them on remote shards reads megabytes, not gigabytes.
+_BLOCKS = 8
+
+
+def make_identity(index: Index, views: ViewsConfig, teacher: Teacher, size: int) -> dict[str, Any]:
+    """Everything that decides the cached numbers and nothing that doesn't: no path, host, date or version."""
+    return {**index.identity(), "views": views.identity(), "render_size": size, "teacher": teacher.identity()}
+
+
+def render_canaries(index: Index, config: ViewsConfig, views: Sequence[View], size: int) -> list[Canary]:
+    """Up to 64 views spread over up to 8 blocks, with the requested views in turn."""
+    chosen = _spread(index.blocks, _BLOCKS)
+    each = -(-COUNT // len(chosen))
+    canaries: list[Canary] = []
+    reader = BlockReader(index)
+    for block in chosen:
+        rows = index.rows(block)
+        for place in _spread(len(rows), each):
+            view = views[len(canaries) % len(views)]
+            canaries.append(_canary(index, reader, config, rows[place], view, size))
+    reader.close()
+    return canaries[:COUNT]
+
+
+def check_canaries(cache: Cache, index: Index, config: ViewsConfig, allow: Pixels) -> dict[str, Any]:
+    """Render a cache's canaries again, as far as the index has their samples, and compare.
+
+    Returns: see `views.canaries.compare`.
+
+    Raises:
+        ViewError: they look different now.
+    """
+    firsts = {shard.name: shard for shard in index.shards}
+    kept, now = [], []
+    reader = BlockReader(index)
+    keys: dict[str, dict[str, int]] = {}
+    for canary in read_canaries(cache):
+        shard = firsts.get(canary.shard)
+        if shard is None:
+            continue
+        if canary.shard not in keys:
+            rows = range(shard.first, shard.first + shard.samples)
+            keys[canary.shard] = dict(zip(index.keys(rows.start, rows.stop), rows, strict=True))
+        row = keys[canary.shard].get(canary.key)
+        if row is not None:
+            kept.append(canary)
+            now.append(_canary(index, reader, config, row, canary.view, cache.size).pixels)
+    reader.close()
+    return compare(kept, now, allow)
+
+
+def _canary(index: Index, reader: BlockReader, config: ViewsConfig, row: int, view: View, size: int) -> Canary:
+    with ThreadPoolExecutor(1) as pool:
+        pixels: np.ndarray = render_rows(index, config, range(row, row + 1), [reader.image(row)], [view], size, pool)
+    return Canary(index.shard_of(row).name, index.key(row), view, pixels[0, 0])
+
+
+def _spread(total: int, count: int) -> list[int]:
+    """Up to `count` of range(total): the first, the last and those evenly between."""
+    count = min(total, count)
+    return sorted({round(i * (total - 1) / max(1, count - 1)) for i in range(count)})

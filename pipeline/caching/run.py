@@ -1,0 +1,166 @@
+"""Running a cache's tasks: open or create it, find what is missing, do it, commit each task by itself."""
+
+import os
+import platform
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import version
+from typing import Any
+
+from pydantic import Field
+
+from pipeline.cache import Cache, Segment, Store, add_segment, commit_task, create
+from pipeline.cache.cache import require_identity
+from pipeline.cache.commit import write_provenance
+from pipeline.cache.layout import STORE_RECORD, runs
+from pipeline.caching.identity import check_canaries, make_identity, render_canaries
+from pipeline.caching.task import run_task
+from pipeline.config import Config
+from pipeline.errors import IdentityError
+from pipeline.fingerprint import differences
+from pipeline.shards import Index
+from pipeline.targets import Encoding, Quality, TargetsConfig
+from pipeline.teacher import Teacher
+from pipeline.views import View, ViewsConfig
+from pipeline.views.canaries import Pixels
+
+
+class CachingConfig(Config):
+    """How a cache is made; nothing here changes what is in it."""
+
+    render_threads: int | None = Field(None, ge=1, description="decode and render threads; default: all cores")
+    pixels: Pixels = Field("exact", description="how close an existing cache's canaries must be")
+
+
+@dataclass
+class Report:
+    """What `cache_views` did: committed tasks, views, quality, bytes and seconds."""
+
+    tasks: int = 0
+    skipped: int = 0
+    quality: Quality = field(default_factory=Quality)
+    bytes: int = 0
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Progress:
+    """One finished task, for whoever shows progress."""
+
+    done: int
+    total: int
+    shard: str
+    segment: str
+    views: int
+
+
+def cache_views(
+    url: str,
+    index: Index,
+    config: ViewsConfig,
+    teacher: Teacher,
+    targets: TargetsConfig,
+    views: Sequence[View],
+    *,
+    caching: CachingConfig | None = None,
+    notes: dict[str, Any] | None = None,
+    on_progress: Callable[[Progress], None] = lambda _: None,
+) -> tuple[Cache, Report]:
+    """Make the cache hold the teacher's targets of these views of all samples of the index.
+
+    Tasks that are committed already are skipped, so an interrupted run goes on by repeating it, and asking for
+    more views appends a segment.
+
+    Args:
+        url: local folder or fsspec URL.
+        index: the samples.
+        config: the views' policy and seed.
+        teacher: loaded.
+        targets: what to keep.
+        views: numbers and "center".
+        caching: how.
+        notes: kept in the provenance (where shards and weights were found).
+        on_progress: called after every task.
+
+    Raises:
+        IdentityError: the cache there is of something else, or a segment was begun with other numerics.
+    """
+    caching = caching or CachingConfig()
+    threads = caching.render_threads or len(os.sched_getaffinity(0))
+    began = time.monotonic()
+    index.check_labels(teacher.num_classes)
+    cache = _open(url, index, config, teacher, views, caching)
+    cache.store.sweep()
+    write_provenance(cache.store, provenance(notes or {}))
+    encoding = Encoding.of(targets, teacher.num_classes)
+    segments = _segments(cache, encoding, list(views), teacher.numerics())
+    shards = {s.name: s for s in index.shards}
+    todo = [
+        (segment, i, shards[s["name"]])
+        for segment in segments
+        for i, s in enumerate(cache.shards)
+        if (segment.number, s["name"]) not in cache.commits
+    ]
+    report = Report(skipped=len(segments) * len(cache.shards) - len(todo))
+    for done, (segment, position, shard) in enumerate(todo, start=1):
+        fields, quality = run_task(index, config, teacher, segment, shard, cache.size, threads)
+        record = commit_task(cache, segment, position, fields, quality)
+        report.tasks += 1
+        report.bytes += sum(f["bytes"] for f in record["files"].values())
+        report.quality.add(quality)
+        on_progress(Progress(done, len(todo), shard.name, segment.name, quality.views))
+    report.seconds = time.monotonic() - began
+    return cache, report
+
+
+def _open(
+    url: str, index: Index, config: ViewsConfig, teacher: Teacher, views: Sequence[View], caching: CachingConfig
+) -> Cache:
+    store = Store(url)
+    size = teacher.built.input_size
+    identity = make_identity(index, config, teacher, size)
+    if not store.exists(STORE_RECORD):
+        return create(store, identity, render_canaries(index, config, views, size))
+    cache = Cache(store)
+    require_identity(store, identity, cache.identity)
+    check_canaries(cache, index, config, caching.pixels)
+    return cache
+
+
+def _segments(cache: Cache, encoding: Encoding, views: list[View], numerics: dict[str, Any]) -> list[Segment]:
+    """The segments that hold these views: those there are, and a new one for each run of views beyond them."""
+    there = [s for s in cache.segments if s.encoding == encoding and set(s.views) & set(views)]
+    for segment in there:
+        unfinished = len(cache.committed(segment)) < len(cache.shards)
+        found = differences(numerics, segment.numerics)
+        if unfinished and found:
+            name, now, then = found[0]
+            raise IdentityError(
+                f"a segment was begun with another {name}: results may differ by rounding",
+                where=f"{cache.store} segment {segment.name}",
+                found=now,
+                allowed=then,
+                do=f"Go on with --set teacher.{name}={then}",
+            )
+    covered = {view for s in there for view in s.views}
+    for views_of_one in runs([v for v in views if v not in covered]):
+        number = max((s.number for s in cache.segments), default=-1) + 1
+        segment = Segment(number, encoding, views_of_one, numerics)
+        add_segment(cache, segment)
+        there.append(segment)
+    return there
+
+
+def provenance(notes: dict[str, Any]) -> dict[str, Any]:
+    """Where, when and with what a run was done; read by people, compared by nobody."""
+    packages = ["kdpipe", "torch", "torchvision", "timm", "zarr", "numcodecs", "numpy", "pillow"]
+    return {
+        **notes,
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "host": platform.node(),
+        "machine": platform.machine(),
+        "python": platform.python_version(),
+        "versions": {name: version(name) for name in packages},
+    }

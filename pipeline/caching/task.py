@@ -1,0 +1,94 @@
+"""The work of one task: one shard of one segment, from tar to arrays."""
+
+import itertools
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import torch
+
+from pipeline.cache import Segment
+from pipeline.errors import TeacherError
+from pipeline.shards import BlockReader, Index
+from pipeline.shards.index import Shard
+from pipeline.targets import Quality, quality
+from pipeline.teacher import Teacher
+from pipeline.views import View, ViewsConfig
+from pipeline.views.sample import render_rows
+
+# Rendered views in flight: this many bytes being made while as many are before the teacher.
+_BUFFER_BYTES = 256 * 2**20
+
+
+def run_task(
+    index: Index,
+    config: ViewsConfig,
+    teacher: Teacher,
+    segment: Segment,
+    shard: Shard,
+    size: int,
+    threads: int,
+) -> tuple[dict[str, np.ndarray], Quality]:
+    """Everything the teacher says about the segment's views of one shard.
+
+    The teacher's batch is one view of one block, so results depend on nothing but the block. Rendering goes on
+    in the background while the teacher works.
+
+    Returns:
+        fields: by name (views, samples, ...) in the segment's dtypes.
+        quality: sums over the shard's views.
+
+    Raises:
+        ShardError: a sample can't be read or decoded.
+        TeacherError: the teacher answers with NaN or infinity.
+    """
+    encoding, total = segment.encoding, Quality()
+    fields = {
+        f.name: np.empty((len(segment.views), shard.samples, *f.shape), f.dtype) for f in encoding.fields()
+    }
+    for rows, first_view, pixels in _rendered(index, config, segment.views, shard, size, threads):
+        labels = torch.from_numpy(np.array(index.labels[rows.start : rows.stop], np.int64)).to(teacher.device)
+        place = slice(rows.start - shard.first, rows.stop - shard.first)
+        for v, view in enumerate(pixels, start=first_view):
+            output = teacher(view)
+            if not bool(torch.isfinite(output.logits).all()):
+                bad = int((~torch.isfinite(output.logits).all(dim=1)).nonzero()[0])
+                raise TeacherError(
+                    "the teacher answered with NaN or infinity",
+                    where=f"{shard.name} key {index.key(rows[bad])} view {segment.views[v]}",
+                    do="Use --amp-dtype bfloat16 or float32",
+                )
+            encoded = encoding.encode(output, labels)
+            total.add(quality(output, labels, encoding, encoded))
+            for name, array in encoded.items():
+                fields[name][v, place] = array
+    return fields, total
+
+
+def _rendered(
+    index: Index, config: ViewsConfig, views: Sequence[View], shard: Shard, size: int, threads: int
+) -> Iterator[tuple[range, int, np.ndarray]]:
+    """(rows of a block, position of the first view, pixels (views, rows, S, S, 3)), one step ahead of the caller."""
+    group = max(1, _BUFFER_BYTES // (index.block_size * size * size * 3))
+    starts = range(0, len(views), group)
+    blocks = range(shard.first_block, shard.first_block + shard.blocks)
+    reader = BlockReader(index)
+    with ThreadPoolExecutor(threads) as pool, ThreadPoolExecutor(1) as ahead:
+
+        def render(block: int, start: int) -> tuple[range, int, np.ndarray]:
+            rows, data = index.rows(block), reader.read(block)
+            return rows, start, render_rows(index, config, rows, data, views[start : start + group], size, pool)
+
+        steps = itertools.product(blocks, starts)
+        waiting = None
+        try:
+            for block, start in steps:
+                coming = ahead.submit(render, block, start)
+                if waiting is not None:
+                    yield waiting.result()
+                waiting = coming
+            if waiting is not None:
+                yield waiting.result()
+        finally:
+            ahead.shutdown(wait=True, cancel_futures=True)
+            reader.close()

@@ -1,0 +1,196 @@
+"""The loader: batches of views with their targets, the same for any number of workers and processes."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from pipeline.cache import CacheReader
+from pipeline.config import Config
+from pipeline.errors import TargetsError, TrainingError
+from pipeline.loader.batch import Batch, join
+from pipeline.loader.order import Order, epoch_order, lane_count, plain_order
+from pipeline.loader.rows import RowReader
+from pipeline.loader.schedule import ViewSchedule, view_of
+from pipeline.shards import Index
+from pipeline.views import View, ViewsConfig
+from pipeline.views.canaries import Pixels
+
+
+class LoaderConfig(Config):
+    """How samples reach training. Only `lanes`, `window` and `view_schedule` change what a step sees."""
+
+    workers: int = Field(0, ge=0, description="loader processes; 0 renders in the training process")
+    lanes: int = Field(64, ge=1, description="blocks read side by side; a multiple of the number of processes")
+    window: int = Field(8, ge=1, description="blocks of a lane that are shuffled together")
+    view_schedule: ViewSchedule = "cycle"
+    pixels: Pixels = Field("exact", description="how close the cache's canaries must be when rendered here")
+
+
+class Loader:
+    """Iterates epochs of an index.
+
+    Args:
+        index: the samples.
+        config: the views' policy.
+        size: render size, pixels.
+        batch_size: rows of a batch over all processes.
+        loader: see LoaderConfig.
+        seed: of the order.
+        cache: whose targets to deliver; None for none.
+        rank, world: this process among how many.
+        labelled_only: leave unlabelled samples out.
+        center: evaluation: each sample once in index order, in the `center` view.
+
+    Raises:
+        TrainingError: no sample to iterate over.
+        TargetsError: the cache lacks the views that are needed.
+    """
+
+    def __init__(
+        self,
+        index: Index,
+        config: ViewsConfig,
+        size: int,
+        batch_size: int,
+        *,
+        loader: LoaderConfig | None = None,
+        seed: int = 0,
+        cache: CacheReader | None = None,
+        rank: int = 0,
+        world: int = 1,
+        labelled_only: bool = False,
+        center: bool = False,
+    ) -> None:
+        self.index, self.config, self.size, self.batch_size = index, config, size, batch_size
+        self.loader = loader or LoaderConfig()
+        self.seed, self.cache, self.rank, self.world, self.center = seed, cache, rank, world, center
+        rows = np.arange(len(index), dtype=np.int64)
+        self._rows = rows[np.asarray(index.labels) >= 0] if labelled_only else rows
+        if not len(self._rows):
+            raise TrainingError("no labelled sample to train on", where=index.path)
+        self._blocks: list[np.ndarray] | None = None
+        self._views = None if cache is None else [v for v in cache.views if isinstance(v, int)]
+        if cache is not None and center and "center" not in cache.views:
+            raise TargetsError(
+                "the center view is not cached", where=cache.url, do="Add it: kdpipe cache-teacher --views center"
+            )
+        if cache is not None and not center and not self._views:
+            raise TargetsError("no numbered view is cached", where=cache.url, found="center", do="Cache --views 0:4")
+        self._dataset = _Parts(self)
+        self._pool: DataLoader | None = None
+
+    def __len__(self) -> int:
+        """Samples of an epoch."""
+        return len(self._rows)
+
+    @property
+    def steps(self) -> int:
+        """Batches of an epoch."""
+        return max(1, -(-len(self._rows) // self.batch_size))
+
+    @property
+    def lanes(self) -> int:
+        """Lanes in use, which are part of a run's order and so of its checkpoint."""
+        return lane_count(len(self._row_blocks()), self.batch_size, self.loader.lanes)
+
+    def view(self, epoch: int) -> View:
+        """The view that an epoch shows."""
+        return "center" if self.center else view_of(epoch, self._views, self.loader.view_schedule, self.seed)
+
+    def require_epochs(self, epochs: int) -> str | None:
+        """Refuse now what would fail in a later epoch; returns a remark when cached views will repeat."""
+        self.view(epochs - 1)
+        if self._views is not None and epochs > len(self._views):
+            return f"{len(self._views)} cached views for {epochs} epochs: views repeat, in a new order each time round"
+        return None
+
+    def order(self, epoch: int) -> Order:
+        """The epoch's sequence over all processes."""
+        if self.center:
+            return plain_order(self._rows, self.batch_size)
+        return epoch_order(
+            self._row_blocks(), self.seed, epoch, self.batch_size, self.loader.lanes, self.loader.window
+        )
+
+    def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
+        """This process's part of each batch of an epoch, from `start_step` on."""
+        if self.loader.workers == 0:
+            for _, batch in self._dataset.parts(epoch, start_step, 0, 1):
+                yield batch
+            return
+        self._dataset.position[:] = torch.tensor([epoch, start_step])
+        if self._pool is None:
+            # Workers outlive the epoch: they keep shards and arrays open, and starting them anew takes seconds.
+            self._pool = DataLoader(
+                self._dataset, batch_size=None, num_workers=self.loader.workers, persistent_workers=True
+            )
+        parts: list[tuple[torch.Tensor, Batch]] = []
+        # Torch asks its workers in turn, so each run of `workers` items is one batch.
+        for part in self._pool:
+            parts.append(part)
+            if len(parts) == self.loader.workers:
+                yield join(parts, pin=torch.cuda.is_available())
+                parts = []
+
+    def close(self) -> None:
+        """Stop the workers."""
+        self._pool = None
+        self._dataset.close()
+
+    def _row_blocks(self) -> list[np.ndarray]:
+        if self._blocks is None:
+            edges = np.searchsorted(self._rows, np.asarray(self.index.block_first[1:-1]))
+            self._blocks = [b for b in np.split(self._rows, edges) if len(b)]
+        return self._blocks
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_pool": None}
+
+
+class _Parts(IterableDataset):
+    """What one worker of one process yields: for each batch, its positions and their rows."""
+
+    def __init__(self, loader: Loader) -> None:
+        self._loader = loader
+        # Shared with the workers, which outlive an epoch: (epoch, first step) of the one that begins.
+        self.position = torch.zeros(2, dtype=torch.int64).share_memory_()
+        self._reader: RowReader | None = None
+
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, Batch]]:
+        info = get_worker_info()
+        assert info is not None
+        epoch, start = self.position.tolist()
+        return self.parts(epoch, start, info.id, info.num_workers)
+
+    def parts(self, epoch: int, start: int, worker: int, workers: int) -> Iterator[tuple[torch.Tensor, Batch]]:
+        """Positions within this process's batch, and the rows there, for each step from `start` on."""
+        loader = self._loader
+        order, view = loader.order(epoch), loader.view(epoch)
+        # Fixed places of every batch: with lanes a multiple of the processes, each reads lanes of its own.
+        place = np.arange(len(order.rows)) - np.repeat(order.bounds[:-1], np.diff(order.bounds))
+        mine = (place % loader.world == loader.rank) & ((order.lanes // loader.world) % workers == worker)
+        mine[: order.bounds[start]] = False
+        if self._reader is None:
+            self._reader = RowReader(loader.index, loader.config, loader.size, loader.cache)
+        self._reader.begin(order.rows[mine])
+        for step in range(start, order.steps):
+            part = slice(order.bounds[step], order.bounds[step + 1])
+            chosen = mine[part]
+            positions = place[part][chosen] // loader.world
+            yield (
+                torch.from_numpy(positions),
+                self._reader.batch(order.rows[part][chosen], view, order, epoch, step),
+            )
+
+    def close(self) -> None:
+        """Close the shards that this process opened."""
+        if self._reader is not None:
+            self._reader.close()
+            self._reader = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_reader": None}

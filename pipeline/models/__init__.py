@@ -1,0 +1,15 @@
+"""Models: built by name, loaded strictly, digested."""
+
+from pipeline.models.build import Built, ModelConfig, build, is_factory
+from pipeline.models.weights import METADATA_KEY, load_weights, read_metadata, weights_digest
+
+__all__ = [
+    "METADATA_KEY",
+    "Built",
+    "ModelConfig",
+    "build",
+    "is_factory",
+    "load_weights",
+    "read_metadata",
+    "weights_digest",
+]

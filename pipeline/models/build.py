@@ -1,0 +1,153 @@
+"""From a model's name to a module with its preprocessing: timm's registry, or the user's own factory."""
+
+import importlib
+import importlib.util
+import inspect
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import timm
+from pydantic import Field
+from timm.data import resolve_data_config
+from torch import nn
+
+from pipeline.config import Config
+from pipeline.errors import TeacherError
+from pipeline.models.weights import load_weights, read_metadata
+
+_HUB = ("hf-hub:", "hf_hub:", "local-dir:")
+
+
+class ModelConfig(Config):
+    """A model, its weights and what it eats. What is None comes from the weights' header, then from timm."""
+
+    model: str | None = Field(None, description="timm name (hub names too) or package.module:factory")
+    model_kwargs: dict[str, Any] = Field(default_factory=dict, description="keyword arguments of the model")
+    weights: str | None = Field(None, description="safetensors file or weights-only pickle")
+    pretrained: bool = Field(False, description="take timm's published weights from its hub")
+    num_classes: int | None = Field(None, ge=1)
+    input_size: int | None = Field(None, ge=1, description="side of the square input, pixels")
+    mean: tuple[float, float, float] | None = None
+    std: tuple[float, float, float] | None = None
+
+
+@dataclass(frozen=True)
+class Built:
+    """A module and how to feed it. `name` and `kwargs` rebuild the architecture."""
+
+    module: nn.Module
+    name: str
+    kwargs: dict[str, Any]
+    num_classes: int
+    input_size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def metadata(self) -> dict[str, Any]:
+        """What goes into a checkpoint's header: enough to build and feed the model again."""
+        return {
+            "model": self.name,
+            "model_kwargs": self.kwargs,
+            "num_classes": self.num_classes,
+            "input_size": self.input_size,
+            "mean": list(self.mean),
+            "std": list(self.std),
+        }
+
+
+def build(config: ModelConfig, *, num_classes: int | None = None, extra: dict[str, Any] | None = None) -> Built:
+    """Create the model, load its weights if it has any, resolve its preprocessing.
+
+    Args:
+        config: see ModelConfig.
+        num_classes: used when neither config nor weights say.
+        extra: keyword arguments that are no part of the architecture (drop rates for training).
+
+    Raises:
+        TeacherError: unknown name, impossible arguments, or weights that don't fit.
+    """
+    said = read_metadata(config.weights) if config.weights else {}
+    name = config.model or said.get("model")
+    if name is None:
+        raise TeacherError("no model named", do="Pass its timm name, or weights that kdpipe wrote")
+    if said and said["model"] != name:
+        raise TeacherError("weights of another model", where=config.weights, found=said["model"], allowed=name)
+    # Spelled out by the user first, then what the weights were trained as.
+    kwargs = {**(said.get("model_kwargs") or {}), **config.model_kwargs}
+    classes = config.num_classes or said.get("num_classes") or num_classes
+    if said and classes != said["num_classes"]:
+        raise TeacherError(
+            "weights have another number of classes",
+            where=config.weights,
+            found=said["num_classes"],
+            allowed=classes,
+            do="Use a teacher and students of the same classes",
+        )
+    module = _create(name, {**kwargs, **(extra or {})}, classes, config.pretrained)
+    if config.weights:
+        load_weights(module, config.weights)
+    feed = resolve_data_config({}, pretrained_cfg=getattr(module, "pretrained_cfg", None) or {})
+    return Built(
+        module=module,
+        name=name,
+        kwargs=kwargs,
+        num_classes=_classes_of(module, classes, name),
+        input_size=config.input_size or said.get("input_size") or feed["input_size"][-1],
+        mean=tuple(config.mean or said.get("mean") or feed["mean"]),
+        std=tuple(config.std or said.get("std") or feed["std"]),
+    )
+
+
+def is_factory(name: str) -> bool:
+    """Whether a model name means `package.module:factory` rather than a name of timm's."""
+    return ":" in name and not name.startswith(_HUB)
+
+
+def _create(name: str, kwargs: dict[str, Any], num_classes: int | None, pretrained: bool) -> nn.Module:
+    if is_factory(name):
+        return _call_factory(name, kwargs, num_classes)
+    if not name.startswith(_HUB) and not timm.is_model(name.split(".")[0]):
+        close = timm.list_models(f"*{name.split('.')[0]}*")[:3]
+        raise TeacherError(
+            "unknown model", found=name, allowed=", ".join(close) or None, do="See timm.list_models() for names"
+        )
+    if num_classes is not None:
+        kwargs = {**kwargs, "num_classes": num_classes}
+    try:
+        return timm.create_model(name, pretrained=pretrained, **kwargs)
+    except Exception as e:
+        # timm lets every layer's own exception through; whatever it was, the user's words caused it.
+        reason = str(e).split("\n", maxsplit=1)[0][:300]
+        what = "the model's weights can't be fetched or it" if pretrained else "the model"
+        raise TeacherError(f"{what} can't be built: {type(e).__name__}: {reason}", where=name) from e
+
+
+def _call_factory(name: str, kwargs: dict[str, Any], num_classes: int | None) -> nn.Module:
+    module_name, _, function = name.partition(":")
+    try:
+        factory = getattr(importlib.import_module(module_name), function)
+    except (ImportError, AttributeError) as e:
+        raise TeacherError(
+            f"factory can't be imported: {e}",
+            where=name,
+            allowed="package.module:function",
+            do=f"Is its folder on PYTHONPATH? (run from {Path.cwd().name})",
+        ) from e
+    takes = inspect.signature(factory).parameters
+    if num_classes is not None and ("num_classes" in takes or any(p.kind == p.VAR_KEYWORD for p in takes.values())):
+        kwargs = {"num_classes": num_classes, **kwargs}
+    try:
+        model = factory(**kwargs)
+    except TypeError as e:
+        raise TeacherError(f"factory refused its arguments: {e}", where=name, do="See --model-kwargs") from e
+    if not isinstance(model, nn.Module):
+        raise TeacherError("factory returned no model", where=name, found=type(model).__name__, allowed="torch.nn.Module")
+    return model
+
+
+def _classes_of(module: nn.Module, asked: int | None, name: str) -> int:
+    classes = getattr(module, "num_classes", None) or asked
+    if classes is None:
+        raise TeacherError("number of classes unknown", where=name, do="Pass --num-classes")
+    return int(classes)

@@ -1,0 +1,87 @@
+"""Weights: reading checkpoints without executing them, and a digest of what a model really holds."""
+
+import hashlib
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from timm.models import load_state_dict
+from torch import nn
+
+from pipeline.errors import TeacherError
+
+# Key of our own description in a safetensors header, so that one file says which model it belongs to.
+METADATA_KEY = "kdpipe"
+
+
+def read_metadata(path: str | Path) -> dict[str, Any]:
+    """What `kdpipe train-student` wrote about a model into its safetensors header; {} for other files.
+
+    Raises:
+        TeacherError: the file is missing or damaged.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise TeacherError("weights not found", where=path, do="Check the path of --weights")
+    if path.suffix != ".safetensors":
+        return {}
+    try:
+        with safe_open(path, framework="pt") as file:
+            return json.loads((file.metadata() or {}).get(METADATA_KEY, "{}"))
+    except (SafetensorError, OSError, ValueError) as e:
+        raise TeacherError(f"weights can't be read: {e}", where=path, do="Copy the file again") from e
+
+
+def load_weights(model: nn.Module, path: str | Path) -> None:
+    """Load a safetensors file or a weights-only pickle into `model`, strictly.
+
+    Accepts what timm accepts: a bare state dict or one under `state_dict`, `model`, `model_ema`; a model's own
+    `pretrained_filter_fn` (timm's `checkpoint_filter_fn`) renames published keys.
+
+    Raises:
+        TeacherError: unreadable file, or keys or shapes that don't fit; it names the first of each kind.
+    """
+    try:
+        state = load_state_dict(str(path), use_ema=True, weights_only=True)
+    except (SafetensorError, OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as e:
+        reason = str(e).split("\n", maxsplit=1)[0][:200]
+        raise TeacherError(
+            f"weights can't be read without running code from the file: {reason}",
+            where=path,
+            allowed="a safetensors file, or a torch.save of tensors",
+            do="Re-save the weights, or copy the file again",
+        ) from e
+    own = model.state_dict()
+    problems = {
+        "missing": sorted(own.keys() - state.keys()),
+        "unexpected": sorted(state.keys() - own.keys()),
+        "of another shape": [
+            f"{k} {tuple(state[k].shape)} instead of {tuple(own[k].shape)}"
+            for k in sorted(own.keys() & state.keys())
+            if state[k].shape != own[k].shape
+        ],
+    }
+    if any(problems.values()):
+        said = ", ".join(f"{len(v)} {kind} (first: {v[0]})" for kind, v in problems.items() if v)
+        raise TeacherError(
+            f"weights don't fit the model {type(model).__name__}: {said}",
+            where=path,
+            do="Check the model's name, --model-kwargs and the number of classes",
+        )
+    model.load_state_dict(state)
+
+
+def weights_digest(model: nn.Module) -> str:
+    """Hex sha256 over every parameter and buffer (name, dtype, shape, bytes) in the order of their names.
+
+    The tensors' own digest rather than a file's, so that a safetensors copy of a pickle is the same teacher.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        flat = tensor.detach().cpu().contiguous()
+        digest.update(f"{name} {flat.dtype} {tuple(flat.shape)}\n".encode())
+        digest.update(flat.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

@@ -1,0 +1,146 @@
+"""`kdpipe cache-teacher`: run the teacher once and keep what it says."""
+
+import json
+import os
+from typing import Any
+
+import click
+
+from pipeline.caching import Report, cache_views
+from pipeline.cache import Cache
+from pipeline.cache.layout import describe
+from pipeline.errors import ConfigError
+from pipeline.shards import Index
+from pipeline.teacher import Teacher
+from pipeline.views import View
+from stages import params
+from stages.progress import Progress
+
+
+@click.command("cache-teacher")
+@click.option("--shards", required=True, help="Index of the shards, from kdpipe index.")
+@click.option("--teacher", help="timm name, hub name, or package.module:factory.")
+@click.option("--weights", help="safetensors file or weights-only pickle.")
+@click.option("--pretrained", is_flag=True, default=None, help="timm's published weights from its hub.")
+@click.option("--model-kwargs", multiple=True, metavar="KEY=VALUE", help="Argument of the model; repeatable.")
+@click.option("--num-classes", type=int, help="Classes, where weights and index don't say.")
+@click.option("--views", default="0:1", show_default=True, help="Views to cache: 0:4, 7, center, or 0:4,center.")
+@click.option("--targets", type=click.Choice(["topk", "dense"]), help="What to keep of each view.")
+@click.option("--k", type=int, help="Classes kept by topk [default: 16].")
+@click.option("--dtype", type=click.Choice(["float16", "float32"]), help="Of log-probs or logits.")
+@click.option("--input-size", type=int, help="Side the teacher sees, pixels [default: the model's own].")
+@click.option("--batch-size", type=int, help="Views a forward.")
+@click.option("--amp-dtype", type=click.Choice(["float32", "bfloat16", "float16"]), help="Autocast dtype.")
+@click.option("--limit", type=int, help="Only the first N samples.")
+@click.option("--out", required=True, help="The cache: a folder or fsspec URL; an unfinished one goes on.")
+@click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
+@params.options
+def cache_teacher(
+    shards: str,
+    views: str,
+    limit: int | None,
+    out: str,
+    as_json: bool,
+    params_file: str | None,
+    sets: tuple[str, ...],
+    **flags: Any,
+) -> None:
+    """Run a teacher over augmented views and keep its targets in a cache.
+
+    Tasks already in the cache are skipped: repeat the command after an interruption, or with more views.
+    """
+    settings = params.load(params_file, sets, _overrides(flags))
+    index = Index.open(shards).limit(limit)
+    teacher = Teacher(settings.teacher, index.num_classes)
+    wanted = parse_views(views)
+    total = len(index) * len(wanted)
+    with Progress(total, "views", "caching") as progress:
+        cache, report = cache_views(
+            out,
+            index,
+            settings.views,
+            teacher,
+            settings.targets,
+            wanted,
+            caching=settings.caching,
+            notes={
+                "shards": os.path.abspath(shards),
+                "limit": limit,
+                "teacher": settings.teacher.model_dump(mode="json"),
+                "weights": settings.teacher.weights and os.path.abspath(settings.teacher.weights),
+            },
+            on_progress=lambda p: progress.advance(p.views, task=f"{p.done}/{p.total}", shard=p.shard),
+        )
+    summary = summarise(cache, report, wanted)
+    click.echo(json.dumps(summary) if as_json else _text(summary))
+
+
+def summarise(cache: Cache, report: Report, wanted: list[View]) -> dict[str, Any]:
+    """What a run did and what the cache now holds of the wanted views."""
+    from pipeline.targets import Quality
+
+    quality, size = Quality(), 0
+    for (number, _), record in cache.commits.items():
+        if set(cache.segments[number].views) & set(wanted):
+            quality.add(Quality(**record["quality"]))
+            size += sum(f["bytes"] for f in record["files"].values())
+    return {
+        "cache": cache.store.url,
+        "cached": describe(cache.views()),
+        "tasks": report.tasks,
+        "skipped": report.skipped,
+        **quality.means(),
+        "bytes": size,
+        "bytes_per_view": size / max(1, quality.views),
+        "seconds": report.seconds,
+        "views_per_second": report.quality.views / report.seconds if report.tasks else None,
+        "root": cache.root_digest(),
+    }
+
+
+def parse_views(text: str) -> list[View]:
+    """The syntax of --views: numbers, a:b with b exclusive, center; joined by commas."""
+    found: list[View] = []
+    for part in text.split(","):
+        start, colon, stop = part.strip().partition(":")
+        try:
+            more: list[View] = (
+                ["center"] if part.strip() == "center" else list(range(int(start), int(stop) if colon else int(start) + 1))
+            )
+        except ValueError:
+            more = []
+        if not more or (isinstance(more[0], int) and more[0] < 0):
+            raise ConfigError("no views", where="--views", found=part, allowed="0:4, 7, center, or 0:4,center")
+        found += [v for v in more if v not in found]
+    return found
+
+
+def _overrides(flags: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "teacher.model": flags["teacher"],
+        "teacher.weights": flags["weights"],
+        "teacher.pretrained": flags["pretrained"],
+        "teacher.model_kwargs": params.key_values(flags["model_kwargs"]),
+        "teacher.num_classes": flags["num_classes"],
+        "teacher.input_size": flags["input_size"],
+        "teacher.batch_size": flags["batch_size"],
+        "teacher.amp_dtype": flags["amp_dtype"],
+        "targets.kind": flags["targets"],
+        "targets.k": flags["k"],
+        "targets.dtype": flags["dtype"],
+    }
+
+
+def _text(s: dict[str, Any]) -> str:
+    accuracy = (
+        f"teacher top-1 {100 * s['teacher_top1']:.2f} %, top-5 {100 * s['teacher_top5']:.2f} %"
+        if s["teacher_top1"] is not None
+        else "no labels to score the teacher with"
+    )
+    rate = f", {s['views_per_second']:.0f} views/s" if s["views_per_second"] else ""
+    return (
+        f"{s['cache']}: views {s['cached']}; {s['tasks']} tasks done, {s['skipped']} were there\n"
+        f"{s['views']} views, {s['bytes_per_view']:.1f} bytes a view, {s['seconds']:.1f} s{rate}\n"
+        f"{accuracy}\n"
+        f"retained mass {s['retained_mass']:.6f}, encoding loss {s['encoding_loss']:.3g} nats (mean KL to what it said)"
+    )

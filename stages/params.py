@@ -1,0 +1,116 @@
+"""Where settings come from: defaults, then --params FILE, then --set section.key=value, then a command's own flags."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+import yaml
+from pydantic import Field, ValidationError
+
+from pipeline.caching.run import CachingConfig
+from pipeline.config import Config
+from pipeline.errors import ConfigError
+from pipeline.loader import LoaderConfig
+from pipeline.models import ModelConfig
+from pipeline.objectives import ObjectiveConfig
+from pipeline.targets import TargetsConfig
+from pipeline.teacher import TeacherConfig
+from pipeline.trainer import TrainConfig
+from pipeline.views import ViewsConfig
+
+
+class Params(Config):
+    """Every stage's config by name; the sections of params.yaml."""
+
+    views: ViewsConfig = Field(default_factory=ViewsConfig)
+    teacher: TeacherConfig = Field(default_factory=TeacherConfig)
+    targets: TargetsConfig = Field(default_factory=TargetsConfig)
+    caching: CachingConfig = Field(default_factory=CachingConfig)
+    loader: LoaderConfig = Field(default_factory=LoaderConfig)
+    student: ModelConfig = Field(default_factory=ModelConfig)
+    objective: ObjectiveConfig = Field(default_factory=ObjectiveConfig)
+    train: TrainConfig = Field(default_factory=TrainConfig)
+
+
+def load(params_file: str | None, sets: tuple[str, ...] = (), overrides: dict[str, Any] | None = None) -> Params:
+    """Merge the sources and check them.
+
+    Args:
+        params_file: a YAML file of sections, or None.
+        sets: "section.key=value" words; the value is YAML.
+        overrides: by dotted key, a command's flags; None means not given.
+
+    Raises:
+        ConfigError: names the key, what was found and what is allowed.
+    """
+    tree = _read(params_file) if params_file else {}
+    for word in sets:
+        key, equals, text = word.partition("=")
+        if not equals or "." not in key:
+            raise ConfigError("not a setting", where=f"--set {word}", allowed="section.key=value")
+        try:
+            _put(tree, key, yaml.safe_load(text))
+        except yaml.YAMLError as e:
+            raise ConfigError("value is not YAML", where=f"--set {key}", found=text) from e
+    for key, value in (overrides or {}).items():
+        if value is not None:
+            _put(tree, key, value)
+    try:
+        return Params.model_validate(tree)
+    except ValidationError as e:
+        raise _explain(e, params_file) from e
+
+
+def options[F: Callable[..., Any]](function: F) -> F:
+    """Add --params and --set to a command, which takes them as `params_file` and `sets`."""
+    function = click.option(
+        "--set", "sets", multiple=True, metavar="SECTION.KEY=VALUE", help="One setting, over --params; repeatable."
+    )(function)
+    return click.option("--params", "params_file", type=click.Path(), help="YAML file of settings by section.")(function)
+
+
+def key_values(words: tuple[str, ...]) -> dict[str, Any] | None:
+    """--model-kwargs words "key=value" with YAML values -> a dict; None when there are none."""
+    found = {}
+    for word in words:
+        key, equals, text = word.partition("=")
+        if not equals:
+            raise ConfigError("not an argument", where=f"--model-kwargs {word}", allowed="key=value")
+        found[key] = yaml.safe_load(text)
+    return found or None
+
+
+def _read(path: str) -> dict[str, Any]:
+    try:
+        tree = yaml.safe_load(Path(path).read_text()) or {}
+    except OSError as e:
+        raise ConfigError(f"params can't be read: {e.strerror}", where=path, do="Check --params") from e
+    except (yaml.YAMLError, UnicodeDecodeError) as e:
+        raise ConfigError(f"params are not YAML: {str(e).replace(chr(10), ' ')[:200]}", where=path) from e
+    if not isinstance(tree, dict):
+        raise ConfigError("params have no sections", where=path, found=type(tree).__name__)
+    return tree
+
+
+def _put(tree: dict[str, Any], dotted: str, value: Any) -> None:
+    *sections, key = dotted.split(".")
+    for section in sections:
+        tree = tree.setdefault(section, {})
+        if not isinstance(tree, dict):
+            raise ConfigError("not a section", where=dotted, found=section)
+    tree[key] = value
+
+
+def _explain(error: ValidationError, path: str | None) -> ConfigError:
+    first = error.errors()[0]
+    key = ".".join(map(str, first["loc"]))
+    where = f"{path}: {key}" if path else key
+    if first["type"] == "extra_forbidden":
+        fields: dict[str, Any] = Params.model_fields
+        for part in first["loc"][:-1]:
+            fields = getattr(fields[str(part)].annotation, "model_fields", {})
+        return ConfigError("unknown key in params", where=where, allowed=", ".join(sorted(fields)))
+    found = first["input"] if isinstance(first["input"], str | int | float | bool | None) else json.dumps(first["input"])
+    return ConfigError(first["msg"][0].lower() + first["msg"][1:], where=where, found=found)

@@ -1,0 +1,102 @@
+"""`kdpipe verify`: is the cache whole, and does it tell the truth?"""
+
+import json
+from typing import Any
+
+import click
+
+from pipeline.cache import Cache, Store, check_integrity, require_identity
+from pipeline.cache.commit import read_provenance
+from pipeline.caching import check_canaries, check_truth, make_identity
+from pipeline.errors import CacheError, KdpipeError
+from pipeline.shards import Index
+from pipeline.teacher import Teacher, TeacherConfig
+from pipeline.views import ViewsConfig
+
+
+@click.command()
+@click.argument("cache")
+@click.option("--shards", help="Index of the shards [default: the one it was cached from].")
+@click.option("--weights", help="The teacher's weights [default: those it was cached with].")
+@click.option("--integrity-only", is_flag=True, help="Check the bytes; don't run the teacher.")
+@click.option("--samples", default=512, show_default=True, help="Views to render and run again.")
+@click.option("--seed", default=0, show_default=True, help="Choice of those views.")
+@click.option("--pixels", type=click.Choice(["exact", "within-1"]), default="exact", show_default=True)
+@click.option("--device", default=None, help="Where to run the teacher [default: as cached].")
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+def verify(
+    cache: str,
+    shards: str | None,
+    weights: str | None,
+    integrity_only: bool,
+    samples: int,
+    seed: int,
+    pixels: Any,
+    device: str | None,
+    as_json: bool,
+) -> None:
+    """Check a cache: integrity of every file, then truth on a sample of views. Exit 1 if anything is wrong.
+
+    Integrity: every checksum and every commit; nothing missing, nothing foreign. Truth: canaries and a seeded
+    sample of views are rendered again, the teacher is run again, and the cached targets must agree within the
+    difference of two live runs; what truncation and quantisation cost is reported apart.
+    """
+    store = Store(cache)
+    problems, counts = check_integrity(store)
+    report: dict[str, Any] = {"cache": cache, "integrity": {**counts, "problems": problems, "ok": not problems}}
+    if not integrity_only and not problems:
+        report |= _truth(store, shards, weights, samples, seed, pixels, device)
+    report["ok"] = all(part["ok"] for part in report.values() if isinstance(part, dict) and "ok" in part)
+    click.echo(json.dumps(report) if as_json else _text(report))
+    if not report["ok"]:
+        raise SystemExit(1)
+
+
+def _truth(
+    store: Store, shards: str | None, weights: str | None, samples: int, seed: int, pixels: Any, device: str | None
+) -> dict[str, Any]:
+    cache = Cache(store)
+    runs = read_provenance(store)
+    if not runs:
+        raise CacheError("provenance is missing", where=store, do="Pass --integrity-only")
+    last = runs[-1]
+    index = Index.open(shards or last["shards"]).limit(last["limit"])
+    config = ViewsConfig(**{k: v for k, v in cache.identity["views"].items() if k in ViewsConfig.model_fields})
+    numerics = next((s.numerics for s in cache.segments), {})
+    settings = {
+        **last["teacher"],
+        "weights": weights or last["weights"],
+        **{k: numerics[k] for k in ("batch_size", "amp_dtype", "channels_last", "threads") if k in numerics},
+        "device": device or numerics.get("device", "auto"),
+    }
+    teacher = Teacher(TeacherConfig.model_validate(settings), cache.num_classes)
+    require_identity(store, make_identity(index, config, teacher, cache.size), cache.identity)
+    try:
+        canaries = {**check_canaries(cache, index, config, pixels), "ok": True}
+    except KdpipeError as e:
+        canaries = {"ok": False, "what": str(e)}
+    return {"canaries": canaries, "truth": check_truth(cache, index, config, teacher, samples=samples, seed=seed)}
+
+
+def _text(report: dict[str, Any]) -> str:
+    whole = report["integrity"]
+    lines = [f"integrity: {whole['files']} files, {whole['bytes']} bytes, {whole['commits']} commits: {_verdict(whole)}"]
+    lines += [f"  {p['where']}: {p['what']}" for p in whole["problems"]]
+    if "canaries" in report:
+        seen = report["canaries"]
+        lines.append(f"canaries: {seen.get('what') or str(seen['views']) + ' views rendered again'}: {_verdict(seen)}")
+        t = report["truth"]
+        lines += [
+            f"truth: {t['views']} views run again: {_verdict(t)}",
+            f"  cached against live {t['difference']:.3g} nats at most; live against live {t['control']:.3g}; "
+            f"tolerance {t['tolerance']:.3g}",
+            f"  mean KL: truncation {t['truncation']:.3g}, quantisation {t['quantisation']:.3g} nats",
+            *(f"  {f['where']}: {f['difference']:.3g}" for f in t["failures"]),
+        ]
+    elif not whole["problems"]:
+        lines.append("truth: not checked")
+    return "\n".join(lines)
+
+
+def _verdict(part: dict[str, Any]) -> str:
+    return "ok" if part["ok"] else "FAILED"
