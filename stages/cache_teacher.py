@@ -6,9 +6,9 @@ from typing import Any
 
 import click
 
-from pipeline.caching import Report, cache_views
 from pipeline.cache import Cache
 from pipeline.cache.layout import describe
+from pipeline.caching import Report, cache_views
 from pipeline.errors import ConfigError
 from pipeline.shards import Index
 from pipeline.teacher import Teacher
@@ -105,7 +105,9 @@ def parse_views(text: str) -> list[View]:
         start, colon, stop = part.strip().partition(":")
         try:
             more: list[View] = (
-                ["center"] if part.strip() == "center" else list(range(int(start), int(stop) if colon else int(start) + 1))
+                ["center"]
+                if part.strip() == "center"
+                else list(range(int(start), int(stop) if colon else int(start) + 1))
             )
         except ValueError:
             more = []

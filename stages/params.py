@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 import yaml
@@ -19,6 +19,8 @@ from pipeline.targets import TargetsConfig
 from pipeline.teacher import TeacherConfig
 from pipeline.trainer import TrainConfig
 from pipeline.views import ViewsConfig
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 class Params(Config):
@@ -63,12 +65,18 @@ def load(params_file: str | None, sets: tuple[str, ...] = (), overrides: dict[st
         raise _explain(e, params_file) from e
 
 
-def options[F: Callable[..., Any]](function: F) -> F:
+def options(function: F) -> F:
     """Add --params and --set to a command, which takes them as `params_file` and `sets`."""
     function = click.option(
-        "--set", "sets", multiple=True, metavar="SECTION.KEY=VALUE", help="One setting, over --params; repeatable."
+        "--set",
+        "sets",
+        multiple=True,
+        metavar="SECTION.KEY=VALUE",
+        help="One setting, over --params; repeatable.",
     )(function)
-    return click.option("--params", "params_file", type=click.Path(), help="YAML file of settings by section.")(function)
+    return click.option("--params", "params_file", type=click.Path(), help="YAML file of settings by section.")(
+        function
+    )
 
 
 def key_values(words: tuple[str, ...]) -> dict[str, Any] | None:
@@ -112,5 +120,7 @@ def _explain(error: ValidationError, path: str | None) -> ConfigError:
         for part in first["loc"][:-1]:
             fields = getattr(fields[str(part)].annotation, "model_fields", {})
         return ConfigError("unknown key in params", where=where, allowed=", ".join(sorted(fields)))
-    found = first["input"] if isinstance(first["input"], str | int | float | bool | None) else json.dumps(first["input"])
+    found = (
+        first["input"] if isinstance(first["input"], str | int | float | bool | None) else json.dumps(first["input"])
+    )
     return ConfigError(first["msg"][0].lower() + first["msg"][1:], where=where, found=found)

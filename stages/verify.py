@@ -43,7 +43,10 @@ def verify(
     """
     store = Store(cache)
     problems, counts = check_integrity(store)
-    report: dict[str, Any] = {"cache": cache, "integrity": {**counts, "problems": problems, "ok": not problems}}
+    report: dict[str, Any] = {
+        "cache": cache,
+        "integrity": {**counts, "problems": problems, "ok": not problems},
+    }
     if not integrity_only and not problems:
         report |= _truth(store, shards, weights, samples, seed, pixels, device)
     report["ok"] = all(part["ok"] for part in report.values() if isinstance(part, dict) and "ok" in part)
@@ -53,7 +56,13 @@ def verify(
 
 
 def _truth(
-    store: Store, shards: str | None, weights: str | None, samples: int, seed: int, pixels: Any, device: str | None
+    store: Store,
+    shards: str | None,
+    weights: str | None,
+    samples: int,
+    seed: int,
+    pixels: Any,
+    device: str | None,
 ) -> dict[str, Any]:
     cache = Cache(store)
     runs = read_provenance(store)
@@ -75,12 +84,17 @@ def _truth(
         canaries = {**check_canaries(cache, index, config, pixels), "ok": True}
     except KdpipeError as e:
         canaries = {"ok": False, "what": str(e)}
-    return {"canaries": canaries, "truth": check_truth(cache, index, config, teacher, samples=samples, seed=seed)}
+    return {
+        "canaries": canaries,
+        "truth": check_truth(cache, index, config, teacher, samples=samples, seed=seed),
+    }
 
 
 def _text(report: dict[str, Any]) -> str:
     whole = report["integrity"]
-    lines = [f"integrity: {whole['files']} files, {whole['bytes']} bytes, {whole['commits']} commits: {_verdict(whole)}"]
+    lines = [
+        f"integrity: {whole['files']} files, {whole['bytes']} bytes, {whole['commits']} commits: {_verdict(whole)}"
+    ]
     lines += [f"  {p['where']}: {p['what']}" for p in whole["problems"]]
     if "canaries" in report:
         seen = report["canaries"]

@@ -58,7 +58,11 @@ class Cache:
         """Read segments and commits anew, checking every record and the arrays' metadata."""
         names = self.store.files("commits")
         self.segments = sorted(
-            (Segment.parse(read_record(self.store, name)["segment"]) for name in names if name.endswith("/segment.json")),
+            (
+                Segment.parse(read_record(self.store, name)["segment"])
+                for name in names
+                if name.endswith("/segment.json")
+            ),
             key=lambda s: s.number,
         )
         for segment in self.segments:
@@ -105,7 +109,9 @@ def check_files(store: Store, files: dict[str, str]) -> None:
     for name, digest in files.items():
         if sha256(store.read(name)) != digest:
             raise CorruptionError(
-                "a file of the cache is damaged", where=f"{store}/{name}", do="Restore it from a copy, or cache anew"
+                "a file of the cache is damaged",
+                where=f"{store}/{name}",
+                do="Restore it from a copy, or cache anew",
             )
 
 

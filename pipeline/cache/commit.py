@@ -103,7 +103,9 @@ def commit_task(
     return write_record(cache, segment, shard, files, quality)
 
 
-def write_arrays(cache: Cache, segment: Segment, shard: int, fields: dict[str, np.ndarray]) -> dict[str, dict[str, Any]]:
+def write_arrays(
+    cache: Cache, segment: Segment, shard: int, fields: dict[str, np.ndarray]
+) -> dict[str, dict[str, Any]]:
     """Write each field's one file in one assignment and force it to disk; returns size and sha256 by path."""
     store, files = cache.store, {}
     samples = cache.shards[shard]["samples"]

@@ -111,9 +111,7 @@ class _Check:
         except (CacheError, ValueError, KeyError, TypeError):
             return {}
 
-    def commit(
-        self, name: str, segments: dict[str, Segment], shards: dict[str, tuple[int, dict[str, Any]]]
-    ) -> None:
+    def commit(self, name: str, segments: dict[str, Segment], shards: dict[str, tuple[int, dict[str, Any]]]) -> None:
         """A task's record: that it belongs where it lies, and that its files are what it says."""
         content = self.record(name)
         if content is None:

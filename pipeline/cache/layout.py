@@ -1,12 +1,12 @@
 """Names and shapes in a cache: which file is what.
 
-    zarr.json                                  root group: format and identity
-    canaries/pixels, canaries/labels.json      views as pixels
-    provenance.json                            where and with what it was made; never compared, in no digest
-    segments/<n>-<fields>-<views>/<field>/     Zarr arrays (view, shard, row, ...)
-    commits/store.json                         digests of zarr.json and the canaries
-    commits/<segment>/segment.json             the segment's spec, and digests of its zarr.json files
-    commits/<segment>/<shard>.json             one a finished task, written last
+zarr.json                                  root group: format and identity
+canaries/pixels, canaries/labels.json      views as pixels
+provenance.json                            where and with what it was made; never compared, in no digest
+segments/<n>-<fields>-<views>/<field>/     Zarr arrays (view, shard, row, ...)
+commits/store.json                         digests of zarr.json and the canaries
+commits/<segment>/segment.json             the segment's spec, and digests of its zarr.json files
+commits/<segment>/<shard>.json             one a finished task, written last
 """
 
 from collections.abc import Iterator

@@ -116,7 +116,12 @@ def cache_views(
 
 
 def _open(
-    url: str, index: Index, config: ViewsConfig, teacher: Teacher, views: Sequence[View], caching: CachingConfig
+    url: str,
+    index: Index,
+    config: ViewsConfig,
+    teacher: Teacher,
+    views: Sequence[View],
+    caching: CachingConfig,
 ) -> Cache:
     store = Store(url)
     size = teacher.built.input_size

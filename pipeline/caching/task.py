@@ -43,9 +43,7 @@ def run_task(
         TeacherError: the teacher answers with NaN or infinity.
     """
     encoding, total = segment.encoding, Quality()
-    fields = {
-        f.name: np.empty((len(segment.views), shard.samples, *f.shape), f.dtype) for f in encoding.fields()
-    }
+    fields = {f.name: np.empty((len(segment.views), shard.samples, *f.shape), f.dtype) for f in encoding.fields()}
     for rows, first_view, pixels in _rendered(index, config, segment.views, shard, size, threads):
         labels = torch.from_numpy(np.array(index.labels[rows.start : rows.stop], np.int64)).to(teacher.device)
         place = slice(rows.start - shard.first, rows.stop - shard.first)
@@ -77,7 +75,11 @@ def _rendered(
 
         def render(block: int, start: int) -> tuple[range, int, np.ndarray]:
             rows, data = index.rows(block), reader.read(block)
-            return rows, start, render_rows(index, config, rows, data, views[start : start + group], size, pool)
+            return (
+                rows,
+                start,
+                render_rows(index, config, rows, data, views[start : start + group], size, pool),
+            )
 
         steps = itertools.product(blocks, starts)
         waiting = None

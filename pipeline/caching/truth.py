@@ -77,16 +77,11 @@ def check_truth(
     }
 
 
-def _choose(
-    cache: Cache, index: Index, batch: int, samples: int, seed: int
-) -> list[tuple[Segment, View, range]]:
+def _choose(cache: Cache, index: Index, batch: int, samples: int, seed: int) -> list[tuple[Segment, View, range]]:
     """Seeded teacher batches among the committed tasks whose shard the index has."""
     by_name = {shard.name: shard for shard in index.shards}
     tasks = [
-        (segment, by_name[name])
-        for segment in cache.segments
-        for name in cache.committed(segment)
-        if name in by_name
+        (segment, by_name[name]) for segment in cache.segments for name in cache.committed(segment) if name in by_name
     ]
     chosen, taken, seen = [], 0, set()
     for draw in range(64 * max(1, len(tasks))):

@@ -1,6 +1,7 @@
 """A batch: pixels, labels and targets of the same rows."""
 
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 
@@ -33,7 +34,7 @@ class Batch:
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "Batch":
         """The same batch on another device."""
-        moved = {
+        moved: dict[str, Any] = {
             name: getattr(self, name).to(device, non_blocking=non_blocking)
             for name in ("images", "labels", "rows", "views")
         }
@@ -61,6 +62,6 @@ def join(parts: list[tuple[torch.Tensor, Batch]], pin: bool) -> Batch:
                 out[where] = piece
         return out
 
-    joined = {name: place([getattr(b, name) for _, b in parts]) for name in ("images", "labels", "rows", "views")}
+    joined: dict[str, Any] = {name: place([getattr(b, name) for _, b in parts]) for name in ("images", "labels", "rows", "views")}
     targets = {name: place([b.targets[name] for _, b in parts]) for name in model.targets}
     return replace(model, targets=targets, **joined)

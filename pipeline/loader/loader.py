@@ -76,7 +76,9 @@ class Loader:
         self._views = None if cache is None else [v for v in cache.views if isinstance(v, int)]
         if cache is not None and center and "center" not in cache.views:
             raise TargetsError(
-                "the center view is not cached", where=cache.url, do="Add it: kdpipe cache-teacher --views center"
+                "the center view is not cached",
+                where=cache.url,
+                do="Add it: kdpipe cache-teacher --views center",
             )
         if cache is not None and not center and not self._views:
             raise TargetsError("no numbered view is cached", where=cache.url, found="center", do="Cache --views 0:4")
@@ -112,9 +114,7 @@ class Loader:
         """The epoch's sequence over all processes."""
         if self.center:
             return plain_order(self._rows, self.batch_size)
-        return epoch_order(
-            self._row_blocks(), self.seed, epoch, self.batch_size, self.loader.lanes, self.loader.window
-        )
+        return epoch_order(self._row_blocks(), self.seed, epoch, self.batch_size, self.loader.lanes, self.loader.window)
 
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
         """This process's part of each batch of an epoch, from `start_step` on."""

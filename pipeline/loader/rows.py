@@ -103,8 +103,6 @@ class RowReader:
             return {}
         fields = self._cache.selection.encoding.fields()
         return {
-            f.name: torch.from_numpy(
-                np.stack(pieces[f.name]) if f.name in pieces else np.empty((0, *f.shape), f.dtype)
-            )
+            f.name: torch.from_numpy(np.stack(pieces[f.name]) if f.name in pieces else np.empty((0, *f.shape), f.dtype))
             for f in fields
         }

@@ -87,7 +87,10 @@ def build(config: ModelConfig, *, num_classes: int | None = None, extra: dict[st
     module = _create(name, {**kwargs, **(extra or {})}, classes, config.pretrained)
     if config.weights:
         load_weights(module, config.weights)
-    feed = resolve_data_config({}, pretrained_cfg=getattr(module, "pretrained_cfg", None) or {})
+    # A factory's model may not say what it eats; then it is ImageNet's mean, std and 224 pixels.
+    feed = resolve_data_config(
+        {}, pretrained_cfg=getattr(module, "pretrained_cfg", None) or {"input_size": (3, 224, 224)}
+    )
     return Built(
         module=module,
         name=name,
@@ -107,10 +110,13 @@ def is_factory(name: str) -> bool:
 def _create(name: str, kwargs: dict[str, Any], num_classes: int | None, pretrained: bool) -> nn.Module:
     if is_factory(name):
         return _call_factory(name, kwargs, num_classes)
-    if not name.startswith(_HUB) and not timm.is_model(name.split(".")[0]):
-        close = timm.list_models(f"*{name.split('.')[0]}*")[:3]
+    if not name.startswith(_HUB) and not timm.is_model(name.split(".", maxsplit=1)[0]):
+        close = timm.list_models(f"*{name.split('.', maxsplit=1)[0]}*")[:3]
         raise TeacherError(
-            "unknown model", found=name, allowed=", ".join(close) or None, do="See timm.list_models() for names"
+            "unknown model",
+            found=name,
+            allowed=", ".join(close) or None,
+            do="See timm.list_models() for names",
         )
     if num_classes is not None:
         kwargs = {**kwargs, "num_classes": num_classes}
@@ -142,7 +148,9 @@ def _call_factory(name: str, kwargs: dict[str, Any], num_classes: int | None) ->
     except TypeError as e:
         raise TeacherError(f"factory refused its arguments: {e}", where=name, do="See --model-kwargs") from e
     if not isinstance(model, nn.Module):
-        raise TeacherError("factory returned no model", where=name, found=type(model).__name__, allowed="torch.nn.Module")
+        raise TeacherError(
+            "factory returned no model", where=name, found=type(model).__name__, allowed="torch.nn.Module"
+        )
     return model
 
 

@@ -46,7 +46,15 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
     """
     try:
         state = load_state_dict(str(path), use_ema=True, weights_only=True)
-    except (SafetensorError, OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as e:
+    except (
+        SafetensorError,
+        OSError,
+        RuntimeError,
+        EOFError,
+        ValueError,
+        KeyError,
+        pickle.UnpicklingError,
+    ) as e:
         reason = str(e).split("\n", maxsplit=1)[0][:200]
         raise TeacherError(
             f"weights can't be read without running code from the file: {reason}",

@@ -13,6 +13,9 @@ class Normalize(nn.Module):
     contiguous if `channels_last` is false.
     """
 
+    mean: torch.Tensor
+    std: torch.Tensor
+
     def __init__(self, mean: Sequence[float], std: Sequence[float], channels_last: bool = True) -> None:
         super().__init__()
         self.channels_last = channels_last

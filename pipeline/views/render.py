@@ -55,7 +55,13 @@ class BlockViews:
 
 
 def render_view(
-    config: ViewsConfig, shard: str, key: str, view: View, image: np.ndarray, size: int, out: np.ndarray | None = None
+    config: ViewsConfig,
+    shard: str,
+    key: str,
+    view: View,
+    image: np.ndarray,
+    size: int,
+    out: np.ndarray | None = None,
 ) -> np.ndarray:
     """One view of one sample: uint8 (size, size, 3). A pure function of its arguments."""
     if out is None:

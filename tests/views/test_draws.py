@@ -31,7 +31,11 @@ def test_philox_gives_the_known_answers_of_its_authors(counter, key, expected):
 
 def test_draws_are_pinned():
     stream = words([stream_hash("view", 7, "train-0000.tar", "cat", 3)], stage=0, count=3)
-    assert [hex(w) for w in stream[0].tolist()] == ["0x8a9754b8ab04435c", "0x1d6365d6aac864bd", "0xed0616149d4c12fe"]
+    assert [hex(w) for w in stream[0].tolist()] == [
+        "0x8a9754b8ab04435c",
+        "0x1d6365d6aac864bd",
+        "0xed0616149d4c12fe",
+    ]
     assert permutation(8, "rows", 0, 1).tolist() == [0, 4, 6, 3, 7, 1, 5, 2]
     crop = Geometry(ViewsConfig(seed=7), "train-0000.tar", ["cat"], 3).crop(0, 375, 500)
     assert (crop.top, crop.left, crop.height, crop.width, crop.flip) == (1, 31, 368, 295, False)
@@ -57,7 +61,9 @@ def test_crops_are_distributed_as_torchvisions(height, width):
     count = 4000
     config = ViewsConfig(seed=3)
     geometry = Geometry(config, "s.tar", [str(i) for i in range(count)], 0)
-    ours = np.array([[c.top, c.left, c.height, c.width] for c in (geometry.crop(i, height, width) for i in range(count))])
+    ours = np.array(
+        [[c.top, c.left, c.height, c.width] for c in (geometry.crop(i, height, width) for i in range(count))]
+    )
     torch.manual_seed(0)
     image = torch.empty(3, height, width)
     theirs = np.array([RandomResizedCrop.get_params(image, config.scale, config.ratio) for _ in range(count)])

@@ -107,7 +107,9 @@ def test_canaries_report_how_far_and_where():
         compare([canary], [pixels[:4]], "exact")
 
 
-@pytest.mark.parametrize("setting", [{"scale": (0.5, 0.1)}, {"ratio": (0, 1)}, {"hflip": 2}, {"zoom": 1}, {"crop_pct": 0}])
+@pytest.mark.parametrize(
+    "setting", [{"scale": (0.5, 0.1)}, {"ratio": (0, 1)}, {"hflip": 2}, {"zoom": 1}, {"crop_pct": 0}]
+)
 def test_impossible_policies_are_refused(setting):
     with pytest.raises(ValueError, match="validation error"):
         ViewsConfig(**setting)

@@ -1,0 +1,19 @@
+"""Fixtures shared by all tests."""
+
+import pytest
+
+from tests.tiny import World, make_cache, make_world
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    """Three small shards and their index; not to be changed."""
+    return make_world(tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture(scope="session")
+def cache_path(world: World, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A finished cache of three views and the center view; not to be changed."""
+    path = tmp_path_factory.mktemp("cache") / "cache.zarr"
+    make_cache(world, path)
+    return str(path)

@@ -1,0 +1,197 @@
+"""The same views and targets, byte for byte, however the work is divided."""
+
+import pickle
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.cache import CacheReader
+from pipeline.errors import ShardError, TargetsError, TrainingError
+from pipeline.loader import Batch, Loader, LoaderConfig
+from pipeline.shards import BlockReader, build_index
+from pipeline.views import render_view
+from pipeline.views.sample import decode_sample
+from tests.tiny import SIZE, VIEWS, make_cache, make_world
+
+# Four workers on two cores: torch would rather not.
+pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
+
+CONFIG = LoaderConfig(lanes=4, window=2)
+
+
+def loader(data, cache_path, **changes) -> Loader:
+    settings = {"batch_size": 16, "seed": 5, "loader": CONFIG, **changes}
+    cache = CacheReader(cache_path, data.index, VIEWS) if cache_path else None
+    return Loader(data.index, VIEWS, SIZE, cache=cache, **settings)
+
+
+def by_step(batches: list[Batch]) -> list[dict[str, np.ndarray]]:
+    return [
+        {n: getattr(b, n).numpy() for n in ("images", "labels", "rows", "views")}
+        | {n: t.numpy() for n, t in b.targets.items()}
+        for b in batches
+    ]
+
+
+def assert_same(ours: list[Batch], theirs: list[Batch]) -> None:
+    assert len(ours) == len(theirs)
+    for a, b in zip(by_step(ours), by_step(theirs), strict=True):
+        assert a.keys() == b.keys()
+        assert all(np.array_equal(a[name], b[name], equal_nan=a[name].dtype.kind == "f") for name in a)
+
+
+@pytest.fixture(scope="module")
+def plain(world, cache_path) -> list[Batch]:
+    return list(loader(world, cache_path).epoch(1))
+
+
+def test_every_view_is_the_one_the_teacher_saw(world, plain):
+    reader = BlockReader(world.index)
+    for batch in plain:
+        for image, row in zip(batch.images, batch.rows.tolist(), strict=True):
+            shard = world.index.shard_of(row).name
+            decoded = decode_sample(world.index, row, reader.image(row), VIEWS)
+            expected = render_view(VIEWS, shard, world.index.key(row), 1, decoded, SIZE)
+            assert np.array_equal(image.numpy(), expected)
+
+
+def test_every_target_belongs_to_its_row(world, cache_path, plain):
+    reader = CacheReader(cache_path, world.index, VIEWS)
+    for batch in plain:
+        for i, row in enumerate(batch.rows.tolist()):
+            shard = world.index.shard_of(row)
+            stored = reader.read(shard.name, 1, row - shard.first, row - shard.first + 1)
+            for name, value in stored.items():
+                assert np.array_equal(batch.targets[name][i].numpy(), value[0], equal_nan=value.dtype.kind == "f")
+            assert batch.labels[i] == int(world.index.labels[row])
+
+
+@pytest.mark.parametrize("workers", [1, 2, 4])
+def test_workers_change_nothing(world, cache_path, plain, workers):
+    many = loader(world, cache_path, loader=CONFIG.model_copy(update={"workers": workers}))
+    assert_same(list(many.epoch(1)), plain)
+    # The same workers serve the next epoch, and the first again.
+    assert_same(list(many.epoch(0)), list(loader(world, cache_path).epoch(0)))
+    assert_same(list(many.epoch(1)), plain)
+    many.close()
+
+
+@pytest.mark.parametrize("world_size", [2, 3, 4])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_processes_share_the_same_batches(world, cache_path, plain, world_size, workers):
+    config = CONFIG.model_copy(update={"workers": workers})
+    ranks = [loader(world, cache_path, rank=r, world=world_size, loader=config) for r in range(world_size)]
+    for whole, *parts in zip(plain, *(rank.epoch(1) for rank in ranks), strict=True):
+        for r, part in enumerate(parts):
+            assert torch.equal(part.rows, whole.rows[r::world_size])
+            assert torch.equal(part.images, whole.images[r::world_size])
+            assert part.global_rows == len(whole)
+            assert part.global_labelled == int((whole.labels >= 0).sum())
+    for rank in ranks:
+        rank.close()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("start", [1, 4, 6])
+def test_an_epoch_goes_on_where_it_stopped(world, cache_path, plain, workers, start):
+    later = loader(world, cache_path, loader=CONFIG.model_copy(update={"workers": workers}))
+    assert_same(list(later.epoch(1, start_step=start)), plain[start:])
+    later.close()
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 94, 500])
+def test_any_batch_size_renders_the_same_views(world, cache_path, plain, batch_size):
+    seen = {int(r): im for b in plain for r, im in zip(b.rows, b.images, strict=True)}
+    for batch in loader(world, cache_path, batch_size=batch_size).epoch(1):
+        for row, image in zip(batch.rows.tolist(), batch.images, strict=True):
+            assert torch.equal(image, seen[row])
+
+
+def test_epochs_differ_in_order_and_view(world, cache_path):
+    one = loader(world, cache_path)
+    rows = [torch.cat([b.rows for b in one.epoch(e)]).tolist() for e in range(3)]
+    assert all(sorted(r) == list(range(94)) for r in rows)
+    assert rows[0] != rows[1] != rows[2]
+    assert [int(next(one.epoch(e)).views[0]) for e in range(3)] == [0, 1, 2]
+
+
+def test_without_a_cache_views_never_repeat(world):
+    free = loader(world, None)
+    assert [int(next(free.epoch(e)).views[0]) for e in (0, 50)] == [0, 50]
+    assert next(free.epoch(0)).targets == {}
+    assert free.require_epochs(300) is None
+
+
+def test_repeating_views_is_said_or_refused_at_once(world, cache_path):
+    assert "3 cached views for 5 epochs" in (loader(world, cache_path).require_epochs(5) or "")
+    assert loader(world, cache_path).require_epochs(3) is None
+    strict = loader(world, cache_path, loader=CONFIG.model_copy(update={"view_schedule": "strict"}))
+    assert strict.require_epochs(3) is None
+    with pytest.raises(TargetsError, match="view schedule strict"):
+        strict.require_epochs(4)
+
+
+@pytest.mark.parametrize("workers", [0, 3])
+def test_evaluation_visits_every_sample_once_in_order(world, cache_path, workers):
+    config = CONFIG.model_copy(update={"workers": workers})
+    center = loader(world, cache_path, center=True, batch_size=30, loader=config)
+    batches = list(center.epoch(0))
+    assert torch.cat([b.rows for b in batches]).tolist() == list(range(94))
+    assert all((b.views == -1).all() for b in batches)
+    assert [len(b) for b in batches] == [30, 30, 30, 4]
+    center.close()
+
+
+def test_only_labelled_samples_when_asked(tmp_path):
+    half = make_world(tmp_path / "w", unlabelled=0.5)
+    some = Loader(half.index, VIEWS, SIZE, 16, labelled_only=True)
+    rows = torch.cat([b.rows for b in some.epoch(0)])
+    assert sorted(rows.tolist()) == np.flatnonzero(np.asarray(half.index.labels) >= 0).tolist()
+    none = make_world(tmp_path / "n", samples=(8,), unlabelled=1.0)
+    with pytest.raises(TrainingError, match="no labelled sample"):
+        Loader(none.index, VIEWS, SIZE, 16, labelled_only=True)
+
+
+def test_a_limited_index_gives_its_samples_only(world, cache_path):
+    index = world.index.limit(50)
+    part = Loader(index, VIEWS, SIZE, 16, cache=CacheReader(cache_path, index, VIEWS))
+    assert sorted(torch.cat([b.rows for b in part.epoch(0)]).tolist()) == list(range(50))
+
+
+def test_missing_views_are_refused(world, tmp_path):
+    make_cache(world, tmp_path / "a", views=(0,))
+    make_cache(world, tmp_path / "b", views=("center",))
+    with pytest.raises(TargetsError, match="center view is not cached"):
+        loader(world, str(tmp_path / "a"), center=True)
+    with pytest.raises(TargetsError, match="no numbered view is cached"):
+        loader(world, str(tmp_path / "b"))
+
+
+def test_a_shard_that_changed_after_indexing_is_refused(tmp_path):
+    world = make_world(tmp_path / "w")
+    shard = sorted((world.folder / "shards").iterdir())[1]
+    data = bytearray(shard.read_bytes())
+    data[700] ^= 1
+    shard.write_bytes(data)
+    with pytest.raises(ShardError, match=r"shard-0001.tar.*changed since it was indexed"):
+        list(Loader(world.index, VIEWS, SIZE, 16).epoch(0))
+
+
+def test_a_corrupt_image_is_named(tmp_path):
+    world = make_world(tmp_path / "w", samples=(5,))
+    shard = sorted((world.folder / "shards").iterdir())[0]
+    data = bytearray(shard.read_bytes())
+    start, size = int(world.index.image_start[2]), int(world.index.image_size[2])
+    data[start + size // 2 : start + size] = bytes(size - size // 2)
+    shard.write_bytes(data)
+    # Looking at headers only, the indexer lets it pass; rendering does not.
+    index = build_index(str(world.folder / "shards"), tmp_path / "again", check="header")
+    with pytest.raises(
+        ShardError, match=rf"shard-0000.tar key {world.index.key(2)} at byte {start}: .*can't be decoded"
+    ):
+        list(Loader(index, VIEWS, SIZE, 16).epoch(0))
+
+
+def test_loader_and_cache_can_be_pickled(world, cache_path, plain):
+    assert_same(list(pickle.loads(pickle.dumps(loader(world, cache_path))).epoch(1)), plain)
