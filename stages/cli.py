@@ -8,17 +8,18 @@ import click
 
 from pipeline.errors import KdpipeError
 
-# Loaded when called: torch and timm take seconds to import, and `kdpipe --help` should not.
+# Where each command lives and what it does. They are imported when called: torch and timm take seconds to
+# import, and `kdpipe --help` should not. In the order in which one runs them.
 COMMANDS = {
-    "prepare": "stages.prepare:prepare",
-    "index": "stages.index:index",
-    "cache-teacher": "stages.cache_teacher:cache_teacher",
-    "verify": "stages.verify:verify",
-    "inspect": "stages.inspect:inspect",
-    "train-student": "stages.train_student:train_student",
-    "evaluate": "stages.evaluate:evaluate",
-    "demo": "stages.demo:demo",
-    "bench": "stages.bench:bench",
+    "prepare": ("stages.prepare:prepare", "Make shards from an image folder or the digits."),
+    "index": ("stages.index:index", "Index a set of shards."),
+    "cache-teacher": ("stages.cache_teacher:cache_teacher", "Run a teacher and keep its targets in a cache."),
+    "verify": ("stages.verify:verify", "Check a cache: every byte, and a sample of views run again."),
+    "inspect": ("stages.inspect:inspect", "Print what a cache holds."),
+    "train-student": ("stages.train_student:train_student", "Train a model, from a cache or from labels alone."),
+    "evaluate": ("stages.evaluate:evaluate", "Score a model."),
+    "demo": ("stages.demo:demo", "All of it on scikit-learn's digits, in minutes."),
+    "bench": ("stages.bench:bench", "Measure what the documentation claims."),
 }
 
 
@@ -33,8 +34,13 @@ class Stages(click.Group):
         """Import a stage."""
         if cmd_name not in COMMANDS:
             return None
-        module, _, attribute = COMMANDS[cmd_name].partition(":")
+        module, _, attribute = COMMANDS[cmd_name][0].partition(":")
         return getattr(importlib.import_module(module), attribute)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The list in `kdpipe --help`, without importing a stage."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, summary) for name, (_, summary) in COMMANDS.items()])
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run, turning a user's mistake into one line on stderr."""

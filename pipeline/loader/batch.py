@@ -62,6 +62,7 @@ def join(parts: list[tuple[torch.Tensor, Batch]], pin: bool) -> Batch:
                 out[where] = piece
         return out
 
-    joined: dict[str, Any] = {name: place([getattr(b, name) for _, b in parts]) for name in ("images", "labels", "rows", "views")}
+    names = ("images", "labels", "rows", "views")
+    joined: dict[str, Any] = {name: place([getattr(b, name) for _, b in parts]) for name in names}
     targets = {name: place([b.targets[name] for _, b in parts]) for name in model.targets}
     return replace(model, targets=targets, **joined)

@@ -1,0 +1,228 @@
+"""An index on disk: a folder of index.json and one .npy file an array, written whole or not at all.
+
+train.index/
+  index.json          format, block size, shards, what was skipped, every array's shape, dtype and sha256
+  labels.npy ...      mapped into memory, never read as a whole
+"""
+
+import io
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.errors import IndexFileError
+from pipeline.fingerprint import canonical_json, file_sha256, fingerprint, sha256
+
+FORMAT, VERSION = "kdpipe index", 1
+DOCUMENT = "index.json"
+_AGAIN = "Make it again by `kdpipe index --force`"
+_REPLACE = "Choose another --out, or replace it by --force"
+DTYPES = {
+    "labels": "<i4",  # (samples,), -1 for none
+    "image_start": "<i8",  # (samples,), bytes from the shard's start
+    "image_size": "<i8",  # (samples,)
+    "keys": "|u1",  # UTF-8 of all keys, one after the other
+    "key_stop": "<i8",  # (samples,), where each key ends in `keys`
+    "block_first": "<i8",  # (blocks + 1,), first sample of each block; the last entry is the count of samples
+    "block_shard": "<i4",  # (blocks,)
+    "block_start": "<i8",  # (blocks,), bytes from the shard's start
+    "block_stop": "<i8",  # (blocks,)
+    "block_digest": "|u1",  # (blocks, 32), sha256 of that byte range
+    "block_content": "|u1",  # (blocks, 32), sha256 over keys and images alone
+}
+
+
+def save(path: Path, document: dict[str, Any], arrays: dict[str, np.ndarray], force: bool = False) -> bool:
+    """Write an index; False if the very same one is there already.
+
+    An index that differs only in where its shards lie is replaced; any other only with `force`.
+
+    Raises:
+        IndexFileError: something else is in the way, or the folder can't be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        try:
+            partial.mkdir()
+            complete = _write(partial, document, arrays)
+            if not _may_replace(path, complete, force):
+                return False
+            _swap(partial, path)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+        sync(path.parent)
+    except OSError as error:
+        do = "Choose another --out, or make room and permission"
+        raise IndexFileError(f"the index can't be written ({error.strerror or error})", where=path, do=do) from error
+    return True
+
+
+def refuse_foreign(path: Path) -> None:
+    """Before hours of work: could an index be written there at all?
+
+    Raises:
+        IndexFileError: a file, or a folder that is neither empty nor an index, is there.
+    """
+    if path.is_dir() and (not any(path.iterdir()) or (path / DOCUMENT).is_file()):
+        return
+    if path.exists() or path.is_symlink():
+        raise IndexFileError("something else than an index is there", where=path, do="Choose another --out")
+
+
+def refuse_other(path: Path, **expected: Any) -> None:
+    """Before hours of work, again: is an index there that can't be the one about to be made?
+
+    Args:
+        path: where.
+        expected: what is known beforehand of the document; `names` are its shards'.
+
+    Raises:
+        IndexFileError: an index is there which differs in one of them.
+    """
+    if not (path / DOCUMENT).is_file():
+        return
+    old = load(path)
+    old["names"] = [shard["name"] for shard in old["shards"]]
+    for field, value in expected.items():
+        if old[field] != value:
+            raise IndexFileError(f"another index is there, with other {field}", where=path, do=_REPLACE)
+
+
+def load(path: Path) -> dict[str, Any]:
+    """The document of an index, its digest checked.
+
+    Raises:
+        IndexFileError: no index there, damaged, or of another format version.
+    """
+    file = path / DOCUMENT
+    try:
+        document = json.loads(file.read_bytes())
+    except (FileNotFoundError, NotADirectoryError) as error:
+        do = "Make it by `kdpipe index`" if not path.exists() else f"A folder with {DOCUMENT} is wanted"
+        raise IndexFileError("no index there", where=path, do=do) from error
+    except OSError as error:
+        raise IndexFileError(f"the index can't be read ({error.strerror or error})", where=file) from error
+    except ValueError as error:
+        raise IndexFileError("the index is damaged", where=file, do=_AGAIN) from error
+    if not isinstance(document, dict) or document.get("format") != FORMAT:
+        raise IndexFileError("not an index of kdpipe", where=file)
+    if document.get("version") != VERSION:
+        found, do = f"version {document.get('version')}", "Make it again with this version of kdpipe"
+        raise IndexFileError("another format", where=file, found=found, allowed=f"version {VERSION}", do=do)
+    digest = document.pop("digest", None)
+    if digest != fingerprint(document):
+        raise IndexFileError("the index is damaged: its digest doesn't match", where=file, do=_AGAIN)
+    return document | {"digest": digest}
+
+
+def map_arrays(path: Path, document: dict[str, Any]) -> dict[str, np.ndarray]:
+    """The arrays of an index, mapped read-only; their shapes and dtypes are checked, not their contents."""
+    arrays = {}
+    for name, dtype in DTYPES.items():
+        file = path / f"{name}.npy"
+        try:
+            array = np.load(file, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
+            raise IndexFileError("an array of the index is missing or cut", where=file, do=_AGAIN) from error
+        expected = tuple(document["arrays"][name]["shape"])
+        if array.shape != expected or array.dtype != np.dtype(dtype):
+            found, allowed = f"{array.dtype} {array.shape}", f"{np.dtype(dtype)} {expected}"
+            raise IndexFileError(
+                "an array of the index is not the one written", where=file, found=found, allowed=allowed
+            )
+        # A plain array over the map: memmap's own indexing is several times slower, row by row.
+        arrays[name] = array.view(np.ndarray)
+    return arrays
+
+
+def verify(path: Path, document: dict[str, Any]) -> None:
+    """Read every array through and compare its digest.
+
+    Raises:
+        IndexFileError: at the first that differs.
+    """
+    for name in DTYPES:
+        file = path / f"{name}.npy"
+        if not file.is_file() or file_sha256(file) != document["arrays"][name]["sha256"]:
+            raise IndexFileError("an array of the index is damaged", where=file, do=_AGAIN)
+
+
+def _write(folder: Path, document: dict[str, Any], arrays: dict[str, np.ndarray]) -> dict[str, Any]:
+    table = {}
+    for name, dtype in DTYPES.items():
+        array = np.ascontiguousarray(arrays[name], dtype)
+        buffer = io.BytesIO()
+        np.save(buffer, array, allow_pickle=False)
+        _put(folder / f"{name}.npy", buffer.getbuffer())
+        table[name] = {"dtype": dtype, "shape": list(array.shape), "sha256": sha256(buffer.getbuffer())}
+    complete = {"format": FORMAT, "version": VERSION, **document, "arrays": table}
+    complete["digest"] = fingerprint(complete)
+    _put(folder / DOCUMENT, canonical_json(complete))
+    sync(folder)
+    return complete
+
+
+def _may_replace(path: Path, new: dict[str, Any], force: bool) -> bool:
+    refuse_foreign(path)
+    if not (path / DOCUMENT).is_file():
+        return True
+    try:
+        old = load(path)
+    except IndexFileError:
+        if force:
+            return True
+        raise
+    if old["digest"] == new["digest"]:
+        return force and not _sound(path, old)
+    if not force and _placeless(old) != _placeless(new):
+        raise IndexFileError("another index is there", where=path, do=_REPLACE)
+    return True
+
+
+def _sound(path: Path, document: dict[str, Any]) -> bool:
+    try:
+        verify(path, document)
+    except IndexFileError:
+        return False
+    return True
+
+
+def _placeless(document: dict[str, Any]) -> dict[str, Any]:
+    shards = [{k: v for k, v in shard.items() if k != "url"} for shard in document["shards"]]
+    return {k: v for k, v in document.items() if k != "digest"} | {"shards": shards}
+
+
+def _swap(new: Path, path: Path) -> None:
+    if not path.exists():
+        new.rename(path)
+        return
+    old = new.with_name(new.name.replace(".partial", ".old"))
+    path.rename(old)
+    try:
+        new.rename(path)
+    except OSError:
+        old.rename(path)
+        raise
+    shutil.rmtree(old)
+
+
+def _put(path: Path, data: bytes | memoryview) -> None:
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def sync(folder: Path) -> None:
+    """Make a folder's entries durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,124 @@
+"""Reading images block by block: one contiguous range each, checked the first time against the index."""
+
+import hashlib
+import mmap
+import os
+import threading
+from collections import OrderedDict
+from pathlib import Path
+
+import fsspec
+
+from pipeline.errors import ShardError
+from pipeline.shards.index import Index, Shard
+from pipeline.shards.sources import is_local
+
+# Each map holds a file descriptor; a process may have 1,024.
+_OPEN_SHARDS = 64
+
+
+class BlockReader:
+    """Encoded images of an index, by block or by row.
+
+    Opens files on first use, keeps the last ones mapped, and may be pickled, forked, and used from several
+    threads. Images are views of the map: they stay valid after `close`.
+    """
+
+    def __init__(self, index: Index) -> None:
+        self.index = index
+        self._fresh()
+
+    def _fresh(self) -> None:
+        self._pid = os.getpid()
+        self._lock = threading.Lock()
+        self._maps: OrderedDict[str, memoryview] = OrderedDict()
+        self._checked: set[int] = set()
+
+    def __getstate__(self) -> Index:
+        return self.index
+
+    def __setstate__(self, index: Index) -> None:
+        self.__init__(index)  # type: ignore[misc]
+
+    def read(self, block: int) -> list[memoryview]:
+        """The encoded images of `index.rows(block)`, in order.
+
+        Raises:
+            ShardError: the shard can't be read, or its bytes are not those that were indexed.
+        """
+        index = self.index
+        shard = index.shards[int(index.block_shard[block])]
+        start, stop = int(index.block_start[block]), int(index.block_stop[block])
+        data = self._bytes(shard, start, stop)
+        if block not in self._checked:
+            self._check(data, shard, block, start, stop)
+        rows = slice(int(index.block_first[block]), int(index.block_first[block + 1]))
+        starts, sizes = index.image_start[rows].tolist(), index.image_size[rows].tolist()
+        return [data[at - start : at - start + size] for at, size in zip(starts, sizes, strict=True)]
+
+    def image(self, row: int) -> memoryview:
+        """The encoded image of one row; the first time, its whole block is read and checked.
+
+        Raises:
+            ShardError: as `read`.
+        """
+        index = self.index
+        block = index.block_of(row)
+        if block not in self._checked:
+            return self.read(block)[row - int(index.block_first[block])]
+        start, size = int(index.image_start[row]), int(index.image_size[row])
+        return self._bytes(index.shards[int(index.block_shard[block])], start, start + size)
+
+    def close(self) -> None:
+        """Let go of the files; the next read opens them again."""
+        with self._lock:
+            self._maps.clear()
+
+    def _check(self, data: memoryview, shard: Shard, block: int, start: int, stop: int) -> None:
+        if hashlib.sha256(data).digest() != self.index.block_digest[block].tobytes():
+            where = f"{shard.url}, block {block}, bytes {start} to {stop}"
+            raise ShardError("the shard has changed since it was indexed", where=where, do="Index the shards again")
+        self._checked.add(block)
+
+    def _bytes(self, shard: Shard, start: int, stop: int) -> memoryview:
+        if not is_local(shard.url):
+            return _fetch(shard, start, stop)
+        if self._pid != os.getpid():  # forked, perhaps while another thread held the lock
+            self._fresh()
+        with self._lock:
+            data = self._maps.get(shard.url)
+            if data is None:
+                data = self._maps[shard.url] = _map(shard)
+                if len(self._maps) > _OPEN_SHARDS:
+                    self._maps.popitem(last=False)
+            else:
+                self._maps.move_to_end(shard.url)
+        return data[start:stop]
+
+
+def _map(shard: Shard) -> memoryview:
+    try:
+        with Path(shard.url).open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            if size == shard.size:
+                return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+    except FileNotFoundError as error:
+        do = "Index the shards where they are now: caches made from them stay valid"
+        raise ShardError("the shard is not where it was indexed", where=shard.url, do=do) from error
+    except OSError as error:
+        raise ShardError(f"the shard can't be read ({error.strerror or error})", where=shard.url) from error
+    what, found = "the shard has changed since it was indexed", f"{size} bytes"
+    raise ShardError(what, where=shard.url, found=found, allowed=f"{shard.size} bytes", do="Index the shards again")
+
+
+def _fetch(shard: Shard, start: int, stop: int) -> memoryview:
+    # A fresh look-up each time: fsspec keeps file systems itself and replaces them after a fork.
+    fs, inner = fsspec.core.url_to_fs(shard.url)
+    try:
+        data = fs.cat_file(inner, start=start, end=stop)
+    except FileNotFoundError as error:
+        raise ShardError("the shard is not where it was indexed", where=shard.url) from error
+    except Exception as error:  # each protocol has exceptions of its own
+        what = f"the shard can't be fetched ({type(error).__name__}: {error})"
+        raise ShardError(what, where=f"{shard.url}, bytes {start} to {stop}") from error
+    return memoryview(data)

@@ -1,0 +1,80 @@
+"""Progress on stderr: a bar on a terminal, a plain line now and then in a log."""
+
+import sys
+import time
+from types import TracebackType
+from typing import Any, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+
+_SECONDS_A_LINE = 10.0
+
+
+class Progress:
+    """Counts units of work and shows throughput and the time that is left.
+
+    Args:
+        total: units to do.
+        unit: what they are called, in the plural.
+        label: what is being done.
+    """
+
+    def __init__(self, total: int, unit: str, label: str) -> None:
+        self.total, self.unit, self.label, self.done = total, unit, label, 0
+        self._began = self._said = time.monotonic()
+        self._bar: Bar | None = None
+        if sys.stderr.isatty():
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(),
+                TextColumn("{task.fields[text]}"),
+                TimeRemainingColumn(),
+            )
+            self._bar = Bar(*columns, console=Console(stderr=True), transient=True)
+            self._task = self._bar.add_task(label, total=total, text="")
+            self._bar.start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def advance(self, n: int, **fields: Any) -> None:
+        """`n` more units are done; `fields` are shown beside the count, None ones left out."""
+        self.done += n
+        now = time.monotonic()
+        speed = self.done / max(1e-9, now - self._began)
+        extra = "".join(f", {name} {_short(value)}" for name, value in fields.items() if value is not None)
+        text = f"{self.done}/{self.total} {self.unit}, {speed:.0f}/s{extra}"
+        if self._bar is not None:
+            self._bar.update(self._task, completed=self.done, text=text)
+        elif now - self._said >= _SECONDS_A_LINE and self.done < self.total:
+            self._said = now
+            left = (self.total - self.done) / speed
+            print(f"{self.label}: {text}, {_clock(left)} left", file=sys.stderr, flush=True)
+
+    def say(self, text: str) -> None:
+        """A line of its own, above the bar if there is one."""
+        if self._bar is not None:
+            self._bar.console.print(text, markup=False, highlight=False)
+        else:
+            print(text, file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        """Take the bar away."""
+        if self._bar is not None:
+            self._bar.stop()
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4f}" if isinstance(value, float) else str(value)
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
