@@ -11,7 +11,16 @@ import zarr
 from zarr.codecs import BloscCodec, Crc32cCodec
 
 from pipeline.cache.cache import Cache
-from pipeline.cache.layout import CANARY_LABELS, FORMAT, PROVENANCE, ROOT, STORE_RECORD, Segment
+from pipeline.cache.layout import (
+    CANARY_LABELS,
+    FORMAT,
+    PROVENANCE,
+    ROOT,
+    STORE_RECORD,
+    Segment,
+    fill_value,
+    padded_rows,
+)
 from pipeline.cache.records import read_record, seal
 from pipeline.cache.store import PARTIAL, Store
 from pipeline.errors import CacheError
@@ -65,7 +74,7 @@ def add_segment(cache: Cache, segment: Segment) -> None:
     """Create the empty arrays of a segment, then the record that makes it part of the cache."""
     store, shards = cache.store, cache.shards
     block = int(cache.identity["block_size"])
-    rows = -(-max(s["samples"] for s in shards) // block) * block
+    rows = padded_rows(shards, block)
     with store.writing(segment.name):
         group = zarr.open_group(store.zarr(read_only=False), mode="r+")
         for field in segment.encoding.fields():
@@ -77,7 +86,7 @@ def add_segment(cache: Cache, segment: Segment) -> None:
                 shards=(len(segment.views), 1, rows, *field.shape),
                 dtype=field.dtype,
                 compressors=_codecs("bitshuffle"),
-                fill_value=_fill(field.dtype),
+                fill_value=fill_value(field.dtype),
                 dimension_names=("view", "shard", "row", *(("class",) * len(field.shape))),
                 overwrite=True,
             )
@@ -116,7 +125,7 @@ def write_arrays(
             expected = (len(segment.views), samples, *field.shape)
             assert data.shape == expected, f"{field.name}: {data.shape} is not {expected}"
             array: Any = group[segment.array(field.name)]
-            padded = np.full((len(segment.views), *array.shape[2:]), _fill(field.dtype), field.dtype)
+            padded = np.full((len(segment.views), *array.shape[2:]), fill_value(field.dtype), field.dtype)
             padded[:, :samples] = data
             array[:, shard] = padded
             name = segment.chunk(field.name, shard)
@@ -161,8 +170,3 @@ def _vouch(store: Store, record: str, content: dict[str, Any], files: list[str])
 
 def _codecs(shuffle: str) -> tuple[Any, ...]:
     return (BloscCodec(cname="zstd", clevel=5, shuffle=shuffle), Crc32cCodec())  # type: ignore[arg-type]
-
-
-def _fill(dtype: str) -> float | int:
-    """What unwritten rows read as: NaN, or an index no class has, so that reading them can't pass unseen."""
-    return float("nan") if dtype.startswith("float") else int(np.iinfo(dtype).max)

@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from pipeline.targets import Encoding
 from pipeline.views import View
 
@@ -113,3 +115,13 @@ def runs(views: list[View]) -> Iterator[tuple[View, ...]]:
 def describe(views: list[View]) -> str:
     """Views for people, in the syntax of --views: 0:4,center."""
     return ",".join("center" if r == ("center",) else f"{r[0]}:{int(r[-1]) + 1}" for r in runs(views))
+
+
+def padded_rows(shards: list[dict[str, Any]], block: int) -> int:
+    """Rows of every array of a cache: its longest shard, rounded up to whole blocks."""
+    return -(-max(s["samples"] for s in shards) // block) * block
+
+
+def fill_value(dtype: str) -> float | int:
+    """What unwritten rows read as: NaN, or an index that no class has, so that reading them can't pass unseen."""
+    return float("nan") if dtype.startswith("float") else int(np.iinfo(dtype).max)

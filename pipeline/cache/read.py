@@ -4,14 +4,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import zarr
 
 from pipeline.cache.cache import Cache, require_identity
-from pipeline.cache.layout import Segment
+from pipeline.cache.chunks import ChecksumError, TaskFile
+from pipeline.cache.layout import Segment, padded_rows
 from pipeline.cache.store import Store
 from pipeline.errors import CacheError, CorruptionError, TargetsError
 from pipeline.shards import Index
-from pipeline.targets import Encoding
+from pipeline.targets import ArrayField, Encoding
 from pipeline.views import View, ViewsConfig
 
 
@@ -30,15 +30,17 @@ class Selection:
 
 
 class ArrayReader:
-    """Reads rows of committed tasks; picklable, opens arrays lazily in each process."""
+    """Reads rows of committed tasks; picklable, opens files lazily in each process."""
 
     def __init__(self, cache: Cache) -> None:
         self.url = cache.store.url
         self._position = {s["name"]: i for i, s in enumerate(cache.shards)}
+        self._block = int(cache.identity["block_size"])
+        self._rows = padded_rows(cache.shards, self._block)
         self._bytes = {
             name: entry["bytes"] for record in cache.commits.values() for name, entry in record["files"].items()
         }
-        self._open: dict[str, Any] = {}
+        self._files: dict[str, TaskFile] = {}
         self._store: Store | None = None
 
     def read(self, segment: Segment, shard: str, view: View, start: int, stop: int) -> dict[str, np.ndarray]:
@@ -51,25 +53,21 @@ class ArrayReader:
         out = {}
         for field in segment.encoding.fields():
             name = segment.chunk(field.name, position)
-            array = self._array(segment.array(field.name), name)
             try:
-                out[field.name] = np.asarray(array[at, position, start:stop])
-            except (ValueError, RuntimeError, OSError) as e:
+                out[field.name] = self._file(segment, field, name).read(at, start, stop)
+            except (ChecksumError, RuntimeError) as e:
                 raise self._damaged(name, "its checksum", f"view {view} rows {start}:{stop}") from e
         return out
 
-    def _array(self, path: str, name: str) -> Any:
-        """The open array. The first touch of a file checks its size, because absence reads as fill values."""
-        if self._store is None:
-            self._store = Store(self.url)
-        if name not in self._open:
+    def _file(self, segment: Segment, field: ArrayField, name: str) -> TaskFile:
+        """The file of a field of a task. Its size is checked when it is first touched."""
+        if name not in self._files:
+            self._store = self._store or Store(self.url)
             size = self._store.size(name)
             if size != self._bytes[name]:
                 raise self._damaged(name, "its size", f"{size} bytes instead of {self._bytes[name]}")
-            if path not in self._open:
-                self._open[path] = zarr.open_array(self._store.zarr(read_only=True), path=path, mode="r")
-            self._open[name] = self._open[path]
-        return self._open[name]
+            self._files[name] = TaskFile(self._store, name, self._bytes[name], segment, field, self._rows, self._block)
+        return self._files[name]
 
     def _damaged(self, name: str, what: str, found: str) -> CorruptionError:
         return CorruptionError(
@@ -80,7 +78,7 @@ class ArrayReader:
         )
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_open": {}, "_store": None}
+        return {**self.__dict__, "_files": {}, "_store": None}
 
 
 class CacheReader:

@@ -60,6 +60,25 @@ class Store:
         except OSError as e:
             raise CacheError(f"can't be read: {e.strerror or e}", where=f"{self}/{name}") from e
 
+    def read_range(self, name: str, start: int, stop: int) -> bytes:
+        """Bytes [start, stop) of a file.
+
+        Raises:
+            CacheError: it is missing or can't be read.
+        """
+        try:
+            if self.local is None:
+                return bytes(self._fs.cat_file(self.path(name), start=start, end=stop))
+            handle = os.open(self.local / name, os.O_RDONLY)
+            try:
+                return os.pread(handle, stop - start, start)
+            finally:
+                os.close(handle)
+        except FileNotFoundError as e:
+            raise CacheError("a file of the cache is missing", where=f"{self}/{name}") from e
+        except OSError as e:
+            raise CacheError(f"can't be read: {e.strerror or e}", where=f"{self}/{name}") from e
+
     def exists(self, name: str) -> bool:
         """Whether a file or folder is there."""
         return bool(self._fs.exists(self.path(name)))

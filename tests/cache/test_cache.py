@@ -10,7 +10,7 @@ import torch
 import zarr
 from PIL import Image
 
-from pipeline.cache import Cache, CacheReader, Store
+from pipeline.cache import ArrayReader, Cache, CacheReader, Store
 from pipeline.errors import CacheError, IdentityError, TargetsError
 from pipeline.shards import build_index
 from pipeline.targets import Encoding, TargetsConfig
@@ -65,6 +65,22 @@ def test_any_zarr_reader_reads_it(cache_path):
     assert (array[:, 0, :40] < CLASSES).all()
     assert (array[:, 0, 40:] == 255).all()
     assert group.attrs["kdpipe"]["identity"]["teacher"]["num_classes"] == CLASSES
+
+
+@pytest.mark.parametrize("kind", ["topk", "dense"])
+def test_our_reader_reads_what_zarr_reads(world, tmp_path, kind, monkeypatch):
+    # Small chunks, so that a block of dense logits takes several.
+    monkeypatch.setattr("pipeline.cache.layout.CHUNK_BYTES", 64)
+    cache = make_cache(world, tmp_path / "c", views=(0, 1), targets=TargetsConfig(kind=kind))
+    group, reader = zarr.open_group(str(tmp_path / "c"), mode="r"), ArrayReader(cache)
+    segment = cache.segments[0]
+    for position, shard in enumerate(cache.shards):
+        for start, stop in [(0, shard["samples"]), (3, 9), (16, 17), (15, 21)]:
+            ours = reader.read(segment, shard["name"], 1, start, stop)
+            for name, array in ours.items():
+                theirs = group[segment.array(name)][1, position, start:stop]
+                assert array.dtype == theirs.dtype
+                assert np.array_equal(array, theirs)
 
 
 def test_one_file_an_array_and_task(cache_path):

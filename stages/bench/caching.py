@@ -1,0 +1,77 @@
+"""What caching costs beyond the teacher's forward: reading, decoding, rendering, encoding, writing."""
+
+import io
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from timm.data import create_transform
+
+from pipeline.cache import Store, add_segment, commit_task, create
+from pipeline.cache.layout import Segment
+from pipeline.caching import make_identity
+from pipeline.caching.identity import render_canaries
+from pipeline.caching.task import run_task
+from pipeline.shards import BlockReader, Index
+from pipeline.targets import Encoding, TargetsConfig
+from pipeline.teacher import Teacher, TeacherConfig
+from pipeline.views import ViewsConfig
+from stages.bench.measure import interleaved, ratio
+
+PER_IMAGE_VIEWS = 4
+
+
+def caching(index: Index, folder: Path, size: int = 224, repeats: int = 5) -> dict[str, Any]:
+    """Core-milliseconds a view of the whole of `cache-teacher` but for the teacher's forward.
+
+    The teacher is one linear layer on pooled pixels; its forward is measured alone and taken off. The peer is
+    timm's training transform on the same images, each decoded anew for every view as a trainer does.
+    """
+    views = ViewsConfig()
+    config = TeacherConfig(model="stages.bench.data:glance", num_classes=1000, input_size=size, threads=1)
+    teacher = Teacher(config)
+    encoding = Encoding.of(TargetsConfig(), teacher.num_classes)
+    segment = Segment(0, encoding, tuple(range(PER_IMAGE_VIEWS)), teacher.numerics())
+    store = Store(folder / "caching.zarr")
+    identity = make_identity(index, views, teacher, size)
+    cache = create(store, identity, render_canaries(index, views, [0], size))
+    add_segment(cache, segment)
+
+    def ours() -> None:
+        for i, shard in enumerate(index.shards):
+            fields, quality = run_task(index, views, teacher, segment, shard, size, threads=1)
+            commit_task(cache, segment, i, fields, quality)
+
+    batch = torch.zeros(config.batch_size, size, size, 3, dtype=torch.uint8).numpy()
+
+    def forward() -> None:
+        for block in range(index.blocks):
+            for _ in range(PER_IMAGE_VIEWS * -(-len(index.rows(block)) // config.batch_size)):
+                teacher(batch)
+
+    transform = create_transform(
+        size, is_training=True, auto_augment=None, color_jitter=None, interpolation="bicubic", re_prob=0
+    )
+    reader = BlockReader(index)
+
+    def peer() -> None:
+        for row in range(len(index)):
+            for _ in range(PER_IMAGE_VIEWS):
+                transform(Image.open(io.BytesIO(reader.image(row))).convert("RGB"))
+
+    times = interleaved(
+        {"ours": ours, "forward": forward, "peer": peer}, repeats, per=1000 * len(index) * PER_IMAGE_VIEWS
+    )
+    added = {name: times["ours"][name] - times["forward"][name] for name in ("median", "min", "max")}
+    return {
+        "added_core_ms_per_view": added,
+        "forward_core_ms_per_view": times["forward"],
+        "peer": "timm create_transform, one decode a view",
+        "peer_core_ms_per_view": times["peer"],
+        "ratio": ratio(added, times["peer"]),
+        "views_per_decode": PER_IMAGE_VIEWS,
+        "images": len(index),
+        "size": size,
+        "repeats": repeats,
+    }
