@@ -1,7 +1,6 @@
 """`kdpipe cache-teacher`: run the teacher once and keep what it says."""
 
 import json
-import os
 from typing import Any
 
 import click
@@ -63,12 +62,6 @@ def cache_teacher(
             settings.targets,
             wanted,
             caching=settings.caching,
-            notes={
-                "shards": os.path.abspath(shards),
-                "limit": limit,
-                "teacher": settings.teacher.model_dump(mode="json"),
-                "weights": settings.teacher.weights and os.path.abspath(settings.teacher.weights),
-            },
             on_progress=lambda p: progress.advance(p.views, task=f"{p.done}/{p.total}", shard=p.shard),
         )
     summary = summarise(cache, report, wanted)

@@ -1,6 +1,7 @@
 """`kdpipe inspect`: what a cache holds."""
 
 import json
+import sys
 from typing import Any
 
 import click
@@ -61,7 +62,8 @@ def describe_cache(cache: Cache) -> dict[str, Any]:
 
 
 def _print(report: dict[str, Any]) -> None:
-    console = Console(soft_wrap=True)
+    # In a log nothing is cut off for want of columns.
+    console = Console() if sys.stdout.isatty() else Console(width=200)
     identity = report["identity"]
     teacher, views = identity["teacher"], identity["views"]
     facts = Table(show_header=False, box=None)

@@ -11,7 +11,6 @@ from pipeline.caching import check_canaries, check_truth, make_identity
 from pipeline.errors import CacheError, KdpipeError
 from pipeline.shards import Index
 from pipeline.teacher import Teacher, TeacherConfig
-from pipeline.views import ViewsConfig
 
 
 @click.command()
@@ -69,12 +68,12 @@ def _truth(
     if not runs:
         raise CacheError("provenance is missing", where=store, do="Pass --integrity-only")
     last = runs[-1]
-    index = Index.open(shards or last["shards"]).limit(last["limit"])
-    config = ViewsConfig(**{k: v for k, v in cache.identity["views"].items() if k in ViewsConfig.model_fields})
+    index = Index.open(shards or last["shards"]).limit(last["samples"])
+    config = cache.views_config
     numerics = next((s.numerics for s in cache.segments), {})
     settings = {
         **last["teacher"],
-        "weights": weights or last["weights"],
+        "weights": weights or last["teacher"]["weights"],
         **{k: numerics[k] for k in ("batch_size", "amp_dtype", "channels_last", "threads") if k in numerics},
         "device": device or numerics.get("device", "auto"),
     }

@@ -78,12 +78,6 @@ def make_cache(
 ):
     """Cache views of a world with the tiny teacher; returns the open cache."""
     targets = targets or TargetsConfig(k=4)
-    notes = {
-        "shards": world.index_path,
-        "limit": None,
-        "teacher": teacher(**changes).config.model_dump(mode="json"),
-        "weights": None,
-    }
     cache, _ = cache_views(
         str(out),
         world.index,
@@ -92,7 +86,6 @@ def make_cache(
         targets,
         list(views),
         caching=CachingConfig(render_threads=2),
-        notes=notes,
     )
     return cache
 

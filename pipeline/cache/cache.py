@@ -9,7 +9,7 @@ from pipeline.cache.store import Store
 from pipeline.errors import CacheError, CorruptionError, IdentityError
 from pipeline.fingerprint import canonical_json, differences, fingerprint, sha256
 from pipeline.targets import Quality
-from pipeline.views import View
+from pipeline.views import View, ViewsConfig
 
 
 class Cache:
@@ -48,6 +48,12 @@ class Cache:
     def num_classes(self) -> int:
         """Classes of the teacher."""
         return int(self.identity["teacher"]["num_classes"])
+
+    @property
+    def views_config(self) -> ViewsConfig:
+        """The policy of its views, as needed to render them again."""
+        said = self.identity["views"]
+        return ViewsConfig(**{name: said[name] for name in ViewsConfig.model_fields})
 
     @property
     def size(self) -> int:

@@ -75,6 +75,7 @@ def add_segment(cache: Cache, segment: Segment) -> None:
     store, shards = cache.store, cache.shards
     block = int(cache.identity["block_size"])
     rows = padded_rows(shards, block)
+    last = "class" if segment.encoding.kind == "dense" else "k"
     with store.writing(segment.name):
         group = zarr.open_group(store.zarr(read_only=False), mode="r+")
         for field in segment.encoding.fields():
@@ -87,7 +88,7 @@ def add_segment(cache: Cache, segment: Segment) -> None:
                 dtype=field.dtype,
                 compressors=_codecs("bitshuffle"),
                 fill_value=fill_value(field.dtype),
-                dimension_names=("view", "shard", "row", *(("class",) * len(field.shape))),
+                dimension_names=("view", "shard", "row", *((last,) * len(field.shape))),
                 overwrite=True,
             )
     folder = f"segments/{segment.name}"

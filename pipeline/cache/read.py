@@ -9,7 +9,7 @@ from pipeline.cache.cache import Cache, require_identity
 from pipeline.cache.chunks import ChecksumError, TaskFile
 from pipeline.cache.layout import Segment, padded_rows
 from pipeline.cache.store import Store
-from pipeline.errors import CacheError, CorruptionError, TargetsError
+from pipeline.errors import CacheError, CorruptionError, IdentityError, TargetsError
 from pipeline.shards import Index
 from pipeline.targets import ArrayField, Encoding
 from pipeline.views import View, ViewsConfig
@@ -87,7 +87,7 @@ class CacheReader:
     Args:
         url: the cache.
         index: the samples; a limited index reads a part of the cache.
-        views: the policy; must be the cache's own.
+        views: the policy, which must be the cache's own; None to take the cache's word for it.
         dense: whether every class's value is needed rather than the top k.
         num_classes: the student's; must be the teacher's.
 
@@ -101,16 +101,22 @@ class CacheReader:
         self,
         url: str,
         index: Index,
-        views: ViewsConfig,
+        views: ViewsConfig | None = None,
         *,
         dense: bool = False,
         num_classes: int | None = None,
     ) -> None:
         self.url = url
         self.cache = Cache(Store(url))
-        require_match(self.cache, index, views, num_classes)
+        self.config = views or self.cache.views_config
+        require_match(self.cache, index, self.config, num_classes)
         self.selection = select(self.cache, [shard.name for shard in index.shards], dense)
         self._arrays = ArrayReader(self.cache)
+
+    @property
+    def encoding(self) -> Encoding:
+        """How the targets are encoded; its `decode` turns a batch's fields into Targets."""
+        return self.selection.encoding
 
     @property
     def views(self) -> list[View]:
@@ -125,15 +131,23 @@ class CacheReader:
 def require_match(cache: Cache, index: Index, views: ViewsConfig, num_classes: int | None) -> None:
     """Raise IdentityError unless the cache is of these samples, draws and classes. Paths play no part."""
     cached = {s["name"]: s for s in cache.shards}
+    absent = [shard.name for shard in index.shards if shard.name not in cached]
+    if absent:
+        raise IdentityError(
+            f"the cache was made without {len(absent)} of the index's {len(index.shards)} shards",
+            where=cache.store,
+            found=absent[0],
+            allowed=f"{cache.shards[0]['name']} to {cache.shards[-1]['name']}",
+            do="Use the index, and the --limit, that it was cached with",
+        )
     ours, theirs = [], []
     for shard in index.shards:
-        there = cached.get(shard.name)
+        there = cached[shard.name]
         whole = next(s for s in index.full.shards if s.name == shard.name)
         # Compare over the rows that the cache holds; a training run may use fewer, not more.
-        rows = min(there["samples"], whole.samples) if there else None
-        ours.append(index.shard_identity(whole, rows))
-        theirs.append(there or {"name": shard.name})
-        if there and shard.samples > there["samples"]:
+        ours.append(index.shard_identity(whole, min(there["samples"], whole.samples)))
+        theirs.append(there)
+        if shard.samples > there["samples"]:
             raise CacheError(
                 "the cache holds fewer samples of a shard than the index",
                 where=f"{cache.store} shard {shard.name}",

@@ -65,7 +65,6 @@ def cache_views(
     views: Sequence[View],
     *,
     caching: CachingConfig | None = None,
-    notes: dict[str, Any] | None = None,
     on_progress: Callable[[Progress], None] = lambda _: None,
 ) -> tuple[Cache, Report]:
     """Make the cache hold the teacher's targets of these views of all samples of the index.
@@ -81,7 +80,6 @@ def cache_views(
         targets: what to keep.
         views: numbers and "center".
         caching: how.
-        notes: kept in the provenance (where shards and weights were found).
         on_progress: called after every task.
 
     Raises:
@@ -93,7 +91,6 @@ def cache_views(
     index.check_labels(teacher.num_classes)
     cache = _open(url, index, config, teacher, views, caching)
     cache.store.sweep()
-    write_provenance(cache.store, provenance(notes or {}))
     encoding = Encoding.of(targets, teacher.num_classes)
     segments = _segments(cache, encoding, list(views), teacher.numerics())
     shards = {s.name: s for s in index.shards}
@@ -103,6 +100,8 @@ def cache_views(
         for i, s in enumerate(cache.shards)
         if (segment.number, s["name"]) not in cache.commits
     ]
+    if todo:
+        write_provenance(cache.store, provenance(index, teacher))
     report = Report(skipped=len(segments) * len(cache.shards) - len(todo))
     for done, (segment, position, shard) in enumerate(todo, start=1):
         fields, quality = run_task(index, config, teacher, segment, shard, cache.size, threads)
@@ -158,11 +157,14 @@ def _segments(cache: Cache, encoding: Encoding, views: list[View], numerics: dic
     return there
 
 
-def provenance(notes: dict[str, Any]) -> dict[str, Any]:
-    """Where, when and with what a run was done; read by people, compared by nobody."""
+def provenance(index: Index, teacher: Teacher) -> dict[str, Any]:
+    """Where, when and with what a run was done; compared by nobody, but `kdpipe verify` looks there for inputs."""
     packages = ["kdpipe", "torch", "torchvision", "timm", "zarr", "numcodecs", "numpy", "pillow"]
+    weights = teacher.config.weights
     return {
-        **notes,
+        "shards": str(index.path),
+        "samples": len(index),
+        "teacher": teacher.config.model_dump(mode="json") | {"weights": weights and os.path.abspath(weights)},
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "host": platform.node(),
         "machine": platform.machine(),

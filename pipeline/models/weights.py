@@ -38,8 +38,8 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
 def load_weights(model: nn.Module, path: str | Path) -> None:
     """Load a safetensors file or a weights-only pickle into `model`, strictly.
 
-    Accepts what timm accepts: a bare state dict or one under `state_dict`, `model`, `model_ema`; a model's own
-    `pretrained_filter_fn` (timm's `checkpoint_filter_fn`) renames published keys.
+    Accepts what timm's `load_state_dict` accepts: a bare state dict or one under `state_dict`, `model`,
+    `state_dict_ema` or `model_ema`, of which the average is preferred.
 
     Raises:
         TeacherError: unreadable file, or keys or shapes that don't fit; it names the first of each kind.

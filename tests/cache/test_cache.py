@@ -61,7 +61,7 @@ def test_any_zarr_reader_reads_it(cache_path):
     group = zarr.open_group(cache_path, mode="r")
     array = group["segments/000-top4-float16-v0-3/index"]
     assert array.shape == (3, 3, 48, 4)
-    assert array.metadata.dimension_names == ("view", "shard", "row", "class")
+    assert array.metadata.dimension_names == ("view", "shard", "row", "k")
     assert (array[:, 0, :40] < CLASSES).all()
     assert (array[:, 0, 40:] == 255).all()
     assert group.attrs["kdpipe"]["identity"]["teacher"]["num_classes"] == CLASSES

@@ -1,0 +1,272 @@
+"""The run: epochs of steps, an evaluation and a checkpoint after each, and going on where one stopped."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipeline.errors import CheckpointError
+from pipeline.evaluation import Metrics, evaluate
+from pipeline.fingerprint import differences
+from pipeline.models import METADATA_KEY
+from pipeline.trainer.files import BEST, LAST, SUMMARY, RunFolder
+from pipeline.trainer.losses import LossLog
+from pipeline.trainer.prepare import Job, Plan, Say, prepare
+from pipeline.trainer.ranks import joined
+from pipeline.trainer.state import pack, separate, unpack
+
+
+@dataclass(frozen=True)
+class Progress:
+    """One step done, for whoever shows progress. Counts are over all processes, `epoch` and `step` from 1.
+
+    Attributes:
+        samples: seen in the whole run, of `total`; `before` of them before this process went on with it.
+        loss: of the newest step fetched from the device.
+    """
+
+    epoch: int
+    epochs: int
+    step: int
+    steps: int
+    before: int
+    samples: int
+    total: int
+    loss: float | None
+
+
+OnStep = Callable[[Progress], None]
+
+
+def train(job: Job, out: str | Path, *, say: Say = print, on_step: OnStep = lambda _: None) -> dict[str, Any]:
+    """Train a student, or go on with it where `out` has a checkpoint of the same job.
+
+    Args:
+        job: what to train.
+        out: folder of the run; see `trainer.files`.
+        say: told remarks, one line each, in the first process only.
+        on_step: told of every step, in the first process only.
+
+    Returns:
+        What summary.json holds.
+
+    Raises:
+        CheckpointError: `out` holds something else, a checkpoint of another job, or can't be written.
+        TrainingError: the loss is not finite.
+        KdpipeError: others, see `prepare`.
+    """
+    with joined(job.train.device) as ranks:
+        if not ranks.first:
+            say, on_step = (lambda _: None), (lambda _: None)
+        if job.train.threads is not None:
+            torch.set_num_threads(job.train.threads)
+        folder = RunFolder(out)
+        going_on = ranks.agree(ranks.first and folder.open())
+        plan = prepare(job, ranks, say)
+        try:
+            return _Run(plan, folder, say, on_step).fit(going_on)
+        finally:
+            plan.close()
+
+
+class _Run:
+    """What changes while training; all of it is in a checkpoint."""
+
+    def __init__(self, plan: Plan, folder: RunFolder, say: Say, on_step: OnStep) -> None:
+        self.plan, self.folder, self.say, self.on_step = plan, folder, say, on_step
+        self.epochs = plan.job.train.epochs
+        self.epoch = 0  # finished epochs
+        self.step = 0  # finished steps of the epoch that runs
+        self.number = 0  # finished steps
+        self.losses = LossLog(plan.ranks)
+        self.best: dict[str, Any] | None = None
+        self.line: dict[str, Any] = {}
+        self.metrics_bytes = 0
+        self.before = 0
+        self._began, self._earlier = time.monotonic(), 0.0
+        self.training_seconds, self.images = 0.0, 0
+
+    @property
+    def seconds(self) -> float:
+        """Of the whole run, evaluation and interrupted parts included as far as they were saved."""
+        return self._earlier + time.monotonic() - self._began
+
+    def fit(self, going_on: bool) -> dict[str, Any]:
+        """Train to the end; see `train`."""
+        if going_on:
+            self._restore()
+        else:
+            # Before the first step, so that the folder belongs to this job from now on.
+            self._save()
+        if self.epoch == self.epochs:
+            self.say(f"{self.folder} is finished: {self.epochs} epochs, nothing to do")
+            return self.folder.read_json(SUMMARY) or self._summarise()
+        while self.epoch < self.epochs:
+            seconds, images = self.training_seconds, self.images
+            self._train_epoch()
+            self._end_epoch((self.images - images) / max(1e-9, self.training_seconds - seconds))
+        return self._summarise()
+
+    def _train_epoch(self) -> None:
+        plan, steps = self.plan, self.plan.loader.steps
+        every = plan.job.train.checkpoint_steps
+        mark = time.monotonic()
+        for batch in plan.loader.epoch(self.epoch, self.step):
+            parts = plan.step(batch, self.number)
+            self.step, self.number = self.step + 1, self.number + 1
+            self.losses.add(self.epoch, self.step, parts)
+            self.images += batch.global_rows
+            self.training_seconds += time.monotonic() - mark
+            self.on_step(self._progress())
+            if every and self.step % every == 0 and self.step < steps:
+                self._save()
+            mark = time.monotonic()
+        self.losses.fetch(self.epoch)
+        self.training_seconds += time.monotonic() - mark
+
+    def _seen(self) -> int:
+        samples = len(self.plan.loader)
+        return self.epoch * samples + min(self.step * self.plan.job.train.batch_size, samples)
+
+    def _progress(self) -> Progress:
+        loader = self.plan.loader
+        return Progress(
+            epoch=self.epoch + 1,
+            epochs=self.epochs,
+            step=self.step,
+            steps=loader.steps,
+            before=self.before,
+            samples=self._seen(),
+            total=self.epochs * len(loader),
+            loss=self.losses.latest.get("loss"),
+        )
+
+    def _end_epoch(self, speed: float) -> None:
+        last = self.epoch + 1 == self.epochs
+        scores = self._evaluate() if last or (self.epoch + 1) % self.plan.job.train.eval_every == 0 else None
+        self.epoch, self.step = self.epoch + 1, 0
+        self.line = {
+            "epoch": self.epoch,
+            "steps": self.number,
+            "lr": self.plan.step.lr,
+            "train": self.losses.means(),
+            "validation": scores,
+        }
+        top1 = scores["top1"] if scores else None
+        if top1 is not None:
+            better = self.best is None or top1 > self.best["validation"]["top1"]
+        else:
+            better = last and self.best is None
+        if better:
+            self.best = {"epoch": self.epoch, "validation": scores}
+        due = last or self.epoch % self.plan.job.train.checkpoint_epochs == 0
+        timing = {"seconds": round(self.seconds, 3), "images_per_second": round(speed, 1)}
+        if self.plan.ranks.first:
+            self.metrics_bytes = self.folder.append_metrics({**self.line, "timing": timing})
+            names = [name for name, wanted in ((LAST, due), (BEST, better)) if wanted]
+            if names:
+                weights, header = self._weights(scores)
+                for name in names:
+                    self.folder.write_tensors(name, weights, METADATA_KEY, header)
+        if due:
+            self._save()
+        self.say(_describe(self.line, self.epochs, speed))
+
+    def _evaluate(self) -> Metrics | None:
+        plan = self.plan
+        if plan.validation is None:
+            return None
+        plan.ranks.share_buffers(plan.step.averaged)
+        batches = plan.validation.epoch(0)
+        return evaluate(plan.step.predict, batches, plan.built.num_classes, plan.ranks.device)
+
+    def _weights(self, scores: Metrics | None) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+        job = self.plan.job
+        header = {
+            **self.plan.built.metadata(),
+            "views": job.views.model_dump(mode="json"),
+            "objective": job.objective.model_dump(mode="json"),
+            "epoch": self.epoch,
+            "evaluation": scores,
+        }
+        return separate(dict(self.plan.step.averaged.state_dict())), header
+
+    def _save(self) -> None:
+        # Also so that no checkpoint is made of weights that a bad loss has spoilt.
+        self.losses.fetch(self.epoch)
+        if not self.plan.ranks.first:
+            return
+        tensors, tree = pack(self.plan.step)
+        state = {
+            "config": self.plan.identity,
+            "epoch": self.epoch,
+            "step": self.step,
+            "number": self.number,
+            "losses": self.losses.state(),
+            "best": self.best,
+            "line": self.line,
+            "metrics_bytes": self.metrics_bytes,
+            "timing": {"seconds": self.seconds, "training": self.training_seconds, "images": self.images},
+            "optimizer": tree,
+            "versions": {name: version(name) for name in ("kdpipe", "torch", "timm")},
+        }
+        self.folder.write_checkpoint(tensors, state)
+
+    def _restore(self) -> None:
+        tensors, state = self.folder.read_checkpoint()
+        _require_same(self.folder, self.plan.identity, state["config"])
+        unpack(self.plan.step, tensors, state["optimizer"])
+        self.epoch, self.step, self.number = state["epoch"], state["step"], state["number"]
+        self.losses.restore(**state["losses"])
+        self.best, self.line, self.metrics_bytes = state["best"], state["line"], state["metrics_bytes"]
+        timing = state["timing"]
+        self._earlier, self.training_seconds, self.images = (timing[k] for k in ("seconds", "training", "images"))
+        self.before = self._seen()
+        if self.plan.ranks.first:
+            self.folder.cut_metrics(self.metrics_bytes)
+        if self.epoch < self.epochs:
+            self.say(f"going on at epoch {self.epoch + 1} step {self.step + 1} of {self.folder}")
+
+    def _summarise(self) -> dict[str, Any]:
+        config = self.plan.identity
+        summary = {
+            "student": config["student"]["model"],
+            "objective": config["objective"],
+            "cache": config["cache"] and config["cache"]["identity"],
+            "epochs": self.epochs,
+            "steps": self.number,
+            "samples": len(self.plan.loader),
+            "final": {name: self.line[name] for name in ("train", "validation")},
+            "best": self.best,
+            "seconds": round(self.seconds, 3),
+            "images_per_second": round(self.images / max(1e-9, self.training_seconds), 1),
+            "config": config,
+        }
+        if self.plan.ranks.first:
+            self.folder.write_json(SUMMARY, summary)
+        return summary
+
+
+def _require_same(folder: RunFolder, now: dict[str, Any], then: dict[str, Any]) -> None:
+    found = differences(now, then)
+    if found:
+        field, ours, theirs = found[0]
+        more = f" (and {', '.join(f for f, _, _ in found[1:4])})" if len(found) > 1 else ""
+        raise CheckpointError(
+            f"the checkpoint was made with another {field}{more}",
+            where=folder,
+            found=f"{ours} now",
+            allowed=f"{theirs} as begun",
+            do="Repeat with the settings it was begun with, or choose another --out",
+        )
+
+
+def _describe(line: dict[str, Any], epochs: int, speed: float) -> str:
+    words = [f"epoch {line['epoch']}/{epochs}", *(f"{k} {v:.4f}" for k, v in line["train"].items())]
+    if line["validation"] and line["validation"]["top1"] is not None:
+        words.append(f"top1 {100 * line['validation']['top1']:.2f} %")
+    return "  ".join([*words, f"lr {line['lr']:.3g}", f"{speed:.0f} img/s"])

@@ -1,0 +1,192 @@
+"""From configs to everything a run works with. What can't work is refused here, before a file is written."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from pipeline.cache import CacheReader
+from pipeline.caching.identity import check_canaries
+from pipeline.errors import IdentityError, TrainingError
+from pipeline.fingerprint import canonical_json, fingerprint
+from pipeline.loader import Batch, Loader, LoaderConfig
+from pipeline.models import Built, ModelConfig, weights_digest
+from pipeline.objectives import Needs, ObjectiveConfig, build_objective
+from pipeline.shards import Index
+from pipeline.targets import Targets
+from pipeline.trainer.config import TrainConfig
+from pipeline.trainer.ranks import Ranks
+from pipeline.trainer.step import Step, TargetsOf, build_student
+from pipeline.views import ViewsConfig
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One student to train.
+
+    Attributes:
+        index: training samples.
+        validation: samples for the evaluation after an epoch, or None.
+        cache: where the teacher's targets are; None for objectives without a teacher.
+    """
+
+    index: Index
+    views: ViewsConfig
+    student: ModelConfig
+    objective: ObjectiveConfig
+    train: TrainConfig
+    loader: LoaderConfig
+    validation: Index | None = None
+    cache: str | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A job made concrete in one process. `identity` is what a resumed run must agree with."""
+
+    job: Job
+    ranks: Ranks
+    built: Built
+    step: Step
+    loader: Loader
+    validation: Loader | None
+    identity: dict[str, Any]
+
+    def close(self) -> None:
+        """Stop the loaders' workers."""
+        self.loader.close()
+        if self.validation is not None:
+            self.validation.close()
+
+
+def prepare(job: Job, ranks: Ranks, say: Say) -> Plan:
+    """Open the cache, check that all fits together, build student and loaders.
+
+    Raises:
+        TrainingError: no cache where the objective needs one, no labels, no class count.
+        IdentityError, CacheError, TargetsError, ViewError: the cache doesn't serve this job.
+        ShardError: a label is out of range.
+    """
+    objective = build_objective(job.objective)
+    reader = _open_cache(job, objective.needs, say)
+    built = build_student(job.student, job.train, _classes(job, reader))
+    for index in (job.index, *([job.validation] if job.validation else [])):
+        index.check_labels(built.num_classes)
+    if reader is not None:
+        _check_fit(reader, built, say)
+    common: dict[str, Any] = {"loader": job.loader, "rank": ranks.rank, "world": ranks.world}
+    batch, size = job.train.batch_size, built.input_size
+    labelled_only = objective.needs.labels and not objective.needs.targets
+    loader = Loader(
+        job.index,
+        job.views,
+        size,
+        batch,
+        seed=job.train.seed,
+        cache=reader,
+        labelled_only=labelled_only,
+        **common,
+    )
+    _remark_labels(job, objective.needs, say)
+    remark = loader.require_epochs(job.train.epochs)
+    if remark:
+        say(remark)
+    validation = (
+        None if job.validation is None else Loader(job.validation, job.views, size, batch, center=True, **common)
+    )
+    identity = _identity(job, built, reader, loader)
+    step = Step(built, objective, job.train, updates=loader.steps, targets_of=targets_of(reader), ranks=ranks)
+    return Plan(job, ranks, built, step, loader, validation, identity)
+
+
+def targets_of(reader: CacheReader | None) -> TargetsOf | None:
+    """How a step gets targets from a cache: decoded on the device where the batch is."""
+    if reader is None:
+        return None
+    encoding = reader.selection.encoding
+
+    def decode(batch: Batch) -> Targets:
+        return encoding.decode(batch.targets)
+
+    return decode
+
+
+def _open_cache(job: Job, needs: Needs, say: Say) -> CacheReader | None:
+    if not needs.targets:
+        if job.cache is not None:
+            say(f"objective {job.objective.name} takes nothing from a teacher: the cache is not read")
+        return None
+    if job.cache is None:
+        raise TrainingError(
+            f"objective {job.objective.name} needs a teacher's targets",
+            do="Pass --cache (kdpipe cache-teacher makes one), or --objective none",
+        )
+    reader = CacheReader(job.cache, job.index, job.views, dense=needs.dense, num_classes=job.student.num_classes)
+    check_canaries(reader.cache, job.index, job.views, job.loader.pixels)
+    return reader
+
+
+def _classes(job: Job, reader: CacheReader | None) -> int | None:
+    """Number of classes where neither the student's config nor its weights say it."""
+    if reader is not None:
+        return reader.selection.encoding.num_classes
+    largest = int(np.max(job.index.labels))
+    return job.index.num_classes or (largest + 1 if largest >= 0 else None)
+
+
+def _check_fit(reader: CacheReader, built: Built, say: Say) -> None:
+    cached, size = reader.selection.encoding.num_classes, reader.cache.size
+    if built.num_classes != cached:
+        raise IdentityError(
+            "student and cached teacher have different numbers of classes",
+            where=reader.url,
+            found=built.num_classes,
+            allowed=cached,
+            do="Set student.num_classes to the teacher's",
+        )
+    if built.input_size != size:
+        say(
+            f"student sees {built.input_size} pixels, the teacher saw {size}: "
+            "views share their geometry, not their exact pixels"
+        )
+
+
+def _remark_labels(job: Job, needs: Needs, say: Say) -> None:
+    total, without = len(job.index), job.index.unlabelled
+    if not needs.labels or not without:
+        return
+    if not needs.targets:
+        say(f"{without} of {total} samples have no label and are left out")
+    elif without == total:
+        say("no sample has a label: the cross entropy is zero, and objective.alpha=1 would say so")
+    else:
+        say(f"{without} of {total} samples have no label: they learn from the teacher only")
+
+
+def _identity(job: Job, built: Built, reader: CacheReader | None, loader: Loader) -> dict[str, Any]:
+    """What decides the trained weights, rounding aside: no path, device, worker or number of processes."""
+    begun = built.module if job.student.weights or job.student.pretrained else None
+    cache = reader and {
+        "identity": fingerprint(reader.cache.identity),
+        "encoding": reader.selection.encoding.json(),
+        "views": [v for v in reader.views if v != "center"],
+    }
+    identity = {
+        "data": job.index.fingerprint,
+        "validation": job.validation and job.validation.fingerprint,
+        "views": job.views.identity(),
+        "cache": cache,
+        "student": {**built.metadata(), "weights": begun and weights_digest(begun)},
+        "objective": job.objective.model_dump(mode="json"),
+        "train": job.train.identity(),
+        "loader": {
+            "lanes": loader.lanes,
+            "window": job.loader.window,
+            "view_schedule": job.loader.view_schedule,
+        },
+    }
+    return json.loads(canonical_json(identity))

@@ -1,0 +1,173 @@
+"""One optimisation step, a pure function of weights, batch and the step's number."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from timm.optim import create_optimizer_v2
+from timm.scheduler import create_scheduler_v2
+from timm.utils import ModelEmaV3
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from pipeline.errors import TrainingError
+from pipeline.fingerprint import fingerprint
+from pipeline.loader import Batch
+from pipeline.models import Built, ModelConfig, build
+from pipeline.objectives import Objective, Reduction
+from pipeline.targets import Targets
+from pipeline.teacher import resolve_device
+from pipeline.trainer.config import TrainConfig
+from pipeline.trainer.ranks import Ranks
+from pipeline.views import Normalize
+
+# What the teacher says of a batch: decoded from the cache, or asked of a live teacher.
+TargetsOf = Callable[[Batch], Targets | None]
+
+
+class Step:
+    """A student with everything that trains it.
+
+    Args:
+        built: the student, its module not yet on a device.
+        objective: the loss.
+        config: see TrainConfig.
+        updates: steps of an epoch, for the schedule.
+        targets_of: the teacher's word on a batch; None where the objective needs none.
+        ranks: the processes of the run; by default only this one, on `config.device`.
+
+    Raises:
+        TrainingError: optimizer or schedule can't be made of these settings.
+    """
+
+    def __init__(
+        self,
+        built: Built,
+        objective: Objective,
+        config: TrainConfig,
+        *,
+        updates: int,
+        targets_of: TargetsOf | None,
+        ranks: Ranks | None = None,
+    ) -> None:
+        ranks = ranks or Ranks(0, 1, resolve_device(config.device))
+        self.objective, self.config, self.ranks, self._targets_of = objective, config, ranks, targets_of
+        layout = torch.channels_last if config.channels_last else torch.contiguous_format
+        self.model: nn.Module = built.module.to(ranks.device, memory_format=layout)  # type: ignore[call-overload]
+        self._normalize = Normalize(built.mean, built.std, config.channels_last).to(ranks.device)
+        try:
+            self.optimizer = create_optimizer_v2(
+                self.model,
+                opt=config.opt,
+                lr=config.lr,
+                weight_decay=config.weight_decay,
+                momentum=config.momentum,
+                **config.opt_kwargs,
+            )
+            self._schedule, _ = create_scheduler_v2(
+                self.optimizer,
+                sched=config.sched,
+                num_epochs=config.epochs,
+                warmup_epochs=config.warmup,  # type: ignore[arg-type]
+                warmup_lr=config.warmup_lr,
+                min_lr=config.min_lr,
+                decay_epochs=config.decay_epochs,
+                decay_milestones=list(config.decay_milestones),
+                decay_rate=config.decay_rate,
+                step_on_epochs=False,
+                updates_per_epoch=updates,
+            )
+        except (TypeError, ValueError, AssertionError, RuntimeError, ImportError) as e:
+            raise TrainingError(
+                f"optimizer or schedule can't be made: {e}", where=f"{config.opt}, {config.sched}"
+            ) from e
+        self.ema = (
+            ModelEmaV3(self.model, config.model_ema_decay, use_warmup=config.model_ema_warmup)
+            if config.model_ema
+            else None
+        )
+        self._dtype: torch.dtype = getattr(torch, config.amp_dtype)
+        self.scaler = torch.amp.GradScaler(ranks.device.type, enabled=self._dtype == torch.float16)
+        self._forward: nn.Module = self.model
+        if ranks.world > 1:
+            own = [ranks.device] if ranks.device.type == "cuda" else None
+            self._forward = DistributedDataParallel(self.model, device_ids=own)
+
+    @property
+    def averaged(self) -> nn.Module:
+        """The weights to evaluate and keep: the average where there is one."""
+        return self.model if self.ema is None else self.ema.module
+
+    @property
+    def lr(self) -> float:
+        """Learning rate of the last step (of the first group of parameters)."""
+        return float(self.optimizer.param_groups[0]["lr"])
+
+    def __call__(self, batch: Batch, number: int) -> dict[str, torch.Tensor]:
+        """Train on this process's part of a batch.
+
+        Args:
+            batch: on any device.
+            number: of the step in the whole run, from 0; decides learning rate, average and dropout.
+
+        Returns:
+            The objective's loss and parts, this process's share (their mean over processes is the batch's).
+        """
+        self.model.train()
+        torch.manual_seed(stable_seed("step", self.config.seed, number, self.ranks.rank))
+        self._schedule.step_update(number)
+        self.optimizer.zero_grad(set_to_none=True)
+        batch = batch.to(self.ranks.device, non_blocking=True)
+        targets = None if self._targets_of is None else self._targets_of(batch)
+        with self._autocast():
+            logits = self._forward(self._normalize(_at_least_two(batch.images)))[: len(batch)]
+        reduction = Reduction(batch.global_rows, batch.global_labelled, self.ranks.world)
+        parts = self.objective(logits, batch.labels, targets, reduction)
+        self.scaler.scale(parts["loss"]).backward()
+        if self.config.clip_grad is not None:
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_grad)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        if self.ema is not None:
+            self.ema.update(self.model, step=number + 1)
+        return {name: part.detach() for name, part in parts.items()}
+
+    def predict(self, images: torch.Tensor) -> torch.Tensor:
+        """Logits (n, C) of the weights to evaluate, for uint8 (n, S, S, 3) on the device. Sets eval mode."""
+        model = self.averaged
+        if model.training:
+            model.eval()
+        with self._autocast():
+            logits: torch.Tensor = model(self._normalize(images))
+        return logits.float()
+
+    def _autocast(self) -> Any:
+        return torch.autocast(self.ranks.device.type, dtype=self._dtype, enabled=self._dtype != torch.float32)
+
+
+def build_student(config: ModelConfig, train: TrainConfig, num_classes: int | None = None) -> Built:
+    """The student as it starts: the same weights for the same seed, whatever was drawn before."""
+    torch.manual_seed(stable_seed("weights", train.seed))
+    extra = {"drop_path_rate": train.drop_path} if train.drop_path else None
+    return build(config, num_classes=num_classes, extra=extra)
+
+
+def stable_seed(*name: Any) -> int:
+    """63 bits that belong to a name, in every process and release."""
+    return int(fingerprint(list(name))[:16], 16) >> 1
+
+
+def parameter_names(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[str]:
+    """Names of the parameters in the optimizer's own order, which is that of its state's numbers."""
+    names = {id(p): n for n, p in model.named_parameters()}
+    return [names[id(p)] for group in optimizer.param_groups for p in group["params"]]
+
+
+def _at_least_two(images: torch.Tensor) -> torch.Tensor:
+    """Batch statistics need two rows: repeat one, or invent both where there is none. The loss skips them."""
+    if len(images) >= 2:
+        return images
+    if len(images) == 1:
+        return images.expand(2, *images.shape[1:])
+    return images.new_zeros(2, *images.shape[1:])

@@ -1,0 +1,111 @@
+"""`kdpipe evaluate`: score a model, whoever made it, in one way."""
+
+import json
+from typing import Any
+
+import click
+
+from pipeline.cache import CacheReader
+from pipeline.errors import ConfigError
+from pipeline.evaluation import Metrics
+from pipeline.evaluation import evaluate as score
+from pipeline.loader import Loader
+from pipeline.models import read_metadata
+from pipeline.shards import Index
+from pipeline.teacher import Teacher
+from pipeline.views import ViewsConfig
+from stages import params
+from stages.progress import Progress
+
+_OF_MODEL = ("model", "model_kwargs", "num_classes", "input_size", "mean", "std")
+
+
+@click.command("evaluate")
+@click.argument("file", required=False)
+@click.option("--shards", required=True, help="Index of the shards, from kdpipe index.")
+@click.option("--cache", help="A cache with the center view: agreement with its teacher.")
+@click.option("--model", help="timm name, hub name, or package.module:factory [default: what FILE says].")
+@click.option("--weights", help="safetensors file or weights-only pickle; the same as FILE.")
+@click.option("--pretrained", is_flag=True, default=None, help="timm's published weights from its hub.")
+@click.option("--model-kwargs", multiple=True, metavar="KEY=VALUE", help="Argument of the model; repeatable.")
+@click.option("--num-classes", type=int, help="Classes, where weights and index don't say.")
+@click.option("--input-size", type=int, help="Side the model sees, pixels.")
+@click.option("--batch-size", type=int, help="Samples a forward.")
+@click.option("--amp-dtype", type=click.Choice(["float32", "bfloat16", "float16"]), help="Autocast dtype.")
+@click.option("--workers", type=int, help="Loader processes.")
+@click.option("--limit", type=int, help="Only the first N samples.")
+@click.option("--json", "as_json", is_flag=True, help="Print the metrics as JSON.")
+@params.options
+def evaluate(
+    file: str | None,
+    shards: str,
+    cache: str | None,
+    limit: int | None,
+    as_json: bool,
+    params_file: str | None,
+    sets: tuple[str, ...],
+    model_kwargs: tuple[str, ...],
+    workers: int | None,
+    **flags: Any,
+) -> None:
+    """Score FILE, weights that kdpipe wrote, or any --model, on the center view of every sample.
+
+    Prints top-1, top-5, negative log-likelihood and calibration error over the labelled samples; with --cache
+    also how often the model agrees with the cached teacher, and the mean KL to it. Weights that kdpipe wrote
+    say which model they are of and how it crops; --params overrules the latter.
+    """
+    if file and flags["weights"]:
+        raise ConfigError("two files of weights", where="--weights", found=flags["weights"], allowed=file)
+    weights = file or flags["weights"]
+    # What our own weights say of their model comes before a params file, which may be about another.
+    said = read_metadata(weights) if weights else {}
+    asked = {**flags, "weights": weights, "model_kwargs": params.key_values(model_kwargs)}
+    overrides = {f"teacher.{n}": said.get(n) if asked.get(n) is None else asked[n] for n in {*asked, *_OF_MODEL}}
+    overrides["loader.workers"] = workers
+    settings = params.load(params_file, sets, overrides)
+    index = Index.open(shards).limit(limit)
+    teacher = Teacher(settings.teacher, index.num_classes)
+    index.check_labels(teacher.num_classes)
+    views = settings.views
+    if "views" in said and not params_file and not any(word.startswith("views.") for word in sets):
+        views = ViewsConfig(**said["views"])
+    reader = CacheReader(cache, index, views, num_classes=teacher.num_classes) if cache else None
+    loader = Loader(
+        index,
+        views,
+        teacher.built.input_size,
+        settings.teacher.batch_size,
+        loader=settings.loader,
+        cache=reader,
+        center=True,
+    )
+    with Progress(len(index), "images", "evaluating") as progress:
+
+        def batches() -> Any:
+            for batch in loader.epoch(0):
+                yield batch
+                progress.advance(len(batch))
+
+        encoding = reader.selection.encoding if reader else None
+        found = score(
+            lambda images: teacher(images.cpu().numpy()).logits,
+            batches(),
+            teacher.num_classes,
+            teacher.device,
+            cached=encoding,
+        )
+    loader.close()
+    click.echo(json.dumps(found) if as_json else _text(found))
+
+
+def _text(found: Metrics) -> str:
+    percent = {"top1", "top5", "agreement_top1", "agreement_top5"}
+    lines = []
+    for name, value in found.items():
+        if value is None:
+            lines.append(f"{name} unknown: no sample has a label")
+        elif name in percent:
+            lines.append(f"{name} {100 * value:.2f} %")
+        else:
+            lines.append(f"{name} {value:.5g}" if isinstance(value, float) else f"{name} {value}")
+    return "\n".join(lines)

@@ -1,0 +1,125 @@
+"""The commands train-student and evaluate, as typed."""
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from stages.cli import main
+from tests.trainer import tiny
+
+PARAMS = f"""
+views: {{seed: 5, scale: [0.5, 1.0], crop_pct: 1.0}}
+student: {{input_size: {tiny.SIZE}, num_classes: {tiny.CLASSES}}}
+train: {{batch_size: 16, lr: 0.01, device: cpu, threads: 1}}
+teacher: {{device: cpu, batch_size: 8}}
+"""
+
+
+def kdpipe(*words: str) -> Result:
+    return CliRunner().invoke(main, [str(w) for w in words])
+
+
+@pytest.fixture(scope="module")
+def params(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("params") / "params.yaml"
+    path.write_text(PARAMS)
+    return path
+
+
+@pytest.fixture(scope="module")
+def trained(params, index, validation, cache, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "student"
+    result = kdpipe(
+        *("train-student", "--params", params, "--shards", index.path, "--val", validation.path),
+        *("--cache", cache, "--student", tiny.MODEL, "--model-kwargs", "width=6", "--objective", "kd"),
+        *("--temperature", 2, "--alpha", 0.8, "--epochs", 2, "--out", out, "--json"),
+    )
+    assert result.exit_code == 0, result.output
+    assert "epoch 2/2" in result.stderr
+    summary = json.loads(result.stdout)
+    assert summary["objective"]["temperature"] == 2
+    assert summary["config"]["student"]["model_kwargs"] == {"width": 6}
+    return out
+
+
+def test_train_without_a_teacher(params, index, tmp_path):
+    words = ["train-student", "--params", params, "--shards", index.path, "--student", tiny.MODEL]
+    words += ["--objective", "none", "--epochs", 1, "--limit", 20, "--out", tmp_path / "run"]
+    result = kdpipe(*words)
+    assert result.exit_code == 0, result.output
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["samples"] == 20
+    again = kdpipe(*words)
+    assert again.exit_code == 0
+    assert "is finished" in again.stderr
+    other = kdpipe(*words, "--lr", 0.5)
+    assert other.exit_code == 2
+    assert "made with another train.lr" in other.stderr
+
+
+def test_evaluate_needs_no_more_than_file_and_shards(trained, validation):
+    result = kdpipe("evaluate", trained / "best.safetensors", "--shards", validation.path, "--json")
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    best = json.loads((trained / "summary.json").read_text())["best"]["validation"]
+    assert found == {k: pytest.approx(v, abs=1e-6) for k, v in best.items()}
+
+
+def test_evaluate_for_people(trained, validation):
+    result = kdpipe("evaluate", trained / "best.safetensors", "--shards", validation.path, "--limit", 5)
+    assert result.exit_code == 0, result.output
+    assert result.stdout.startswith("samples 5\nlabelled 5\ntop1 ")
+
+
+def test_agreement_with_the_cached_center_view(trained, index, data, tmp_path):
+    url = tiny.make_cache(tmp_path, index, views=("center",))
+    file = trained / "best.safetensors"
+    found = json.loads(kdpipe("evaluate", file, "--shards", index.path, "--cache", url, "--json").stdout)
+    assert 0 <= found["agreement_top1"] <= found["agreement_top5"] == 1
+    assert found["kl"] > 0
+
+
+def test_evaluate_any_model(params, index, tmp_path):
+    """A teacher against its own cached answers: it agrees with itself."""
+    url = tiny.make_cache(tmp_path, index, views=("center",))
+    result = kdpipe(
+        *("evaluate", "--params", params, "--model", "tests.trainer.tiny:teacher_model", "--num-classes", tiny.CLASSES),
+        *("--input-size", tiny.SIZE, "--shards", index.path, "--cache", url, "--json"),
+    )
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    assert found["agreement_top1"] == 1
+    assert abs(found["kl"]) < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--objective", "kdd"], "unknown objective kdd; allowed: none, kd, soft-ce"),
+        (["--objective", "kd"], "needs a teacher's targets. Pass --cache"),
+        (["--objective", "none", "--set", "train.epoch=3"], "unknown key in params"),
+        (["--objective", "none", "--student", "resnet19"], "unknown model"),
+        (["--objective", "none", "--set", "train.opt=adamq"], "unknown optimizer adamq"),
+        (["--objective", "none", "--num-classes", "2"], "label out of range"),
+        (["--objective", "none", "--val", "nowhere.index"], "nowhere.index"),
+        (["--objective", "kd", "--cache", "nowhere.zarr"], "no cache here"),
+    ],
+)
+def test_mistakes_are_one_line(params, index, tmp_path, words, message):
+    begin = ["train-student", "--params", params, "--shards", index.path, "--student", tiny.MODEL]
+    result = kdpipe(*begin, "--epochs", 1, "--out", tmp_path / "run", *words)
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert not list(tmp_path.glob("run/*"))
+
+
+def test_evaluate_mistakes(trained, index, cache):
+    missing = kdpipe("evaluate", "nowhere.safetensors", "--shards", index.path)
+    assert (missing.exit_code, "weights not found" in missing.stderr) == (2, True)
+    nothing = kdpipe("evaluate", "--model", "resnet18", "--shards", index.path)
+    assert (nothing.exit_code, "no weights" in nothing.stderr) == (2, True)
+    file = trained / "best.safetensors"
+    no_center = kdpipe("evaluate", file, "--shards", index.path, "--cache", cache)
+    assert (no_center.exit_code, "center view is not cached" in no_center.stderr) == (2, True)
