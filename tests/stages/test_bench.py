@@ -1,0 +1,43 @@
+"""The benches measure; the promise they measure is kept."""
+
+import json
+
+import pytest
+
+from tests.stages.running import kdpipe
+
+
+def figures(*args: object) -> dict:
+    result = kdpipe("bench", *args, "--json")
+    assert result.code == 0, result.err
+    return json.loads(result.out)
+
+
+def test_parity_of_cache_and_live_teacher():
+    report = figures("parity")
+    assert report["steps"] == 50
+    assert report["max_loss_difference"] <= 1e-6
+    # The same comparison sees the encodings that do lose something, in the order of what they lose.
+    assert 1e-6 < report["differences"]["float16"] < 1e-2
+    assert report["differences"]["float16"] < report["differences"]["top16"] < 0.1
+    assert report["timm_difference"] <= 1e-6
+    assert report["last_loss"] < report["first_loss"]
+
+
+@pytest.mark.slow
+def test_targets():
+    report = figures("targets", "--repeats", 2)
+    assert report["core_us_per_row"]["median"] > 0
+    assert report["bytes_per_view"] < report["peer_bytes_per_view"]
+    assert report["encoding_loss_nats"] < 0.1
+
+
+@pytest.mark.slow
+def test_caching_and_step():
+    report = figures("caching", "--limit", 300, "--size", 32, "--repeats", 2)
+    assert report["views_per_decode"] == 4
+    assert report["ratio"] == pytest.approx(
+        report["added_core_ms_per_view"]["median"] / report["peer_core_ms_per_view"]["median"]
+    )
+    report = figures("step", "--limit", 300, "--size", 32, "--batch-size", 8, "--steps", 5, "--student", "test_resnet")
+    assert report["ratio_spread"]["min"] <= report["ratio"] <= report["ratio_spread"]["max"]
