@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -158,6 +159,16 @@ class TestCorruptImage:
         for command in (caching(world, tmp_path / "c"), training(world, tmp_path / "r", "--objective", "none")):
             line = refused(*command)
             assert f"shard-0000.tar key {world.index.key(5)} at byte {int(world.index.image_start[5])}" in line
+
+
+def test_a_damaged_cache_is_refused_when_its_chunk_is_read(world, cache_path, tmp_path):
+    shutil.copytree(cache_path, tmp_path / "c.zarr")
+    chunk = tmp_path / "c.zarr/segments/000-top4-float16-v0-3/log_prob/c/0/1/0/0"
+    data = bytearray(chunk.read_bytes())
+    data[30] ^= 4
+    chunk.write_bytes(data)
+    line = refused(*training(world, tmp_path / "r", "--objective", "kd", "--cache", tmp_path / "c.zarr"))
+    assert "log_prob/c/0/1/0/0: a chunk of the cache is damaged: its checksum is wrong" in line
 
 
 class TestNoSpaceAndNoPermission:
