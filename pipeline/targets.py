@@ -36,6 +36,11 @@ class ArrayField:
     shape: tuple[int, ...]
     dtype: str
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of a view's entry, uncompressed."""
+        return math.prod(self.shape) * np.dtype(self.dtype).itemsize
+
 
 @dataclass(frozen=True)
 class Targets:
@@ -72,6 +77,11 @@ class Encoding:
     def name(self) -> str:
         """Short name used for segments: top16-float16, dense-float32."""
         return f"{'dense' if self.kind == 'dense' else f'top{self.k}'}-{self.dtype}"
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of a view, uncompressed."""
+        return sum(field.nbytes for field in self.fields())
 
     @property
     def dense(self) -> bool:

@@ -37,7 +37,9 @@ def resolve_device(device: str) -> torch.device:
         resolved = torch.device(device)
         torch.empty(1, device=resolved)
     except (RuntimeError, AssertionError) as e:
-        raise TeacherError("device can't be used", found=device, do="Use --set teacher.device=cpu") from e
+        raise TeacherError(
+            "device can't be used", found=device, allowed="auto, cpu, or a device that torch has here"
+        ) from e
     return resolved
 
 
@@ -62,6 +64,15 @@ class Teacher:
             )
         self.config = config
         self.built: Built = build(config, num_classes=num_classes)
+        published = (getattr(self.built.module, "pretrained_cfg", None) or {}).get("num_classes")
+        if config.pretrained and not config.weights and published not in (None, self.built.num_classes):
+            raise TeacherError(
+                "the published weights have another number of classes: timm would put a random head on them",
+                where=config.model,
+                found=published,
+                allowed=self.built.num_classes,
+                do="Fine-tune it first (kdpipe train-student --pretrained --objective none), or mend the class count",
+            )
         self.device = resolve_device(config.device)
         self.weights = weights_digest(self.built.module)
         self.threads = config.threads or torch.get_num_threads()
@@ -90,14 +101,15 @@ class Teacher:
     def numerics(self) -> dict[str, Any]:
         """What may move the answer within rounding; one segment of a cache is made with one numerics."""
         c = self.config
-        threads = self.threads if self.device.type == "cpu" else None
+        gpu = self.device.type == "cuda"
         return {
             "form": "eager",
             "batch_size": c.batch_size,
             "amp_dtype": c.amp_dtype,
             "channels_last": c.channels_last,
             "device": self.device.type,
-            "threads": threads,
+            "threads": None if gpu else self.threads,
+            "tf32": gpu and (torch.backends.cudnn.allow_tf32 or torch.backends.cuda.matmul.allow_tf32),
         }
 
     @torch.inference_mode()
@@ -122,8 +134,23 @@ class Teacher:
     def _forward(self, images: torch.Tensor) -> torch.Tensor:
         x = self._normalize(images.to(self.device, non_blocking=True))
         dtype = getattr(torch, self.config.amp_dtype)
-        with torch.autocast(self.device.type, dtype=dtype, enabled=dtype != torch.float32):
-            logits = self._model(x)
+        try:
+            with torch.autocast(self.device.type, dtype=dtype, enabled=dtype != torch.float32):
+                logits = self._model(x)
+        except Exception as e:
+            # Whatever a layer raises, it is about what the user asked this model to do.
+            room = (
+                "Lower --batch-size"
+                if isinstance(e, torch.OutOfMemoryError)
+                else "Check --input-size and --model-kwargs"
+            )
+            reason = str(e).split("\n", maxsplit=1)[0][:200]
+            raise TeacherError(
+                f"the model can't run: {type(e).__name__}: {reason}",
+                where=self.built.name,
+                found=f"{len(images)} views of {images.shape[1]} pixels",
+                do=room,
+            ) from e
         if logits.ndim != 2 or logits.shape[1] != self.num_classes:
             raise TeacherError(
                 "the model's output is no logits",

@@ -7,9 +7,11 @@ import click
 
 from pipeline.cache import Cache
 from pipeline.cache.layout import describe
+from pipeline.caching import Progress as Step
 from pipeline.caching import Report, cache_views
 from pipeline.errors import ConfigError
 from pipeline.shards import Index
+from pipeline.targets import Encoding, Quality
 from pipeline.teacher import Teacher
 from pipeline.views import View
 from stages import params
@@ -52,8 +54,16 @@ def cache_teacher(
     index = Index.open(shards).limit(limit)
     teacher = Teacher(settings.teacher, index.num_classes)
     wanted = parse_views(views)
-    total = len(index) * len(wanted)
-    with Progress(total, "views", "caching") as progress:
+    progress: Progress | None = None
+
+    def show(p: Step) -> None:
+        nonlocal progress
+        if progress is None:
+            progress = Progress(p.pending, "views", "caching")
+        if p.done:
+            progress.advance(p.views, task=f"{p.done}/{p.total}", shard=p.shard)
+
+    try:
         cache, report = cache_views(
             out,
             index,
@@ -62,19 +72,22 @@ def cache_teacher(
             settings.targets,
             wanted,
             caching=settings.caching,
-            on_progress=lambda p: progress.advance(p.views, task=f"{p.done}/{p.total}", shard=p.shard),
+            on_progress=show,
         )
-    summary = summarise(cache, report, wanted)
+    finally:
+        if progress is not None:
+            progress.close()
+    encoding = Encoding.of(settings.targets, teacher.num_classes)
+    summary = summarise(cache, report, encoding, wanted)
     click.echo(json.dumps(summary) if as_json else _text(summary))
 
 
-def summarise(cache: Cache, report: Report, wanted: list[View]) -> dict[str, Any]:
-    """What a run did and what the cache now holds of the wanted views."""
-    from pipeline.targets import Quality
-
+def summarise(cache: Cache, report: Report, encoding: Encoding, wanted: list[View]) -> dict[str, Any]:
+    """What a run did, and what the cache now holds in the segments of the wanted views."""
+    names = {s.name for s in cache.segments if s.encoding == encoding and set(s.views) & set(wanted)}
     quality, size = Quality(), 0
-    for (number, _), record in cache.commits.items():
-        if set(cache.segments[number].views) & set(wanted):
+    for (name, _), record in cache.commits.items():
+        if name in names:
             quality.add(Quality(**record["quality"]))
             size += sum(f["bytes"] for f in record["files"].values())
     return {

@@ -31,7 +31,7 @@ def describe_cache(cache: Cache) -> dict[str, Any]:
         names = cache.committed(segment)
         sizes = {f.name: 0 for f in segment.encoding.fields()}
         for name in names:
-            for path, entry in cache.commits[segment.number, name]["files"].items():
+            for path, entry in cache.commits[segment.name, name]["files"].items():
                 sizes[path.removeprefix(f"segments/{segment.name}/").split("/")[0]] += entry["bytes"]
         quality = cache.quality(segment)
         segments.append(

@@ -5,10 +5,12 @@ from typing import Any
 
 import click
 
-from pipeline.cache import Cache, Store, check_integrity, require_identity
+from pipeline.cache import Cache, Segment, Store, check_integrity, require_identity
 from pipeline.cache.commit import read_provenance
 from pipeline.caching import check_canaries, check_truth, make_identity
+from pipeline.caching.truth import join
 from pipeline.errors import CacheError, KdpipeError
+from pipeline.fingerprint import fingerprint
 from pipeline.shards import Index
 from pipeline.teacher import Teacher, TeacherConfig
 
@@ -69,24 +71,37 @@ def _truth(
         raise CacheError("provenance is missing", where=store, do="Pass --integrity-only")
     last = runs[-1]
     index = Index.open(shards or last["shards"]).limit(last["samples"])
+    index.verify()
     config = cache.views_config
-    numerics = next((s.numerics for s in cache.segments), {})
-    settings = {
-        **last["teacher"],
-        "weights": weights or last["teacher"]["weights"],
-        **{k: numerics[k] for k in ("batch_size", "amp_dtype", "channels_last", "threads") if k in numerics},
-        "device": device or numerics.get("device", "auto"),
-    }
-    teacher = Teacher(TeacherConfig.model_validate(settings), cache.num_classes)
-    require_identity(store, make_identity(index, config, teacher, cache.size), cache.identity)
+    parts = []
+    for segments in _by_numerics(cache):
+        settings = {
+            **last["teacher"],
+            "weights": weights or last["teacher"]["weights"],
+            **{k: segments[0].numerics[k] for k in ("batch_size", "amp_dtype", "channels_last", "threads")},
+            "device": device or segments[0].numerics["device"],
+        }
+        teacher = Teacher(TeacherConfig.model_validate(settings), cache.num_classes)
+        require_identity(store, make_identity(index, config, teacher, cache.size), cache.identity)
+        parts.append(check_truth(cache, index, config, teacher, segments, samples=samples, seed=seed))
+    if not parts:
+        raise CacheError(
+            "nothing is cached yet", where=store, do="Repeat kdpipe cache-teacher, or pass --integrity-only"
+        )
     try:
         canaries = {**check_canaries(cache, index, config, pixels), "ok": True}
     except KdpipeError as e:
         canaries = {"ok": False, "what": str(e)}
-    return {
-        "canaries": canaries,
-        "truth": check_truth(cache, index, config, teacher, samples=samples, seed=seed),
-    }
+    return {"canaries": canaries, "truth": join(parts)}
+
+
+def _by_numerics(cache: Cache) -> list[list[Segment]]:
+    """Segments with a finished task, together where the teacher was run in the same way."""
+    groups: dict[str, list[Segment]] = {}
+    for segment in cache.segments:
+        if cache.committed(segment):
+            groups.setdefault(fingerprint(segment.numerics), []).append(segment)
+    return list(groups.values())
 
 
 def _text(report: dict[str, Any]) -> str:

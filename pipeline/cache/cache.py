@@ -19,7 +19,7 @@ class Cache:
         store: where it lives.
         identity: what it is a cache of; see `caching.identity`.
         segments: in the order of their numbers.
-        commits: (segment number, shard name) -> record of the finished task.
+        commits: (segment name, shard name) -> record of the finished task.
 
     Raises:
         CacheError: no cache there, or one of another format.
@@ -36,7 +36,7 @@ class Cache:
         check_files(store, record["files"])
         self.identity: dict[str, Any] = json.loads(store.read(ROOT))["attributes"]["kdpipe"]["identity"]
         self.segments: list[Segment] = []
-        self.commits: dict[tuple[int, str], dict[str, Any]] = {}
+        self.commits: dict[tuple[str, str], dict[str, Any]] = {}
         self.refresh()
 
     @property
@@ -75,7 +75,7 @@ class Cache:
             check_files(self.store, read_record(self.store, segment.record)["files"])
         present = set(names)
         self.commits = {
-            (segment.number, shard["name"]): read_record(self.store, segment.commit(shard["name"]))
+            (segment.name, shard["name"]): read_record(self.store, segment.commit(shard["name"]))
             for segment in self.segments
             for shard in self.shards
             if segment.commit(shard["name"]) in present
@@ -83,7 +83,7 @@ class Cache:
 
     def committed(self, segment: Segment) -> list[str]:
         """Names of the shards whose task of this segment is finished."""
-        return [s["name"] for s in self.shards if (segment.number, s["name"]) in self.commits]
+        return [s["name"] for s in self.shards if (segment.name, s["name"]) in self.commits]
 
     def views(self, complete_for: list[str] | None = None) -> list[View]:
         """Views committed for all of these shards (default: all of the cache), numbers first."""
@@ -91,7 +91,7 @@ class Cache:
         found = {
             view
             for segment in self.segments
-            if all((segment.number, name) in self.commits for name in wanted)
+            if all((segment.name, name) in self.commits for name in wanted)
             for view in segment.views
         }
         return [*sorted(v for v in found if isinstance(v, int)), *(v for v in found if v == "center")]
@@ -99,14 +99,14 @@ class Cache:
     def quality(self, segment: Segment) -> Quality:
         """Sum over the committed tasks of a segment."""
         total = Quality()
-        for (number, _), record in sorted(self.commits.items()):
-            if number == segment.number:
+        for (name, _), record in sorted(self.commits.items()):
+            if name == segment.name:
                 total.add(Quality(**record["quality"]))
         return total
 
     def root_digest(self) -> str:
         """One digest over identity and all commits: equal for caches with equal content."""
-        commits = {f"{number}/{shard}": fingerprint(record) for (number, shard), record in self.commits.items()}
+        commits = {f"{name}/{shard}": fingerprint(record) for (name, shard), record in self.commits.items()}
         return fingerprint({"identity": self.identity, "commits": commits})
 
 

@@ -59,8 +59,24 @@ def create(store: Store, identity: dict[str, Any], canaries: list[Canary]) -> Ca
         array[:] = pixels
     store.put(CANARY_LABELS, seal({"canaries": [c.label() for c in canaries]}))
     files = [ROOT, *store.files("canaries")]
+    store.sync_parent()
     _vouch(store, STORE_RECORD, {"format": FORMAT}, files)
     return Cache(store)
+
+
+def sweep(cache: Cache) -> None:
+    """Delete what interrupted writes left: temporary files, and arrays that no record vouches for.
+
+    Only for the one process that writes; see `Store.lock`.
+    """
+    store = cache.store
+    store.sweep()
+    known = {f"segments/{s.name}": s for s in cache.segments}
+    committed = {name for record in cache.commits.values() for name in record["files"]}
+    for name in store.files("segments"):
+        folder = "/".join(name.split("/")[:2])
+        if (folder not in known and name != "segments/zarr.json") or ("/c/" in name and name not in committed):
+            store.remove(name)
 
 
 def read_canaries(cache: Cache) -> list[Canary]:
@@ -73,6 +89,9 @@ def read_canaries(cache: Cache) -> list[Canary]:
 def add_segment(cache: Cache, segment: Segment) -> None:
     """Create the empty arrays of a segment, then the record that makes it part of the cache."""
     store, shards = cache.store, cache.shards
+    # Records of tasks whose segment record has gone vouch for arrays that are about to be made anew.
+    for name in store.files(f"commits/{segment.name}"):
+        store.remove(name)
     block = int(cache.identity["block_size"])
     rows = padded_rows(shards, block)
     last = "class" if segment.encoding.kind == "dense" else "k"
@@ -125,7 +144,10 @@ def write_arrays(
             data = fields[field.name]
             expected = (len(segment.views), samples, *field.shape)
             assert data.shape == expected, f"{field.name}: {data.shape} is not {expected}"
+            # Chunks that equal the fill value (no label in a whole shard) are written too: what a record vouches
+            # for must be there to be checked.
             array: Any = group[segment.array(field.name)]
+            array = array.with_config({"write_empty_chunks": True})
             padded = np.full((len(segment.views), *array.shape[2:]), fill_value(field.dtype), field.dtype)
             padded[:, :samples] = data
             array[:, shard] = padded
@@ -148,7 +170,7 @@ def write_record(
         "quality": vars(quality),
     }
     cache.store.put(segment.commit(identity["name"]), seal(record))
-    cache.commits[(segment.number, identity["name"])] = record
+    cache.commits[segment.name, identity["name"]] = record
     return record
 
 

@@ -68,10 +68,7 @@ class Segment:
 
     def rows_a_chunk(self, field: str, block: int) -> int:
         """Rows in an inner chunk: a whole block unless that is beyond CHUNK_BYTES."""
-        found = next(f for f in self.encoding.fields() if f.name == field)
-        size = int(found.dtype.removeprefix("uint").removeprefix("float")) // 8
-        for n in found.shape:
-            size *= n
+        size = next(f for f in self.encoding.fields() if f.name == field).nbytes
         rows = block
         while rows > 1 and rows % 2 == 0 and rows * size > CHUNK_BYTES:
             rows //= 2
@@ -100,12 +97,12 @@ def span(views: tuple[View, ...]) -> str:
     return "center" if views == ("center",) else f"v{views[0]}-{int(views[-1]) + 1}"
 
 
-def runs(views: list[View]) -> Iterator[tuple[View, ...]]:
-    """Views as tuples of consecutive numbers; "center" stands alone, last."""
+def runs(views: list[View], most: int | None = None) -> Iterator[tuple[View, ...]]:
+    """Views as tuples of consecutive numbers, `most` in each; "center" stands alone, last."""
     numbers = sorted(v for v in views if isinstance(v, int))
     start = 0
     for i in range(1, len(numbers) + 1):
-        if i == len(numbers) or numbers[i] != numbers[i - 1] + 1:
+        if i == len(numbers) or numbers[i] != numbers[i - 1] + 1 or i - start == most:
             yield tuple(numbers[start:i])
             start = i
     if "center" in views:

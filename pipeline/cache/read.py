@@ -141,9 +141,9 @@ def require_match(cache: Cache, index: Index, views: ViewsConfig, num_classes: i
             do="Use the index, and the --limit, that it was cached with",
         )
     ours, theirs = [], []
+    full = {shard.name: shard for shard in index.full.shards}
     for shard in index.shards:
-        there = cached[shard.name]
-        whole = next(s for s in index.full.shards if s.name == shard.name)
+        there, whole = cached[shard.name], full[shard.name]
         # Compare over the rows that the cache holds; a training run may use fewer, not more.
         ours.append(index.shard_identity(whole, min(there["samples"], whole.samples)))
         theirs.append(there)
@@ -166,11 +166,11 @@ def select(cache: Cache, shards: list[str], dense: bool) -> Selection:
     """The encoding with most complete views that serves what is asked; the smaller one among equals."""
     found: dict[Encoding, dict[View, Segment]] = {}
     for segment in cache.segments:
-        if all((segment.number, name) in cache.commits for name in shards):
+        if all((segment.name, name) in cache.commits for name in shards):
             for view in segment.views:
                 found.setdefault(segment.encoding, {}).setdefault(view, segment)
     if not found:
-        missing = [n for n in shards if not any((s.number, n) in cache.commits for s in cache.segments)]
+        missing = [n for n in shards if not any((s.name, n) in cache.commits for s in cache.segments)]
         raise CacheError(
             "no view is cached for all the shards",
             where=cache.store,

@@ -29,7 +29,7 @@ def unseal(data: bytes, where: str) -> dict[str, Any]:
         raise CorruptionError(
             "a record of the cache is damaged: its digest is not that of its content",
             where=where,
-            do="Restore the file, or delete it: what it recorded is then computed again",
+            do="Restore the file from a copy; a finished task's record may also be deleted, and the task repeated",
         )
     return dict(content)
 

@@ -7,6 +7,7 @@ object store a put is atomic by itself.
 import os
 import uuid
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,12 @@ import numcodecs.blosc
 import zarr.abc.store
 from zarr.storage import FsspecStore, LocalStore
 
-from pipeline.errors import CacheError
+from pipeline.errors import CacheError, KdpipeError
+
+try:
+    import fcntl
+except ImportError:  # not on Windows
+    fcntl = None  # type: ignore[assignment]
 
 # Blosc's worker threads append their parts as they finish, which makes the bytes depend on timing.
 numcodecs.blosc.use_threads = False
@@ -27,10 +33,13 @@ class Store:
     """Byte access to one cache by paths relative to its root, with forward slashes."""
 
     def __init__(self, url: str | os.PathLike[str]) -> None:
-        self.url = str(url)
+        self.url = str(url).removeprefix("file://")
         self.local = Path(self.url) if "://" not in self.url else None
         if self.local is None:
-            self._fs, self._root = fsspec.core.url_to_fs(self.url)
+            try:
+                self._fs, self._root = fsspec.core.url_to_fs(self.url)
+            except (ValueError, ImportError) as e:
+                raise CacheError(f"no way to such a URL: {e}", where=self.url) from e
         else:
             self._fs, self._root = fsspec.filesystem("file"), str(self.local.absolute())
 
@@ -57,8 +66,8 @@ class Store:
             return self._fs.cat_file(self.path(name))
         except FileNotFoundError as e:
             raise CacheError("a file of the cache is missing", where=f"{self}/{name}") from e
-        except OSError as e:
-            raise CacheError(f"can't be read: {e.strerror or e}", where=f"{self}/{name}") from e
+        except Exception as e:
+            raise _unreadable(f"{self}/{name}", e) from e
 
     def read_range(self, name: str, start: int, stop: int) -> bytes:
         """Bytes [start, stop) of a file.
@@ -76,12 +85,15 @@ class Store:
                 os.close(handle)
         except FileNotFoundError as e:
             raise CacheError("a file of the cache is missing", where=f"{self}/{name}") from e
-        except OSError as e:
-            raise CacheError(f"can't be read: {e.strerror or e}", where=f"{self}/{name}") from e
+        except Exception as e:
+            raise _unreadable(f"{self}/{name}", e) from e
 
     def exists(self, name: str) -> bool:
         """Whether a file or folder is there."""
-        return bool(self._fs.exists(self.path(name)))
+        try:
+            return bool(self._fs.exists(self.path(name)))
+        except Exception as e:
+            raise _unreadable(f"{self}/{name}", e) from e
 
     def size(self, name: str) -> int | None:
         """Bytes of a file, None if it is not there."""
@@ -89,15 +101,19 @@ class Store:
             return int(self._fs.size(self.path(name)))
         except FileNotFoundError:
             return None
+        except Exception as e:
+            raise _unreadable(f"{self}/{name}", e) from e
 
     def files(self, name: str = "") -> list[str]:
         """Every file below `name`, relative to the root, sorted; hidden ones and leftovers included."""
-        self._fs.invalidate_cache()
         prefix = len(self.path("").rstrip("/")) + 1
         try:
+            self._fs.invalidate_cache()
             return sorted(path[prefix:] for path in self._fs.find(self.path(name)))
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return []
+        except Exception as e:
+            raise _unreadable(str(self), e) from e
 
     def put(self, name: str, data: bytes) -> None:
         """Write a file whole or not at all, and durably."""
@@ -133,6 +149,36 @@ class Store:
                 return
             folder = folder.parent
 
+    def sync_parent(self) -> None:
+        """Force the name of the store itself to disk."""
+        if self.local is not None:
+            _fsync(self.local.absolute().parent)
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Be the only process that writes here. On a local disk another one is refused; elsewhere it is not seen.
+
+        Raises:
+            CacheError: another process is writing, or the folder can't be made.
+        """
+        if self.local is None or fcntl is None:
+            yield
+            return
+        with self.writing(""):
+            self.local.mkdir(parents=True, exist_ok=True)
+            handle = os.open(self.local, os.O_RDONLY)
+        try:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as e:
+                raise CacheError("another process is writing here", where=self, do="Wait until it has ended") from e
+            yield
+        finally:
+            os.close(handle)
+            with suppress(OSError):
+                # Refused before anything was written: leave no trace.
+                self.local.rmdir()
+
     def remove(self, name: str) -> None:
         """Delete a file; nothing if it has gone already."""
         try:
@@ -155,6 +201,12 @@ class Store:
         return iter(self.files())
 
 
+def _unreadable(where: str, error: Exception) -> CacheError:
+    """One line for whatever a file system raises; object stores have exceptions of their own."""
+    reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
+    return CacheError(f"can't be read: {reason}", where=where)
+
+
 class _Writing:
     def __init__(self, where: str) -> None:
         self._where = where
@@ -163,9 +215,10 @@ class _Writing:
         return None
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, OSError):
+        if isinstance(error, Exception) and not isinstance(error, KdpipeError | AssertionError):
+            reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
             raise CacheError(
-                f"can't be written: {error.strerror or error}",
+                f"can't be written: {reason}",
                 where=self._where,
                 do="Free space or mend the permission, then repeat the command: finished tasks are kept",
             ) from error

@@ -9,12 +9,13 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any
 
+import numpy as np
 from pydantic import Field
 
 from pipeline.cache import Cache, Segment, Store, add_segment, commit_task, create
 from pipeline.cache.cache import require_identity
-from pipeline.cache.commit import write_provenance
-from pipeline.cache.layout import STORE_RECORD, runs
+from pipeline.cache.commit import sweep, write_provenance
+from pipeline.cache.layout import STORE_RECORD, padded_rows, runs
 from pipeline.caching.identity import check_canaries, make_identity, render_canaries
 from pipeline.caching.task import run_task
 from pipeline.config import Config
@@ -25,6 +26,9 @@ from pipeline.targets import Encoding, Quality, TargetsConfig
 from pipeline.teacher import Teacher
 from pipeline.views import View, ViewsConfig
 from pipeline.views.canaries import Pixels
+
+# A task's arrays are in memory until they are written: more views than fit in this become several segments.
+_TASK_BYTES = 2**30
 
 
 class CachingConfig(Config):
@@ -47,13 +51,17 @@ class Report:
 
 @dataclass(frozen=True)
 class Progress:
-    """One finished task, for whoever shows progress."""
+    """One finished task, for whoever shows progress; the first, with `done` 0, comes before any.
+
+    `views` are those of this task, `pending` those of all the tasks that the run has to do.
+    """
 
     done: int
     total: int
     shard: str
     segment: str
     views: int
+    pending: int
 
 
 def cache_views(
@@ -89,40 +97,47 @@ def cache_views(
     threads = caching.render_threads or len(os.sched_getaffinity(0))
     began = time.monotonic()
     index.check_labels(teacher.num_classes)
-    cache = _open(url, index, config, teacher, views, caching)
-    cache.store.sweep()
-    encoding = Encoding.of(targets, teacher.num_classes)
-    segments = _segments(cache, encoding, list(views), teacher.numerics())
-    shards = {s.name: s for s in index.shards}
-    todo = [
-        (segment, i, shards[s["name"]])
-        for segment in segments
-        for i, s in enumerate(cache.shards)
-        if (segment.number, s["name"]) not in cache.commits
-    ]
-    if todo:
-        write_provenance(cache.store, provenance(index, teacher))
-    report = Report(skipped=len(segments) * len(cache.shards) - len(todo))
-    for done, (segment, position, shard) in enumerate(todo, start=1):
-        fields, quality = run_task(index, config, teacher, segment, shard, cache.size, threads)
-        record = commit_task(cache, segment, position, fields, quality)
-        report.tasks += 1
-        report.bytes += sum(f["bytes"] for f in record["files"].values())
-        report.quality.add(quality)
-        on_progress(Progress(done, len(todo), shard.name, segment.name, quality.views))
+    index.verify()
+    # What can't run fails here, before there is a store.
+    size = teacher.built.input_size
+    teacher(np.zeros((1, size, size, 3), np.uint8))
+    store = Store(url)
+    with store.lock():
+        cache = _open(store, index, config, teacher, views, caching)
+        sweep(cache)
+        encoding = Encoding.of(targets, teacher.num_classes)
+        segments = _segments(cache, encoding, list(views), teacher.numerics())
+        shards = {s.name: s for s in index.shards}
+        todo = [
+            (segment, i, shards[s["name"]])
+            for segment in segments
+            for i, s in enumerate(cache.shards)
+            if (segment.name, s["name"]) not in cache.commits
+        ]
+        if todo:
+            write_provenance(cache.store, provenance(index, teacher))
+        report = Report(skipped=len(segments) * len(cache.shards) - len(todo))
+        pending = sum(shard.samples * len(segment.views) for segment, _, shard in todo)
+        on_progress(Progress(0, len(todo), "", "", 0, pending))
+        for done, (segment, position, shard) in enumerate(todo, start=1):
+            fields, quality = run_task(index, config, teacher, segment, shard, cache.size, threads)
+            record = commit_task(cache, segment, position, fields, quality)
+            report.tasks += 1
+            report.bytes += sum(f["bytes"] for f in record["files"].values())
+            report.quality.add(quality)
+            on_progress(Progress(done, len(todo), shard.name, segment.name, quality.views, pending))
     report.seconds = time.monotonic() - began
     return cache, report
 
 
 def _open(
-    url: str,
+    store: Store,
     index: Index,
     config: ViewsConfig,
     teacher: Teacher,
     views: Sequence[View],
     caching: CachingConfig,
 ) -> Cache:
-    store = Store(url)
     size = teacher.built.input_size
     identity = make_identity(index, config, teacher, size)
     if not store.exists(STORE_RECORD):
@@ -149,7 +164,8 @@ def _segments(cache: Cache, encoding: Encoding, views: list[View], numerics: dic
                 do=f"Go on with --set teacher.{name}={then}",
             )
     covered = {view for s in there for view in s.views}
-    for views_of_one in runs([v for v in views if v not in covered]):
+    most = max(1, _TASK_BYTES // (padded_rows(cache.shards, int(cache.identity["block_size"])) * encoding.nbytes))
+    for views_of_one in runs([v for v in views if v not in covered], most):
         number = max((s.number for s in cache.segments), default=-1) + 1
         segment = Segment(number, encoding, views_of_one, numerics)
         add_segment(cache, segment)

@@ -57,6 +57,14 @@ def run_task(
                     do="Use --amp-dtype bfloat16 or float32",
                 )
             encoded = encoding.encode(output, labels)
+            if encoding.kind == "dense" and not np.isfinite(encoded["logits"]).all():
+                raise TeacherError(
+                    "a logit is too large for the cache's dtype",
+                    where=f"{shard.name} view {segment.views[v]}",
+                    found=f"{float(output.logits.abs().max()):.6g}",
+                    allowed="65504 in float16",
+                    do="Use --dtype float32",
+                )
             total.add(quality(output, labels, encoding, encoded))
             for name, array in encoded.items():
                 fields[name][v, place] = array

@@ -5,6 +5,7 @@ views in another order. The cache must be as close to the live teacher as that, 
 """
 
 import os
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -25,12 +26,20 @@ _SLACK = 4.0
 
 
 def check_truth(
-    cache: Cache, index: Index, config: ViewsConfig, teacher: Teacher, *, samples: int = 512, seed: int = 0
+    cache: Cache,
+    index: Index,
+    config: ViewsConfig,
+    teacher: Teacher,
+    segments: Sequence[Segment],
+    *,
+    samples: int = 512,
+    seed: int = 0,
 ) -> dict[str, Any]:
     """Compare cached targets with the live teacher on a seeded sample of committed views.
 
     Args:
         cache, index, config, teacher: matching, as checked by the caller.
+        segments: those to choose from, cached with the teacher's present numerics.
         samples: views to compare, taken as batches of the teacher's size so that its numerics are the cache's.
         seed: of the choice.
 
@@ -41,7 +50,7 @@ def check_truth(
         `failures`: a list of views beyond the tolerance; `ok`.
     """
     reader, arrays = BlockReader(index), ArrayReader(cache)
-    batches = _choose(cache, index, teacher.config.batch_size, samples, seed)
+    batches = _choose(cache, segments, index, teacher.config.batch_size, samples, seed)
     gaps: list[tuple[float, str]] = []
     control, truncation, quantisation, views = 0.0, 0.0, 0.0, 0
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
@@ -55,7 +64,8 @@ def check_truth(
             control = max(control, float((full - again).abs().max()))
             shard = index.shard_of(rows.start)
             stored = arrays.read(segment, shard.name, view, rows.start - shard.first, rows.stop - shard.first)
-            gap = _beyond_rounding(segment.encoding, stored, live, full)
+            labels = torch.from_numpy(np.array(index.labels[rows.start : rows.stop], np.int64))
+            gap = _beyond_rounding(segment.encoding, stored, live, full, labels)
             worst = int(gap.argmax())
             gaps += [(float(gap[worst]), f"{shard.name} key {index.key(rows[worst])} view {view}")]
             exact = _unrounded(segment.encoding, full)
@@ -73,15 +83,26 @@ def check_truth(
         "truncation": truncation / max(1, views),
         "quantisation": quantisation / max(1, views),
         "failures": failures,
-        "ok": not failures,
+        "ok": views > 0 and not failures,
     }
 
 
-def _choose(cache: Cache, index: Index, batch: int, samples: int, seed: int) -> list[tuple[Segment, View, range]]:
+def join(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Several checks as one: the worst of each, means over all views."""
+    views = sum(p["views"] for p in parts)
+    means = {n: sum(p[n] * p["views"] for p in parts) / max(1, views) for n in ("truncation", "quantisation")}
+    worst = {n: max(p[n] for p in parts) for n in ("control", "tolerance", "difference")}
+    failures = [f for p in parts for f in p["failures"]]
+    return {"views": views, **worst, **means, "failures": failures, "ok": all(p["ok"] for p in parts)}
+
+
+def _choose(
+    cache: Cache, segments: Sequence[Segment], index: Index, batch: int, samples: int, seed: int
+) -> list[tuple[Segment, View, range]]:
     """Seeded teacher batches among the committed tasks whose shard the index has."""
     by_name = {shard.name: shard for shard in index.shards}
     tasks = [
-        (segment, by_name[name]) for segment in cache.segments for name in cache.committed(segment) if name in by_name
+        (segment, by_name[name]) for segment in segments for name in cache.committed(segment) if name in by_name
     ]
     chosen, taken, seen = [], 0, set()
     for draw in range(64 * max(1, len(tasks))):
@@ -96,29 +117,37 @@ def _choose(cache: Cache, index: Index, batch: int, samples: int, seed: int) -> 
         parts = -(-len(rows) // batch)
         start = rows.start + batch * int(permutation(parts, "part", seed, draw)[0])
         part = range(start, min(start + batch, rows.stop))
-        if (segment.number, view, part) not in seen:
-            seen.add((segment.number, view, part))
+        if (segment.name, view, part) not in seen:
+            seen.add((segment.name, view, part))
             chosen.append((segment, view, part))
             taken += len(part)
     return chosen
 
 
 def _beyond_rounding(
-    encoding: Encoding, stored: dict[str, np.ndarray], live: TeacherOutput, full: torch.Tensor
+    encoding: Encoding, stored: dict[str, np.ndarray], live: TeacherOutput, full: torch.Tensor, labels: torch.Tensor
 ) -> torch.Tensor:
     """Largest difference of each view, float32 (N,), less half a step of the stored dtype where it was rounded."""
-    name = "logits" if encoding.kind == "dense" else "log_prob"
-    cached = torch.from_numpy(stored[name].astype(np.float32))
     if encoding.kind == "dense":
-        now = live.logits.float().cpu()
-    else:
-        index = torch.from_numpy(stored["index"].astype(np.int64))
-        now = full.gather(1, index.clamp(max=encoding.num_classes - 1))
-        # Each kept class must also be one of the live top k, up to ties within the tolerance.
-        least = full.topk(encoding.k, dim=1).values[:, -1:]
-        now = torch.where(now < least - 1e-3, torch.inf, now)
-    step = np.spacing(np.abs(stored[name]).astype(encoding.dtype)).astype(np.float32)
-    return ((cached - now).abs() - torch.from_numpy(step) / 2).clamp(min=0).amax(dim=1).nan_to_num(torch.inf)
+        return _gap(stored["logits"], live.logits.float().cpu())
+    index = torch.from_numpy(stored["index"].astype(np.int64))
+    now = full.gather(1, index.clamp(max=encoding.num_classes - 1))
+    # Each kept class must also be one of the live top k, but for ties.
+    least = full.topk(encoding.k, dim=1).values[:, -1:]
+    now = torch.where(now < least - 1e-3, torch.inf, now)
+    at_label = full.gather(1, labels.clamp(min=0)[:, None])
+    said = stored["label_log_prob"][:, None]
+    unlabelled = (labels < 0)[:, None]
+    agree = torch.from_numpy(np.isnan(said)) == unlabelled
+    gap = torch.where(unlabelled & agree, 0, _gap(said, at_label)[:, None])
+    return torch.maximum(_gap(stored["log_prob"], now), torch.where(agree, gap, torch.inf)[:, 0])
+
+
+def _gap(cached: np.ndarray, now: torch.Tensor) -> torch.Tensor:
+    """Largest difference in each row, float32 (N,), less half a step of the cached dtype; NaN counts as infinite."""
+    step = np.spacing(np.abs(cached)).astype(np.float32)
+    gap = (torch.from_numpy(cached.astype(np.float32)) - now).abs() - torch.from_numpy(step) / 2
+    return gap.nan_to_num(torch.inf).clamp(min=0).amax(dim=1)
 
 
 def _unrounded(encoding: Encoding, full: torch.Tensor) -> torch.Tensor:

@@ -59,10 +59,16 @@ def join(parts: list[tuple[torch.Tensor, Batch]], pin: bool) -> Batch:
         out = torch.empty((len(positions), *pieces[0].shape[1:]), dtype=pieces[0].dtype, pin_memory=pin)
         for (where, _), piece in zip(parts, pieces, strict=True):
             if len(where):
-                out[where] = piece
+                _signed(out)[where] = _signed(piece)
         return out
 
     names = ("images", "labels", "rows", "views")
     joined: dict[str, Any] = {name: place([getattr(b, name) for _, b in parts]) for name in names}
     targets = {name: place([b.targets[name] for _, b in parts]) for name in model.targets}
     return replace(model, targets=targets, **joined)
+
+
+def _signed(tensor: torch.Tensor) -> torch.Tensor:
+    """The same bytes in a dtype that torch can index: it has no indexing for its wider unsigned integers."""
+    same = {torch.uint16: torch.int16, torch.uint32: torch.int32}
+    return tensor.view(same[tensor.dtype]) if tensor.dtype in same else tensor

@@ -68,6 +68,8 @@ class Loader:
         self.index, self.config, self.size, self.batch_size = index, config, size, batch_size
         self.loader = loader or LoaderConfig()
         self.seed, self.cache, self.rank, self.world, self.center = seed, cache, rank, world, center
+        # Keys decide the draws, and only here is it seen whether the index still has the keys it was written with.
+        index.verify()
         rows = np.arange(len(index), dtype=np.int64)
         self._rows = rows[np.asarray(index.labels) >= 0] if labelled_only else rows
         if not len(self._rows):

@@ -10,9 +10,10 @@ import torch
 import zarr
 from PIL import Image
 
-from pipeline.cache import ArrayReader, Cache, CacheReader, Store
-from pipeline.errors import CacheError, IdentityError, TargetsError
-from pipeline.shards import build_index
+from pipeline.cache import ArrayReader, Cache, CacheReader, Store, check_integrity
+from pipeline.errors import CacheError, IdentityError, IndexFileError, TargetsError
+from pipeline.loader import Loader
+from pipeline.shards import Index, build_index
 from pipeline.targets import Encoding, TargetsConfig
 from pipeline.views import BlockViews, ViewsConfig
 from pipeline.views.sample import decode_sample
@@ -235,7 +236,7 @@ def test_a_limited_cache_serves_limited_training(world, tmp_path):
     make_cache(short, tmp_path / "c", views=(0,))
     reader = CacheReader(str(tmp_path / "c"), world.index.limit(45), VIEWS)
     assert len(reader.read("shard-0001.tar", 0, 0, 5)["index"]) == 5
-    with pytest.raises(CacheError, match="fewer samples of a shard than the index; found 10; allowed: at least 33"):
+    with pytest.raises(CacheError, match="made without 1 of the index's 3 shards; found shard-0002.tar"):
         CacheReader(str(tmp_path / "c"), world.index, VIEWS)
     with pytest.raises(CacheError, match="fewer samples of a shard than the index; found 10; allowed: at least 20"):
         CacheReader(str(tmp_path / "c"), world.index.limit(60), VIEWS)
@@ -296,6 +297,65 @@ def test_unlabelled_samples_have_no_label_log_prob(tmp_path):
     make_cache(half, tmp_path / "c", views=(0,))
     stored = CacheReader(str(tmp_path / "c"), half.index, VIEWS).read("shard-0000.tar", 0, 0, 20)
     assert np.array_equal(np.isnan(stored["label_log_prob"]), np.asarray(half.index.labels) < 0)
+
+
+def test_a_shard_without_any_label_can_be_cached(tmp_path):
+    none = make_world(tmp_path / "w", samples=(20, 9), unlabelled=1.0)
+    cache = make_cache(none, tmp_path / "c", views=(0,))
+    stored = CacheReader(str(tmp_path / "c"), none.index, VIEWS).read("shard-0001.tar", 0, 0, 9)
+    assert np.isnan(stored["label_log_prob"]).all()
+    assert check_integrity(cache.store)[0] == []
+
+
+def test_one_process_writes(world, tmp_path):
+    store = Store(tmp_path / "c")
+    with store.lock(), pytest.raises(CacheError, match="another process is writing here"):
+        make_cache(world, tmp_path / "c", views=(0,))
+    assert not (tmp_path / "c").exists()
+    make_cache(world, tmp_path / "c", views=(0,))
+
+
+def test_a_deleted_segment_record_means_doing_it_again(world, tmp_path):
+    make_cache(world, tmp_path / "c", views=(0, 1))
+    whole = tree(tmp_path / "c")
+    (tmp_path / "c" / "commits/000-top4-float16-v0-2/segment.json").unlink()
+    cache = make_cache(world, tmp_path / "c", views=(0, 1))
+    assert check_integrity(cache.store)[0] == []
+    assert tree(tmp_path / "c") == whole
+
+
+def test_arrays_that_nothing_vouches_for_are_swept(world, tmp_path):
+    make_cache(world, tmp_path / "c", views=(0, 1))
+    (tmp_path / "c" / "commits/000-top4-float16-v0-2/segment.json").unlink()
+    (tmp_path / "c" / "commits/000-top4-float16-v0-2").rename(tmp_path / "gone")
+    cache = make_cache(world, tmp_path / "c", views=(2,))
+    assert [s.name for s in cache.segments] == ["000-top4-float16-v2-3"]
+    assert check_integrity(cache.store)[0] == []
+
+
+def test_many_dense_views_become_several_segments(world, tmp_path, monkeypatch):
+    monkeypatch.setattr("pipeline.caching.run._TASK_BYTES", 2 * 48 * 7 * 4)
+    cache = make_cache(world, tmp_path / "c", views=range(5), targets=TargetsConfig(kind="dense", dtype="float32"))
+    assert [s.views for s in cache.segments] == [(0, 1), (2, 3), (4,)]
+
+
+def test_file_urls_and_unknown_protocols(world, tmp_path):
+    make_cache(world, f"file://{tmp_path}/c", views=(0,))
+    assert CacheReader(str(tmp_path / "c"), world.index).views == [0]
+    with pytest.raises(CacheError, match="no way to such a URL"):
+        Store("foo://bar/c")
+
+
+def test_damaged_keys_are_noticed_before_they_draw(tmp_path, world, cache_path):
+    shutil.copytree(world.index.path, tmp_path / "index")
+    keys = tmp_path / "index" / "keys.npy"
+    data = bytearray(keys.read_bytes())
+    data[-3] ^= 1
+    keys.write_bytes(data)
+    with pytest.raises(IndexFileError, match=r"keys.npy"):
+        make_cache(World(tmp_path, Index.open(tmp_path / "index")), tmp_path / "c")
+    with pytest.raises(IndexFileError, match=r"keys.npy"):
+        Loader(Index.open(tmp_path / "index"), VIEWS, SIZE, 8)
 
 
 def test_settings_of_the_policy_are_all_in_the_identity(cache_path):

@@ -108,6 +108,16 @@ def test_any_batch_size_renders_the_same_views(world, cache_path, plain, batch_s
             assert torch.equal(image, seen[row])
 
 
+@pytest.mark.parametrize(("classes", "dtype"), [(300, torch.uint16), (70_000, torch.uint32)])
+def test_workers_deliver_wide_indices(world, tmp_path, classes, dtype):
+    make_cache(world, tmp_path / "c", views=(0,), num_classes=classes)
+    alone, many = (loader(world, str(tmp_path / "c"), loader=CONFIG.model_copy(update={"workers": n})) for n in (0, 2))
+    batches = list(alone.epoch(0))
+    assert batches[0].targets["index"].dtype == dtype
+    assert_same(list(many.epoch(0)), batches)
+    many.close()
+
+
 def test_epochs_differ_in_order_and_view(world, cache_path):
     one = loader(world, cache_path)
     rows = [torch.cat([b.rows for b in one.epoch(e)]).tolist() for e in range(3)]

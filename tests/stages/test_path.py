@@ -69,7 +69,7 @@ def lie(cache: Cache, world: World) -> None:
     segment, shard = cache.segments[0], world.index.shards[1]
     parts = [ArrayReader(cache).read(segment, shard.name, v, 0, shard.samples) for v in segment.views]
     fields = {name: np.stack([p[name][::-1] for p in parts]) for name in parts[0]}
-    quality = Quality(**cache.commits[segment.number, shard.name]["quality"])
+    quality = Quality(**cache.commits[segment.name, shard.name]["quality"])
     commit_task(cache, segment, 1, fields, quality)
 
 
@@ -83,6 +83,44 @@ def test_verify_catches_targets_of_other_samples(world, cache_path, tmp_path):
     assert report["integrity"]["ok"]
     assert report["truth"]["failures"]
     assert all("shard-0001.tar" in f["where"] for f in report["truth"]["failures"])
+
+
+def test_verify_runs_each_segment_as_it_was_cached(world, tmp_path):
+    assert kdpipe(*caching(world, tmp_path / "c", "--views", "0:1")).code == 0
+    assert kdpipe(*caching(world, tmp_path / "c", "--views", "1:2", "--amp-dtype", "bfloat16")).code == 0
+    result = kdpipe("verify", tmp_path / "c", "--json", "--samples", 80)
+    assert result.code == 0, result.out
+    assert json.loads(result.out)["truth"]["views"] >= 160
+
+
+def test_verify_sees_wrong_label_log_probs(world, cache_path, tmp_path):
+    shutil.copytree(cache_path, tmp_path / "c.zarr")
+    cache = Cache(Store(tmp_path / "c.zarr"))
+    segment, shard = cache.segments[0], world.index.shards[0]
+    parts = [ArrayReader(cache).read(segment, shard.name, v, 0, shard.samples) for v in segment.views]
+    fields = {name: np.stack([p[name] for p in parts]) for name in parts[0]}
+    fields["label_log_prob"] = np.roll(fields["label_log_prob"], 1, axis=1)
+    commit_task(cache, segment, 0, fields, Quality(**cache.commits[segment.name, shard.name]["quality"]))
+    assert kdpipe("verify", tmp_path / "c.zarr", "--samples", 300).code == 1
+
+
+def test_verify_of_a_cache_with_nothing_in_it(cache_path, tmp_path):
+    shutil.copytree(cache_path, tmp_path / "c.zarr")
+    shutil.rmtree(tmp_path / "c.zarr" / "segments")
+    for folder in (tmp_path / "c.zarr" / "commits").iterdir():
+        if folder.is_dir():
+            shutil.rmtree(folder)
+    result = kdpipe("verify", tmp_path / "c.zarr")
+    assert result.code == 2
+    assert "nothing is cached yet" in result.err
+
+
+def test_a_summary_speaks_of_its_own_encoding(world, tmp_path):
+    assert kdpipe(*caching(world, tmp_path / "c", "--views", "0:2", "--k", 2)).code == 0
+    dense = ["--views", "0:2", "--targets", "dense", "--dtype", "float32", "--json"]
+    summary = json.loads(kdpipe(*caching(world, tmp_path / "c", *dense)).out)
+    assert summary["views"] == 2 * 94
+    assert summary["encoding_loss"] < 1e-9
 
 
 def test_verify_needs_the_same_weights_and_shards(world, cache_path, tmp_path):
