@@ -16,7 +16,7 @@ from rich.table import Table
 
 from pipeline.cache import Cache, Store, check_integrity
 from pipeline.caching import cache_views, check_truth
-from pipeline.errors import KdpipeError
+from pipeline.errors import ConfigError, KdpipeError
 from pipeline.loader import LoaderConfig
 from pipeline.models import ModelConfig
 from pipeline.objectives import ObjectiveConfig
@@ -47,7 +47,8 @@ def demo(out: str, as_json: bool) -> None:
     """
     run = Demo(Path(out), quiet=as_json)
     summary = run.all()
-    (run.out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    with _writing(run.out):
+        (run.out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     click.echo(json.dumps(summary)) if as_json else _show(summary, run.out)
 
 
@@ -85,8 +86,10 @@ class Demo:
     def shards(self) -> None:
         """Digits to shards, with a tenth of the labels and with all of them; and their indexes."""
         with self.stage("shards"):
-            if not (self.out / "digits").exists():
+            with _writing(self.out):
                 self.out.mkdir(parents=True, exist_ok=True)
+                begun = (self.out / "digits").exists()
+            if not begun:
                 prepare_digits(self.out / "digits", labelled=LABELLED, full=True)
             names = ("train", "train-full", "val")
             self.train, self.full, self.val = (
@@ -111,7 +114,7 @@ class Demo:
             store = Store(self.out / "cache.zarr")
             problems, _ = check_integrity(store)
             cache = Cache(store)
-            truth = check_truth(cache, self.train, VIEWS, teacher)
+            truth = check_truth(cache, self.train, VIEWS, teacher, cache.segments)
             if problems or not truth["ok"]:
                 raise KdpipeError("the cache does not verify", where=store, do="Delete it and repeat")
         total = sum(f["bytes"] for record in cache.commits.values() for f in record["files"].values())
@@ -178,6 +181,15 @@ class Demo:
         began = time.monotonic()
         yield
         self.seconds[name] = time.monotonic() - began
+
+
+@contextmanager
+def _writing(out: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as e:
+        do = "Choose another --out, or make room and permission"
+        raise ConfigError(f"can't be written: {e.strerror}", where=out, do=do) from e
 
 
 def interval(values: list[float]) -> tuple[float, float]:

@@ -52,10 +52,7 @@ def load(params_file: str | None, sets: tuple[str, ...] = (), overrides: dict[st
         key, equals, text = word.partition("=")
         if not equals or "." not in key:
             raise ConfigError("not a setting", where=f"--set {word}", allowed="section.key=value")
-        try:
-            _put(tree, key, yaml.safe_load(text))
-        except yaml.YAMLError as e:
-            raise ConfigError("value is not YAML", where=f"--set {key}", found=text) from e
+        _put(tree, key, _value(text, f"--set {key}"))
     for key, value in (overrides or {}).items():
         if value is not None:
             _put(tree, key, value)
@@ -86,8 +83,15 @@ def key_values(words: tuple[str, ...]) -> dict[str, Any] | None:
         key, equals, text = word.partition("=")
         if not equals:
             raise ConfigError("not an argument", where=f"--model-kwargs {word}", allowed="key=value")
-        found[key] = yaml.safe_load(text)
+        found[key] = _value(text, f"--model-kwargs {key}")
     return found or None
+
+
+def _value(text: str, where: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError) as e:  # a ValueError from 2020-99-99, which looks like a date
+        raise ConfigError("value is not YAML", where=where, found=text) from e
 
 
 def _read(path: str) -> dict[str, Any]:
@@ -95,7 +99,7 @@ def _read(path: str) -> dict[str, Any]:
         tree = yaml.safe_load(Path(path).read_text()) or {}
     except OSError as e:
         raise ConfigError(f"params can't be read: {e.strerror}", where=path, do="Check --params") from e
-    except (yaml.YAMLError, UnicodeDecodeError) as e:
+    except (yaml.YAMLError, ValueError) as e:  # a UnicodeDecodeError, or an impossible date
         raise ConfigError(f"params are not YAML: {str(e).replace(chr(10), ' ')[:200]}", where=path) from e
     if not isinstance(tree, dict):
         raise ConfigError("params have no sections", where=path, found=type(tree).__name__)
@@ -120,7 +124,7 @@ def _explain(error: ValidationError, path: str | None) -> ConfigError:
         for part in first["loc"][:-1]:
             fields = getattr(fields[str(part)].annotation, "model_fields", {})
         return ConfigError("unknown key in params", where=where, allowed=", ".join(sorted(fields)))
-    found = (
-        first["input"] if isinstance(first["input"], str | int | float | bool | None) else json.dumps(first["input"])
-    )
+    found = first["input"]
+    if not isinstance(found, str | int | float | bool | None):
+        found = json.dumps(found, default=str, skipkeys=True)  # YAML makes dates of what looks like one
     return ConfigError(first["msg"][0].lower() + first["msg"][1:], where=where, found=found)

@@ -17,11 +17,7 @@ import zarr.abc.store
 from zarr.storage import FsspecStore, LocalStore
 
 from pipeline.errors import CacheError, KdpipeError
-
-try:
-    import fcntl
-except ImportError:  # not on Windows
-    fcntl = None  # type: ignore[assignment]
+from pipeline.files import FolderLock, fsync
 
 # Blosc's worker threads append their parts as they finish, which makes the bytes depend on timing.
 numcodecs.blosc.use_threads = False
@@ -135,7 +131,7 @@ class Store:
         """Force a written file and the folders above it to disk; object stores have nothing to do."""
         if self.local is None:
             return
-        _fsync(self.local / name)
+        fsync(self.local / name)
         self.sync_folders(name)
 
     def sync_folders(self, name: str) -> None:
@@ -144,7 +140,7 @@ class Store:
             return
         folder = (self.local / name).parent
         while True:
-            _fsync(folder)
+            fsync(folder)
             if folder in (self.local, folder.parent):
                 return
             folder = folder.parent
@@ -152,7 +148,7 @@ class Store:
     def sync_parent(self) -> None:
         """Force the name of the store itself to disk."""
         if self.local is not None:
-            _fsync(self.local.absolute().parent)
+            fsync(self.local.absolute().parent)
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -161,20 +157,19 @@ class Store:
         Raises:
             CacheError: another process is writing, or the folder can't be made.
         """
-        if self.local is None or fcntl is None:
+        if self.local is None:
             yield
             return
+        lock = FolderLock(self.local)
         with self.writing(""):
             self.local.mkdir(parents=True, exist_ok=True)
-            handle = os.open(self.local, os.O_RDONLY)
+            free = lock.take()
+        if not free:
+            raise CacheError("another process is writing here", where=self, do="Wait until it has ended")
         try:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as e:
-                raise CacheError("another process is writing here", where=self, do="Wait until it has ended") from e
             yield
         finally:
-            os.close(handle)
+            lock.release()
             with suppress(OSError):
                 # Refused before anything was written: leave no trace.
                 self.local.rmdir()
@@ -222,11 +217,3 @@ class _Writing:
                 where=self._where,
                 do="Free space or mend the permission, then repeat the command: finished tasks are kept",
             ) from error
-
-
-def _fsync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -101,9 +101,7 @@ def _choose(
 ) -> list[tuple[Segment, View, range]]:
     """Seeded teacher batches among the committed tasks whose shard the index has."""
     by_name = {shard.name: shard for shard in index.shards}
-    tasks = [
-        (segment, by_name[name]) for segment in segments for name in cache.committed(segment) if name in by_name
-    ]
+    tasks = [(segment, by_name[name]) for segment in segments for name in cache.committed(segment) if name in by_name]
     chosen, taken, seen = [], 0, set()
     for draw in range(64 * max(1, len(tasks))):
         if taken >= samples or not tasks:

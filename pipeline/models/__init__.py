@@ -1,6 +1,6 @@
 """Models: built by name, loaded strictly, digested."""
 
-from pipeline.models.build import Built, ModelConfig, build, is_factory
+from pipeline.models.build import Built, ModelConfig, build, first_line, is_factory
 from pipeline.models.weights import METADATA_KEY, load_weights, read_metadata, weights_digest
 
 __all__ = [
@@ -8,6 +8,7 @@ __all__ = [
     "Built",
     "ModelConfig",
     "build",
+    "first_line",
     "is_factory",
     "load_weights",
     "read_metadata",

@@ -5,6 +5,7 @@ import importlib.util
 import inspect
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import timm
@@ -107,6 +108,11 @@ def is_factory(name: str) -> bool:
     return ":" in name and not name.startswith(_HUB)
 
 
+def first_line(error: Exception) -> str:
+    """What an exception says, short enough for a message of one line."""
+    return str(error).strip().split("\n", maxsplit=1)[0][:300]
+
+
 def _create(name: str, kwargs: dict[str, Any], num_classes: int | None, pretrained: bool) -> nn.Module:
     if is_factory(name):
         return _call_factory(name, kwargs, num_classes)
@@ -124,29 +130,37 @@ def _create(name: str, kwargs: dict[str, Any], num_classes: int | None, pretrain
         return timm.create_model(name, pretrained=pretrained, **kwargs)
     except Exception as e:
         # timm lets every layer's own exception through; whatever it was, the user's words caused it.
-        reason = str(e).split("\n", maxsplit=1)[0][:300]
         what = "the model's weights can't be fetched or it" if pretrained else "the model"
-        raise TeacherError(f"{what} can't be built: {type(e).__name__}: {reason}", where=name) from e
+        raise TeacherError(f"{what} can't be built: {type(e).__name__}: {first_line(e)}", where=name) from e
 
 
 def _call_factory(name: str, kwargs: dict[str, Any], num_classes: int | None) -> nn.Module:
     module_name, _, function = name.partition(":")
     try:
         factory = getattr(importlib.import_module(module_name), function)
-    except (ImportError, AttributeError) as e:
+        if not callable(factory):
+            raise TypeError(f"{function} is not a function but a {type(factory).__name__}")
+    except Exception as e:  # the user's module runs when imported, and may raise anything
         raise TeacherError(
-            f"factory can't be imported: {e}",
+            f"factory can't be imported: {type(e).__name__}: {first_line(e)}",
             where=name,
             allowed="package.module:function",
             do=f"Is its folder on PYTHONPATH? (run from {Path.cwd().name})",
         ) from e
-    takes = inspect.signature(factory).parameters
+    try:
+        takes = inspect.signature(factory).parameters
+    except ValueError:  # some built-in functions don't say
+        takes = MappingProxyType({})
     if num_classes is not None and ("num_classes" in takes or any(p.kind == p.VAR_KEYWORD for p in takes.values())):
         kwargs = {"num_classes": num_classes, **kwargs}
     try:
         model = factory(**kwargs)
     except TypeError as e:
-        raise TeacherError(f"factory refused its arguments: {e}", where=name, do="See --model-kwargs") from e
+        raise TeacherError(
+            f"factory refused its arguments: {first_line(e)}", where=name, do="See --model-kwargs"
+        ) from e
+    except Exception as e:  # the user's own code
+        raise TeacherError(f"factory failed: {type(e).__name__}: {first_line(e)}", where=name) from e
     if not isinstance(model, nn.Module):
         raise TeacherError(
             "factory returned no model", where=name, found=type(model).__name__, allowed="torch.nn.Module"

@@ -24,13 +24,17 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
         TeacherError: the file is missing or damaged.
     """
     path = Path(path)
-    if not path.is_file():
-        raise TeacherError("weights not found", where=path, do="Check the path of --weights")
-    if path.suffix != ".safetensors":
-        return {}
     try:
+        if not path.is_file():
+            raise FileNotFoundError
+        if path.suffix != ".safetensors":
+            return {}
         with safe_open(path, framework="pt") as file:
             return json.loads((file.metadata() or {}).get(METADATA_KEY, "{}"))
+    except FileNotFoundError as e:
+        raise TeacherError("weights not found", where=path, do="Check the path of --weights") from e
+    except PermissionError as e:
+        raise TeacherError(f"weights can't be read: {e.strerror}", where=path, do="Mend the permission") from e
     except (SafetensorError, OSError, ValueError) as e:
         raise TeacherError(f"weights can't be read: {e}", where=path, do="Copy the file again") from e
 
@@ -53,6 +57,9 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
         EOFError,
         ValueError,
         KeyError,
+        # What timm does with a file that holds something else than a dict, or has a number for a key.
+        AttributeError,
+        TypeError,
         pickle.UnpicklingError,
     ) as e:
         reason = str(e).split("\n", maxsplit=1)[0][:200]
@@ -62,6 +69,16 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
             allowed="a safetensors file, or a torch.save of tensors",
             do="Re-save the weights, or copy the file again",
         ) from e
+    other = [(key, value) for key, value in state.items() if not isinstance(value, torch.Tensor)]
+    if other:
+        key, value = other[0]
+        raise TeacherError(
+            f"the file holds something else than weights ({len(other)} of {len(state)} entries)",
+            where=path,
+            found=f"{type(value).__name__} under {key!r}",
+            allowed="tensors by name, bare or under state_dict or model",
+            do="Save model.state_dict()",
+        )
     own = model.state_dict()
     problems = {
         "missing": sorted(own.keys() - state.keys()),

@@ -8,6 +8,7 @@ train.index/
 import io
 import json
 import os
+import shlex
 import shutil
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.errors import IndexFileError
+from pipeline.files import fsync
 from pipeline.fingerprint import canonical_json, file_sha256, fingerprint, sha256
 
 FORMAT, VERSION = "kdpipe index", 1
@@ -56,7 +58,7 @@ def save(path: Path, document: dict[str, Any], arrays: dict[str, np.ndarray], fo
             _swap(partial, path)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
-        sync(path.parent)
+        fsync(path.parent)
     except OSError as error:
         do = "Choose another --out, or make room and permission"
         raise IndexFileError(f"the index can't be written ({error.strerror or error})", where=path, do=do) from error
@@ -104,7 +106,13 @@ def load(path: Path) -> dict[str, Any]:
     try:
         document = json.loads(file.read_bytes())
     except (FileNotFoundError, NotADirectoryError) as error:
-        do = "Make it by `kdpipe index`" if not path.exists() else f"A folder with {DOCUMENT} is wanted"
+        kept = _set_aside(path)
+        if kept:
+            do = f"Bring back the old one: mv {shlex.quote(str(kept[0]))} {shlex.quote(str(path))}"
+            raise IndexFileError("the index was being replaced when that was stopped", where=path, do=do) from error
+        do = "Make it by `kdpipe index`, and name the folder that it wrote"
+        if path.exists():
+            do = f"A folder with {DOCUMENT} is wanted, as `kdpipe index` writes it"
         raise IndexFileError("no index there", where=path, do=do) from error
     except OSError as error:
         raise IndexFileError(f"the index can't be read ({error.strerror or error})", where=file) from error
@@ -164,7 +172,7 @@ def _write(folder: Path, document: dict[str, Any], arrays: dict[str, np.ndarray]
     complete = {"format": FORMAT, "version": VERSION, **document, "arrays": table}
     complete["digest"] = fingerprint(complete)
     _put(folder / DOCUMENT, canonical_json(complete))
-    sync(folder)
+    fsync(folder)
     return complete
 
 
@@ -198,9 +206,21 @@ def _placeless(document: dict[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in document.items() if k != "digest"} | {"shards": shards}
 
 
+def _set_aside(path: Path) -> list[Path]:
+    """Whole indexes that a stopped `_swap` took out of the way of `path`, which is not there."""
+    if path.exists() or not path.parent.is_dir():
+        return []
+    start = f".{path.name}."
+    beside = (p for p in path.parent.iterdir() if p.name.startswith(start) and p.suffix == ".old")
+    return sorted(p for p in beside if (p / DOCUMENT).is_file())
+
+
 def _swap(new: Path, path: Path) -> None:
     if not path.exists():
+        kept = _set_aside(path)
         new.rename(path)
+        for old in kept:
+            shutil.rmtree(old, ignore_errors=True)
         return
     old = new.with_name(new.name.replace(".partial", ".old"))
     path.rename(old)
@@ -217,12 +237,3 @@ def _put(path: Path, data: bytes | memoryview) -> None:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
-
-
-def sync(folder: Path) -> None:
-    """Make a folder's entries durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -14,8 +14,8 @@ from dask.delayed import delayed
 from PIL import Image
 
 from pipeline.errors import ImageError, ShardError
+from pipeline.files import fsync
 from pipeline.shards import images
-from pipeline.shards.layout import sync
 
 
 @dataclass(frozen=True)
@@ -118,9 +118,9 @@ def new_folder(out: Path) -> Iterator[Path]:
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
             yield partial
-            sync(partial)
+            fsync(partial)
             partial.rename(out)
-            sync(out.absolute().parent)
+            fsync(out.absolute().parent)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
     except OSError as error:

@@ -13,6 +13,8 @@ from pipeline.errors import ShardError
 from pipeline.shards.index import Index, Shard
 from pipeline.shards.sources import is_local
 
+_MOVED = "Index the shards where they are now and pass that index: caches made from them stay valid"
+
 # Each map holds a file descriptor; a process may have 1,024.
 _OPEN_SHARDS = 64
 
@@ -103,8 +105,7 @@ def _map(shard: Shard) -> memoryview:
             if size == shard.size:
                 return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
     except FileNotFoundError as error:
-        do = "Index the shards where they are now: caches made from them stay valid"
-        raise ShardError("the shard is not where it was indexed", where=shard.url, do=do) from error
+        raise ShardError("the shard is not where it was indexed", where=shard.url, do=_MOVED) from error
     except OSError as error:
         raise ShardError(f"the shard can't be read ({error.strerror or error})", where=shard.url) from error
     what, found = "the shard has changed since it was indexed", f"{size} bytes"
@@ -117,7 +118,7 @@ def _fetch(shard: Shard, start: int, stop: int) -> memoryview:
     try:
         data = fs.cat_file(inner, start=start, end=stop)
     except FileNotFoundError as error:
-        raise ShardError("the shard is not where it was indexed", where=shard.url) from error
+        raise ShardError("the shard is not where it was indexed", where=shard.url, do=_MOVED) from error
     except Exception as error:  # each protocol has exceptions of its own
         what = f"the shard can't be fetched ({type(error).__name__}: {error})"
         raise ShardError(what, where=f"{shard.url}, bytes {start} to {stop}") from error

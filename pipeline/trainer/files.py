@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from pipeline.errors import CheckpointError
+from pipeline.files import FolderLock, fsync
 
 FORMAT = 1
 PARTIAL = ".partial"
@@ -37,6 +38,8 @@ class RunFolder:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
+        self._lock = FolderLock(self.path)
+        self._absent = False
 
     def __str__(self) -> str:
         return str(self.path)
@@ -44,18 +47,23 @@ class RunFolder:
     def open(self) -> bool:
         """See what the folder holds; True if there is a checkpoint to go on from. The first write makes it.
 
+        It belongs to this run until `close`; a finished one, which nobody will write to, to anybody.
+
         Raises:
-            CheckpointError: it holds something else, or can't be read.
+            CheckpointError: it holds something else, can't be read, or another run is writing to it.
         """
-        if not self.path.exists():
-            return False
         with self._writing(""):
-            names = sorted(p.name for p in self.path.iterdir())
-            for name in filter(_LEFTOVER.fullmatch, names):
-                (self.path / name).unlink()
-        if CHECKPOINT in names:
-            return True
-        there = [n for n in names if not _LEFTOVER.fullmatch(n)]
+            self._absent = not self.path.exists()
+            if self._absent:
+                return False
+            if SUMMARY not in self._names():
+                self._own()
+                for name in filter(_LEFTOVER.fullmatch, self._names()):
+                    (self.path / name).unlink()
+            there = [name for name in self._names() if not _LEFTOVER.fullmatch(name)]
+        if CHECKPOINT in there:
+            # One from before the first step keeps nothing: a job whose settings were mended begins anew over it.
+            return there != [CHECKPOINT] or self.read_state()["number"] > 0
         if there:
             raise CheckpointError(
                 "holds no checkpoint to go on from, but something else",
@@ -64,6 +72,16 @@ class RunFolder:
                 do="Choose another --out",
             )
         return False
+
+    def _own(self) -> None:
+        if not self._lock.take():
+            raise CheckpointError(
+                "another run is writing here", where=self.path, do="Wait for it, or choose another --out"
+            )
+
+    def close(self) -> None:
+        """Let other runs have the folder."""
+        self._lock.release()
 
     def write_tensors(self, name: str, tensors: dict[str, torch.Tensor], key: str, header: dict[str, Any]) -> None:
         """One safetensors file; `header` as JSON under one key, because several come in random order."""
@@ -90,26 +108,37 @@ class RunFolder:
         Raises:
             CheckpointError: damaged, of another format, or no checkpoint of ours.
         """
+        with self._checkpoint() as (file, state):
+            return {name: file.get_tensor(name) for name in file.keys()}, state  # noqa: SIM118 - no mapping
+
+    def read_state(self) -> dict[str, Any]:
+        """The state alone; raises as `read_checkpoint`."""
+        with self._checkpoint() as (_, state):
+            return state
+
+    @contextmanager
+    def _checkpoint(self) -> Iterator[tuple[Any, dict[str, Any]]]:
         path = self.path / CHECKPOINT
         try:
             with safe_open(path, framework="pt") as file:
                 state = json.loads((file.metadata() or {})[_STATE])
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+                if state["format"] != FORMAT:
+                    raise CheckpointError(
+                        "checkpoint of another format",
+                        where=path,
+                        found=state["format"],
+                        allowed=FORMAT,
+                        do="Choose another --out",
+                    )
+                yield file, state
+        except CheckpointError:
+            raise
         except (SafetensorError, OSError, KeyError, ValueError) as e:
             raise CheckpointError(
                 f"checkpoint can't be read: {e}",
                 where=path,
                 do="Choose another --out, or delete this one to begin anew",
             ) from e
-        if state["format"] != FORMAT:
-            raise CheckpointError(
-                "checkpoint of another format",
-                where=path,
-                found=state["format"],
-                allowed=FORMAT,
-                do="Choose another --out",
-            )
-        return tensors, state
 
     def append_metrics(self, line: dict[str, Any]) -> int:
         """Add a line durably; returns the file's length, which the next checkpoint records."""
@@ -135,16 +164,32 @@ class RunFolder:
             with self._writing(METRICS):
                 os.truncate(path, length)
 
+    def _names(self) -> list[str]:
+        return sorted(p.name for p in self.path.iterdir())
+
+    def _make(self) -> None:
+        if self.path.is_dir() and not self._absent:
+            return
+        new = [path for path in (self.path, *self.path.parents) if not path.exists()]
+        try:
+            self.path.mkdir(parents=True)
+        except FileExistsError as e:
+            raise CheckpointError("another run has begun here", where=self.path, do="Choose another --out") from e
+        self._absent = False
+        self._own()
+        for path in new:
+            fsync(path.parent)
+
     @contextmanager
     def _whole(self, name: str) -> Iterator[Path]:
         with self._writing(name):
-            self.path.mkdir(parents=True, exist_ok=True)
+            self._make()
             temporary = self.path / f"{name}.{uuid.uuid4().hex}{PARTIAL}"
             try:
                 yield temporary
-                _fsync(temporary)
+                fsync(temporary)
                 temporary.replace(self.path / name)
-                _fsync(self.path)
+                fsync(self.path)
             finally:
                 temporary.unlink(missing_ok=True)
 
@@ -158,11 +203,3 @@ class RunFolder:
                 where=self.path / name,
                 do="Free space or mend the permission, then repeat the command: it goes on from the checkpoint",
             ) from e
-
-
-def _fsync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -55,8 +55,9 @@ def train(job: Job, out: str | Path, *, say: Say = print, on_step: OnStep = lamb
         What summary.json holds.
 
     Raises:
-        CheckpointError: `out` holds something else, a checkpoint of another job, or can't be written.
-        TrainingError: the loss is not finite.
+        CheckpointError: `out` holds something else, a checkpoint of another job, or can't be written; or
+            another run is writing there.
+        TrainingError: the loss is not finite, or the memory doesn't suffice.
         KdpipeError: others, see `prepare`.
     """
     with joined(job.train.device) as ranks:
@@ -65,12 +66,16 @@ def train(job: Job, out: str | Path, *, say: Say = print, on_step: OnStep = lamb
         if job.train.threads is not None:
             torch.set_num_threads(job.train.threads)
         folder = RunFolder(out)
-        going_on = ranks.agree(ranks.first and folder.open())
-        plan = prepare(job, ranks, say)
         try:
-            return _Run(plan, folder, say, on_step).fit(going_on)
+            going_on = ranks.agree(ranks.first and folder.open())
+            begun = folder.read_state()["config"] if going_on else None
+            plan = prepare(job, ranks, say, begun)
+            try:
+                return _Run(plan, folder, say, on_step).fit(going_on)
+            finally:
+                plan.close()
         finally:
-            plan.close()
+            folder.close()
 
 
 class _Run:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -63,16 +63,24 @@ class Plan:
             self.validation.close()
 
 
-def prepare(job: Job, ranks: Ranks, say: Say) -> Plan:
+def prepare(job: Job, ranks: Ranks, say: Say, begun: dict[str, Any] | None = None) -> Plan:
     """Open the cache, check that all fits together, build student and loaders.
 
+    Args:
+        job: what to train.
+        ranks: the processes of the run.
+        say: told remarks, one line each.
+        begun: identity of the run to go on with; it keeps its views where the cache has got more since.
+
     Raises:
-        TrainingError: no cache where the objective needs one, no labels, no class count.
+        TrainingError: no cache where the objective needs one, no labels, no class count, a student that can't run.
         IdentityError, CacheError, TargetsError, ViewError: the cache doesn't serve this job.
         ShardError: a label is out of range.
     """
     objective = build_objective(job.objective)
     reader = _open_cache(job, objective.needs, say)
+    if reader is not None and begun is not None:
+        _keep_views(reader, begun["cache"])
     built = build_student(job.student, job.train, _classes(job, reader))
     for index in (job.index, *([job.validation] if job.validation else [])):
         index.check_labels(built.num_classes)
@@ -100,6 +108,7 @@ def prepare(job: Job, ranks: Ranks, say: Say) -> Plan:
     )
     identity = _identity(job, built, reader, loader)
     step = Step(built, objective, job.train, updates=loader.steps, targets_of=targets_of(reader), ranks=ranks)
+    step.rehearse()
     return Plan(job, ranks, built, step, loader, validation, identity)
 
 
@@ -128,6 +137,14 @@ def _open_cache(job: Job, needs: Needs, say: Say) -> CacheReader | None:
     reader = CacheReader(job.cache, job.index, job.views, dense=needs.dense, num_classes=job.student.num_classes)
     check_canaries(reader.cache, job.index, job.views, job.loader.pixels)
     return reader
+
+
+def _keep_views(reader: CacheReader, begun: dict[str, Any] | None) -> None:
+    """Use the views that a run began with, if all of them are there; else its identity will differ."""
+    segments = reader.selection.segments
+    if begun is not None and begun["encoding"] == reader.encoding.json() and set(begun["views"]) <= segments.keys():
+        kept = {view: segment for view, segment in segments.items() if view in begun["views"]}
+        reader.selection = replace(reader.selection, segments=kept)
 
 
 def _classes(job: Job, reader: CacheReader | None) -> int | None:

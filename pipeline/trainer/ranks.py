@@ -9,6 +9,7 @@ import torch
 from torch import distributed, nn
 
 from pipeline.errors import TrainingError
+from pipeline.models import first_line
 from pipeline.teacher import resolve_device
 
 
@@ -52,14 +53,14 @@ def joined(device: str) -> Iterator[Ranks]:
     """Join the run that torchrun's environment describes, or be the only process.
 
     Raises:
-        TrainingError: more processes on this machine than it has GPUs.
+        TrainingError: more processes on this machine than it has GPUs, or half of torchrun's environment.
     """
-    world = int(os.environ.get("WORLD_SIZE", "1"))
+    world = _number("WORLD_SIZE", 1)
     own = resolve_device(device)
     if world == 1:
         yield Ranks(0, 1, own)
         return
-    rank, local = int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"])
+    rank, local = _number("RANK"), _number("LOCAL_RANK")
     if own.type == "cuda":
         if local >= torch.cuda.device_count():
             raise TrainingError(
@@ -70,8 +71,30 @@ def joined(device: str) -> Iterator[Ranks]:
             )
         own = torch.device("cuda", local)
         torch.cuda.set_device(own)
-    distributed.init_process_group("nccl" if own.type == "cuda" else "gloo", rank=rank, world_size=world)
+    try:
+        distributed.init_process_group("nccl" if own.type == "cuda" else "gloo", rank=rank, world_size=world)
+    except (ValueError, RuntimeError) as e:
+        raise TrainingError(
+            f"the processes of the run can't find each other: {first_line(e)}",
+            where=f"rank {rank} of {world}",
+            do="Start with torchrun, or unset WORLD_SIZE to train in one process",
+        ) from e
     try:
         yield Ranks(rank, world, own)
     finally:
         distributed.destroy_process_group()
+
+
+def _number(name: str, default: int | None = None) -> int:
+    text = os.environ.get(name)
+    if text is None and default is not None:
+        return default
+    if text is None or not text.isdecimal():
+        raise TrainingError(
+            "the environment does not describe a run of several processes",
+            where=name,
+            found=text or "nothing",
+            allowed="WORLD_SIZE, RANK and LOCAL_RANK as torchrun sets them",
+            do="Start with torchrun, or unset WORLD_SIZE to train in one process",
+        )
+    return int(text)

@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from pipeline.errors import TrainingError
 from pipeline.fingerprint import fingerprint
 from pipeline.loader import Batch
-from pipeline.models import Built, ModelConfig, build
+from pipeline.models import Built, ModelConfig, build, first_line
 from pipeline.objectives import Objective, Reduction
 from pipeline.targets import Targets
 from pipeline.teacher import resolve_device
@@ -51,7 +51,8 @@ class Step:
         ranks: Ranks | None = None,
     ) -> None:
         ranks = ranks or Ranks(0, 1, resolve_device(config.device))
-        self.objective, self.config, self.ranks, self._targets_of = objective, config, ranks, targets_of
+        self.built, self.objective, self.config, self.ranks = built, objective, config, ranks
+        self._targets_of = targets_of
         layout = torch.channels_last if config.channels_last else torch.contiguous_format
         self.model: nn.Module = built.module.to(ranks.device, memory_format=layout)  # type: ignore[call-overload]
         self._normalize = Normalize(built.mean, built.std, config.channels_last).to(ranks.device)
@@ -112,15 +113,48 @@ class Step:
 
         Returns:
             The objective's loss and parts, this process's share (their mean over processes is the batch's).
+
+        Raises:
+            TrainingError: the student can't run, or the memory doesn't suffice.
         """
+        try:
+            return self._train(batch, number)
+        except RuntimeError as e:
+            if not _out_of_memory(e):
+                raise
+            raise self._failure(e, batch.images) from e
+
+    def rehearse(self) -> None:
+        """Run the student on two black images, so that one that can't run is refused before anything is written.
+
+        In eval mode and without gradients: neither weights nor batch statistics change.
+
+        Raises:
+            TrainingError: it can't run, or its output is no logits.
+        """
+        size, classes = self.built.input_size, self.built.num_classes
+        self.model.eval()
+        with torch.no_grad():
+            images = torch.zeros(2, size, size, 3, dtype=torch.uint8, device=self.ranks.device)
+            logits = self._run(self.model, images)
+        shape = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
+        if shape != (2, classes):
+            raise TrainingError(
+                "the student's output is no logits",
+                where=self.built.name,
+                found=shape,
+                allowed=f"(2, {classes}) for two images",
+                do="Check --num-classes and --model-kwargs",
+            )
+
+    def _train(self, batch: Batch, number: int) -> dict[str, torch.Tensor]:
         self.model.train()
         torch.manual_seed(stable_seed("step", self.config.seed, number, self.ranks.rank))
         self._schedule.step_update(number)
         self.optimizer.zero_grad(set_to_none=True)
         batch = batch.to(self.ranks.device, non_blocking=True)
         targets = None if self._targets_of is None else self._targets_of(batch)
-        with self._autocast():
-            logits = self._forward(self._normalize(_at_least_two(batch.images)))[: len(batch)]
+        logits = self._run(self._forward, _at_least_two(batch.images))[: len(batch)]
         reduction = Reduction(batch.global_rows, batch.global_labelled, self.ranks.world)
         parts = self.objective(logits, batch.labels, targets, reduction)
         self.scaler.scale(parts["loss"]).backward()
@@ -138,9 +172,31 @@ class Step:
         model = self.averaged
         if model.training:
             model.eval()
-        with self._autocast():
-            logits: torch.Tensor = model(self._normalize(images))
-        return logits.float()
+        return self._run(model, images).float()
+
+    def _run(self, model: nn.Module, images: torch.Tensor) -> torch.Tensor:
+        try:
+            with self._autocast():
+                logits: torch.Tensor = model(self._normalize(images))
+        except Exception as e:  # each layer raises what it likes; what the user asked for caused it
+            raise self._failure(e, images) from e
+        return logits
+
+    def _failure(self, error: Exception, images: torch.Tensor) -> TrainingError:
+        found = f"{len(images)} images of {images.shape[1]} pixels"
+        if _out_of_memory(error):
+            return TrainingError(
+                f"out of memory: {first_line(error)}",
+                where=self.built.name,
+                found=found,
+                do=f"Lower --batch-size, now {self.config.batch_size}, or use --amp-dtype bfloat16",
+            )
+        return TrainingError(
+            f"the student can't run: {type(error).__name__}: {first_line(error)}",
+            where=self.built.name,
+            found=found,
+            do="Check --input-size and --model-kwargs",
+        )
 
     def _autocast(self) -> Any:
         return torch.autocast(self.ranks.device.type, dtype=self._dtype, enabled=self._dtype != torch.float32)
@@ -162,6 +218,11 @@ def parameter_names(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[
     """Names of the parameters in the optimizer's own order, which is that of its state's numbers."""
     names = {id(p): n for n, p in model.named_parameters()}
     return [names[id(p)] for group in optimizer.param_groups for p in group["params"]]
+
+
+def _out_of_memory(error: Exception) -> bool:
+    # On the CPU it is a plain RuntimeError.
+    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
 
 
 def _at_least_two(images: torch.Tensor) -> torch.Tensor:

@@ -236,7 +236,7 @@ def test_a_limited_cache_serves_limited_training(world, tmp_path):
     make_cache(short, tmp_path / "c", views=(0,))
     reader = CacheReader(str(tmp_path / "c"), world.index.limit(45), VIEWS)
     assert len(reader.read("shard-0001.tar", 0, 0, 5)["index"]) == 5
-    with pytest.raises(CacheError, match="made without 1 of the index's 3 shards; found shard-0002.tar"):
+    with pytest.raises(CacheError, match=r"made without 1 of the index's 3 shards; found shard-0002.tar"):
         CacheReader(str(tmp_path / "c"), world.index, VIEWS)
     with pytest.raises(CacheError, match="fewer samples of a shard than the index; found 10; allowed: at least 20"):
         CacheReader(str(tmp_path / "c"), world.index.limit(60), VIEWS)

@@ -76,7 +76,9 @@ class TestWrongPath:
     def test_shards_that_moved_after_indexing(self, tmp_path):
         world = make_world(tmp_path / "w")
         (tmp_path / "w" / "shards").rename(tmp_path / "w" / "moved")
-        assert "shard-0000.tar" in refused(*caching(world, tmp_path / "c"))
+        line = refused(*caching(world, tmp_path / "c"))
+        assert "shard-0000.tar: the shard is not where it was indexed" in line
+        assert "Index the shards where they are now and pass that index" in line
 
 
 class TestWrongClassCount:
@@ -202,7 +204,7 @@ class TestNoSpaceAndNoPermission:
         assert full in refused("prepare", "digits", "--out", tmp_path / "d")
         assert not (tmp_path / "d").exists()
 
-    @pytest.mark.parametrize("stage", ["cache-teacher", "train-student", "index", "prepare"])
+    @pytest.mark.parametrize("stage", ["cache-teacher", "train-student", "index", "prepare", "demo"])
     def test_a_file_where_a_folder_should_be(self, world, tmp_path, stage):
         (tmp_path / "file").write_text("precious")
         out = tmp_path / "file" / "out"
@@ -212,9 +214,25 @@ class TestNoSpaceAndNoPermission:
                 "train-student": training(world, out, "--objective", "none"),
                 "index": ["index", world.folder / "shards", "--out", out],
                 "prepare": ["prepare", "digits", "--out", out],
+                "demo": ["demo", "--out", out],
             }[stage]
         )
         assert (tmp_path / "file").read_text() == "precious"
+
+
+class TestDemo:
+    def test_a_file_as_its_folder(self, tmp_path):
+        (tmp_path / "file").write_text("precious")
+        assert "file: can't be written: File exists. Choose another --out" in refused(
+            "demo", "--out", tmp_path / "file"
+        )
+
+    def test_a_folder_that_is_read_only(self, tmp_path, monkeypatch):
+        def denied(self: Path, *_: object, **__: object) -> None:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(self))
+
+        monkeypatch.setattr(Path, "mkdir", denied)
+        assert "can't be written: Permission denied" in refused("demo", "--out", tmp_path / "demo")
 
 
 class TestParams:
@@ -234,6 +252,18 @@ class TestParams:
         assert "train.lr" in refused(*training(world, tmp_path / "r"), "--set", "train.lr=-1")
         assert "section.key=value" in refused(*training(world, tmp_path / "r"), "--set", "lr=1")
         (tmp_path / "bad.yaml").write_text("a: [1")
+        assert "not YAML" in refused(*training(world, tmp_path / "r"), "--params", tmp_path / "bad.yaml")
+
+    def test_values_that_are_no_yaml_or_a_date(self, world, tmp_path):
+        for value in ("a=[1", "a=2020-99-99"):
+            line = refused(*training(world, tmp_path / "r"), "--model-kwargs", value)
+            assert f"--model-kwargs a: value is not YAML; found {value[2:]}" in line
+            assert "value is not YAML" in refused(*training(world, tmp_path / "r"), "--set", f"views.see{value}")
+        for value in ("2020-01-01", "{2020-01-01: 1}"):
+            line = refused(*training(world, tmp_path / "r"), "--set", f"views.seed={value}")
+            assert line.startswith("error: views.seed: input should be a valid integer")
+        assert "2020-01-01" in refused(*training(world, tmp_path / "r"), "--set", "views.seed=2020-01-01")
+        (tmp_path / "bad.yaml").write_text("views: {seed: 2020-99-99}")
         assert "not YAML" in refused(*training(world, tmp_path / "r"), "--params", tmp_path / "bad.yaml")
 
     @pytest.mark.parametrize("views", ["4:2", "x", "-1", "0:4,"])

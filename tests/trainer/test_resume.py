@@ -4,12 +4,14 @@ import multiprocessing
 import os
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from pipeline.trainer import Job, files, loop, train
+from pipeline.errors import CheckpointError
+from pipeline.trainer import Job, TrainConfig, files, loop, train
 from tests.trainer import tiny
 
 # A run of 3 epochs of 3 steps, with checkpoints inside epochs and all kinds of state.
@@ -68,7 +70,8 @@ def test_stopped_after_a_step(job, whole, tmp_path, stops):
             train(job, tmp_path / "run", say=lambda _: None, on_step=on_step)
     said: list[str] = []
     train(job, tmp_path / "run", say=said.append)
-    assert said[1].startswith("going on at epoch ")
+    # The first checkpoint with anything trained in it is that of the second step, written after it was told.
+    assert said[1].startswith("going on at epoch ") == (max(stops) > 2)
     assert_same(tmp_path / "run", whole)
 
 
@@ -100,7 +103,7 @@ def test_stopped_between_rare_checkpoints(index, validation, cache, whole, tmp_p
 def test_stopped_while_writing(job, whole, tmp_path, monkeypatch, name, nth):
     """Raised when the file is complete on disk and about to be renamed, or has just been appended to."""
     seen = 0
-    real = files._fsync
+    real = files.fsync
 
     def fsync(path: Path) -> None:
         nonlocal seen
@@ -117,13 +120,48 @@ def test_stopped_while_writing(job, whole, tmp_path, monkeypatch, name, nth):
         fsync(self.path / files.METRICS)
         return length
 
-    monkeypatch.setattr(files, "_fsync", fsync)
+    monkeypatch.setattr(files, "fsync", fsync)
     monkeypatch.setattr(files.RunFolder, "append_metrics", append_metrics)
     with pytest.raises(Stopped):
         train(job, tmp_path / "run", say=lambda _: None)
     monkeypatch.undo()
     train(job, tmp_path / "run", say=lambda _: None)
     assert_same(tmp_path / "run", whole)
+
+
+def test_views_cached_meanwhile_change_nothing(job, whole, index, tmp_path):
+    """A run goes on with the views that it began with; only a new one takes up the others."""
+    growing = replace(job, cache=tiny.make_cache(tmp_path, index))
+    left = 4
+
+    def on_step(_) -> None:
+        nonlocal left
+        left -= 1
+        if left == 0:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        train(growing, tmp_path / "run", say=lambda _: None, on_step=on_step)
+    tiny.make_cache(tmp_path, index, views=(2, 3, "center"))
+    train(growing, tmp_path / "run", say=lambda _: None)
+    assert_same(tmp_path / "run", whole)
+    assert train(growing, tmp_path / "run", say=lambda _: None)["config"]["cache"]["views"] == [0, 1]
+    summary = train(replace(growing, train=TrainConfig(**tiny.TRAIN)), tmp_path / "new", say=lambda _: None)
+    assert summary["config"]["cache"]["views"] == [0, 1, 2, 3]
+
+
+def test_another_encoding_cached_meanwhile_is_refused_by_name(job, index, tmp_path):
+    growing = replace(job, cache=tiny.make_cache(tmp_path, index))
+
+    def on_step(progress) -> None:
+        if progress.step == 3:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        train(growing, tmp_path / "run", say=lambda _: None, on_step=on_step)
+    tiny.make_cache(tmp_path, index, views=(0, 1, 2), dtype="float16")
+    with pytest.raises(CheckpointError, match=r"made with another cache\.encoding\.dtype"):
+        train(growing, tmp_path / "run", say=lambda _: None)
 
 
 def test_a_finished_run_is_left_alone(job, whole):

@@ -1,0 +1,70 @@
+"""What every writer of files needs: forcing them to disk, and being the only one."""
+
+import os
+from pathlib import Path
+
+try:
+    import fcntl
+except ImportError:  # no such locks on this system: writers are trusted to keep apart
+    fcntl = None  # type: ignore[assignment]
+
+_held: set[int] = set()
+
+
+def fsync(path: Path) -> None:
+    """Force a file's bytes, or a folder's entries, to disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+class FolderLock:
+    """The right to write to a folder, which ends with the process, however that ends.
+
+    It is the folder itself that is locked, so no file is left behind.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._descriptor: int | None = None
+
+    def take(self) -> bool:
+        """Hold the lock until `release`; False if another process holds it.
+
+        Raises:
+            OSError: the folder can't be opened.
+        """
+        if fcntl is None or self._descriptor is not None:
+            return True
+        descriptor = os.open(self._path, os.O_RDONLY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            return False
+        except OSError:  # a file system without locks
+            os.close(descriptor)
+            return True
+        self._descriptor = descriptor
+        _held.add(descriptor)
+        return True
+
+    def release(self) -> None:
+        """Let go; no harm if it isn't held."""
+        if self._descriptor is not None:
+            _held.discard(self._descriptor)
+            os.close(self._descriptor)
+            self._descriptor = None
+
+
+def _forget() -> None:
+    for descriptor in _held:
+        os.close(descriptor)
+    _held.clear()
+
+
+if fcntl is not None:
+    # A loader's workers outlive a killed run by seconds; without this they would hold its lock so long.
+    os.register_at_fork(after_in_child=_forget)
