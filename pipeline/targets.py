@@ -92,7 +92,8 @@ class Encoding:
         """The arrays, in the order in which they are written."""
         if self.kind == "dense":
             return (ArrayField("logits", (self.num_classes,), self.dtype),)
-        index = "uint8" if self.num_classes <= 2**8 else "uint16" if self.num_classes <= 2**16 else "uint32"
+        # The largest value is no class: it marks rows that were never written.
+        index = "uint8" if self.num_classes < 2**8 else "uint16" if self.num_classes < 2**16 else "uint32"
         return (
             ArrayField("index", (self.k,), index),
             ArrayField("log_prob", (self.k,), self.dtype),

@@ -144,10 +144,7 @@ def write_arrays(
             data = fields[field.name]
             expected = (len(segment.views), samples, *field.shape)
             assert data.shape == expected, f"{field.name}: {data.shape} is not {expected}"
-            # Chunks that equal the fill value (no label in a whole shard) are written too: what a record vouches
-            # for must be there to be checked.
             array: Any = group[segment.array(field.name)]
-            array = array.with_config({"write_empty_chunks": True})
             padded = np.full((len(segment.views), *array.shape[2:]), fill_value(field.dtype), field.dtype)
             padded[:, :samples] = data
             array[:, shard] = padded

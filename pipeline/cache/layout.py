@@ -120,5 +120,8 @@ def padded_rows(shards: list[dict[str, Any]], block: int) -> int:
 
 
 def fill_value(dtype: str) -> float | int:
-    """What unwritten rows read as: NaN, or an index that no class has, so that reading them can't pass unseen."""
-    return float("nan") if dtype.startswith("float") else int(np.iinfo(dtype).max)
+    """What unwritten rows read as: infinity, or an index no class has. Nothing that is stored equals it.
+
+    So chunks of padding are left out of a file, and chunks of data never are, be they all NaN for want of labels.
+    """
+    return float("inf") if dtype.startswith("float") else int(np.iinfo(dtype).max)

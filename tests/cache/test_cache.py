@@ -287,7 +287,7 @@ def test_identity_holds_no_path(cache_path, world):
     assert "/" not in text
 
 
-@pytest.mark.parametrize(("classes", "dtype"), [(10, "uint8"), (256, "uint8"), (257, "uint16"), (70_000, "uint32")])
+@pytest.mark.parametrize(("classes", "dtype"), [(10, "uint8"), (255, "uint8"), (256, "uint16"), (70_000, "uint32")])
 def test_the_index_dtype_holds_every_class(classes, dtype):
     assert Encoding.of(TargetsConfig(), classes).fields()[0].dtype == dtype
 
