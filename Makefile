@@ -2,8 +2,6 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# OpenMP threads that wait asleep: where something else runs on the same cores, spinning ones cost ten times more.
-export OMP_WAIT_POLICY ?= passive
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
 
 .PHONY: demo test test-slow lint format clean
