@@ -143,7 +143,7 @@ def _beyond_rounding(
 
 def _gap(cached: np.ndarray, now: torch.Tensor) -> torch.Tensor:
     """Largest difference in each row, float32 (N,), less half a step of the cached dtype; NaN counts as infinite."""
-    step = np.spacing(np.abs(cached)).astype(np.float32)
+    step = np.spacing(np.abs(np.nan_to_num(cached))).astype(np.float32)
     gap = (torch.from_numpy(cached.astype(np.float32)) - now).abs() - torch.from_numpy(step) / 2
     return gap.nan_to_num(torch.inf).clamp(min=0).amax(dim=1)
 

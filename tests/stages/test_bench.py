@@ -29,7 +29,9 @@ def test_targets():
     report = figures("targets", "--repeats", 2)
     assert report["core_us_per_row"]["median"] > 0
     assert report["bytes_per_view"] < report["peer_bytes_per_view"]
-    assert report["encoding_loss_nats"] < 0.1
+    # A tenth of the mass lies outside the top 16; spread evenly it costs this much, and nothing near renormalising.
+    assert 0.05 < report["encoding_loss_nats"] < 0.3
+    assert 0.85 < report["retained_mass"] < 0.95
 
 
 @pytest.mark.slow

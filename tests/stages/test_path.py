@@ -115,6 +115,12 @@ def test_verify_of_a_cache_with_nothing_in_it(cache_path, tmp_path):
     assert "nothing is cached yet" in result.err
 
 
+def test_verify_of_unlabelled_samples(tmp_path):
+    half = make_world(tmp_path / "w", unlabelled=0.5)
+    assert kdpipe(*caching(half, tmp_path / "c")).code == 0
+    assert kdpipe("verify", tmp_path / "c", "--samples", 200).code == 0
+
+
 def test_a_summary_speaks_of_its_own_encoding(world, tmp_path):
     assert kdpipe(*caching(world, tmp_path / "c", "--views", "0:2", "--k", 2)).code == 0
     dense = ["--views", "0:2", "--targets", "dense", "--dtype", "float32", "--json"]
