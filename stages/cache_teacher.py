@@ -84,12 +84,11 @@ def cache_teacher(
 
 def summarise(cache: Cache, report: Report, encoding: Encoding, wanted: list[View]) -> dict[str, Any]:
     """What a run did, and what the cache now holds in the segments of the wanted views."""
-    names = {s.name for s in cache.segments if s.encoding == encoding and set(s.views) & set(wanted)}
     quality, size = Quality(), 0
-    for (name, _), record in cache.commits.items():
-        if name in names:
-            quality.add(Quality(**record["quality"]))
-            size += sum(f["bytes"] for f in record["files"].values())
+    for segment in cache.segments:
+        if segment.encoding == encoding and set(segment.views) & set(wanted):
+            quality.add(cache.quality(segment))
+            size += cache.bytes(segment)
     return {
         "cache": cache.store.url,
         "cached": describe(cache.views()),

@@ -117,7 +117,7 @@ class Demo:
             truth = check_truth(cache, self.train, VIEWS, teacher, cache.segments)
             if problems or not truth["ok"]:
                 raise KdpipeError("the cache does not verify", where=store, do="Delete it and repeat")
-        total = sum(f["bytes"] for record in cache.commits.values() for f in record["files"].values())
+        total = cache.bytes(cache.segments[0])
         quality = cache.quality(cache.segments[0])
         return {
             "bytes_per_view": total / quality.views,

@@ -86,7 +86,7 @@ def evaluate(
                 yield batch
                 progress.advance(len(batch))
 
-        encoding = reader.selection.encoding if reader else None
+        encoding = reader.encoding if reader else None
         found = score(
             lambda images: teacher(images.cpu().numpy()).logits,
             batches(),

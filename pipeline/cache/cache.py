@@ -63,16 +63,10 @@ class Cache:
     def refresh(self) -> None:
         """Read segments and commits anew, checking every record and the arrays' metadata."""
         names = self.store.files("commits")
-        self.segments = sorted(
-            (
-                Segment.parse(read_record(self.store, name)["segment"])
-                for name in names
-                if name.endswith("/segment.json")
-            ),
-            key=lambda s: s.number,
-        )
-        for segment in self.segments:
-            check_files(self.store, read_record(self.store, segment.record)["files"])
+        records = [read_record(self.store, name) for name in names if name.endswith("/segment.json")]
+        for record in records:
+            check_files(self.store, record["files"])
+        self.segments = sorted((Segment.parse(record["segment"]) for record in records), key=lambda s: s.number)
         present = set(names)
         self.commits = {
             (segment.name, shard["name"]): read_record(self.store, segment.commit(shard["name"]))
@@ -85,24 +79,27 @@ class Cache:
         """Names of the shards whose task of this segment is finished."""
         return [s["name"] for s in self.shards if (segment.name, s["name"]) in self.commits]
 
+    def complete(self, segment: Segment, shards: list[str]) -> bool:
+        """Whether the tasks of all these shards are finished."""
+        return all((segment.name, name) in self.commits for name in shards)
+
     def views(self, complete_for: list[str] | None = None) -> list[View]:
         """Views committed for all of these shards (default: all of the cache), numbers first."""
         wanted = complete_for if complete_for is not None else [s["name"] for s in self.shards]
-        found = {
-            view
-            for segment in self.segments
-            if all((segment.name, name) in self.commits for name in wanted)
-            for view in segment.views
-        }
+        found = {view for segment in self.segments if self.complete(segment, wanted) for view in segment.views}
         return [*sorted(v for v in found if isinstance(v, int)), *(v for v in found if v == "center")]
 
     def quality(self, segment: Segment) -> Quality:
         """Sum over the committed tasks of a segment."""
         total = Quality()
-        for (name, _), record in sorted(self.commits.items()):
-            if name == segment.name:
-                total.add(Quality(**record["quality"]))
+        for name in self.committed(segment):
+            total.add(Quality(**self.commits[segment.name, name]["quality"]))
         return total
+
+    def bytes(self, segment: Segment) -> int:
+        """Stored bytes of the committed tasks of a segment."""
+        records = (self.commits[segment.name, name] for name in self.committed(segment))
+        return sum(file["bytes"] for record in records for file in record["files"].values())
 
     def root_digest(self) -> str:
         """One digest over identity and all commits: equal for caches with equal content."""

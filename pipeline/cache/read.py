@@ -166,7 +166,7 @@ def select(cache: Cache, shards: list[str], dense: bool) -> Selection:
     """The encoding with most complete views that serves what is asked; the smaller one among equals."""
     found: dict[Encoding, dict[View, Segment]] = {}
     for segment in cache.segments:
-        if all((segment.name, name) in cache.commits for name in shards):
+        if cache.complete(segment, shards):
             for view in segment.views:
                 found.setdefault(segment.encoding, {}).setdefault(view, segment)
     if not found:

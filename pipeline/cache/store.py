@@ -192,9 +192,6 @@ class Store:
         """Context that turns the operating system's refusals into one line about this cache."""
         return _Writing(f"{self}/{name}")
 
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.files())
-
 
 def _unreadable(where: str, error: Exception) -> CacheError:
     """One line for whatever a file system raises; object stores have exceptions of their own."""

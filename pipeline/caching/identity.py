@@ -1,17 +1,14 @@
 """What a cache is a cache of, and the few views kept as pixels to prove it."""
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
-
-import numpy as np
 
 from pipeline.cache import Cache, read_canaries
 from pipeline.shards import BlockReader, Index
 from pipeline.teacher import Teacher
-from pipeline.views import View, ViewsConfig
+from pipeline.views import View, ViewsConfig, render_view
 from pipeline.views.canaries import COUNT, Canary, Pixels, compare
-from pipeline.views.sample import render_rows
+from pipeline.views.sample import decode_sample
 
 # Canaries lie in few blocks, so that checking them on remote shards reads megabytes, not gigabytes.
 _BLOCKS = 8
@@ -65,9 +62,9 @@ def check_canaries(cache: Cache, index: Index, config: ViewsConfig, allow: Pixel
 
 
 def _canary(index: Index, reader: BlockReader, config: ViewsConfig, row: int, view: View, size: int) -> Canary:
-    with ThreadPoolExecutor(1) as pool:
-        pixels: np.ndarray = render_rows(index, config, range(row, row + 1), [reader.image(row)], [view], size, pool)
-    return Canary(index.shard_of(row).name, index.key(row), view, pixels[0, 0])
+    shard, key = index.shard_of(row).name, index.key(row)
+    image = decode_sample(index, row, reader.image(row), config)
+    return Canary(shard, key, view, render_view(config, shard, key, view, image, size))
 
 
 def _spread(total: int, count: int) -> list[int]:

@@ -21,7 +21,7 @@ from pipeline.caching.task import run_task
 from pipeline.config import Config
 from pipeline.errors import IdentityError
 from pipeline.fingerprint import differences
-from pipeline.shards import Index
+from pipeline.shards import Index, images
 from pipeline.targets import Encoding, Quality, TargetsConfig
 from pipeline.teacher import Teacher
 from pipeline.views import View, ViewsConfig
@@ -175,7 +175,7 @@ def _segments(cache: Cache, encoding: Encoding, views: list[View], numerics: dic
 
 def provenance(index: Index, teacher: Teacher) -> dict[str, Any]:
     """Where, when and with what a run was done; compared by nobody, but `kdpipe verify` looks there for inputs."""
-    packages = ["kdpipe", "torch", "torchvision", "timm", "zarr", "numcodecs", "numpy", "pillow"]
+    packages = ["kdpipe", "torch", "torchvision", "timm", "zarr", "numcodecs", "numpy"]
     weights = teacher.config.weights
     return {
         "shards": str(index.path),
@@ -185,5 +185,5 @@ def provenance(index: Index, teacher: Teacher) -> dict[str, Any]:
         "host": platform.node(),
         "machine": platform.machine(),
         "python": platform.python_version(),
-        "versions": {name: version(name) for name in packages},
+        "versions": {name: version(name) for name in packages} | images.versions(),
     }

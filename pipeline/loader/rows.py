@@ -77,7 +77,7 @@ class RowReader:
         self._reader = BlockReader(index)
         self._starts = np.asarray(index.block_first[:-1])
         self._open: dict[int, _Open] = {}
-        self._targets = None if cache is None else TargetRows(cache.selection.encoding)
+        self._targets = None if cache is None else TargetRows(cache.encoding)
         self._left: np.ndarray | None = None
 
     def begin(self, rows: np.ndarray) -> None:

@@ -68,7 +68,6 @@ class Index:
             for s in shards
             if s.first < samples or samples == total
         )
-        self._first = [shard.first for shard in self.shards]
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> "Index":

@@ -116,7 +116,7 @@ def targets_of(reader: CacheReader | None) -> TargetsOf | None:
     """How a step gets targets from a cache: decoded on the device where the batch is."""
     if reader is None:
         return None
-    encoding = reader.selection.encoding
+    encoding = reader.encoding
 
     def decode(batch: Batch) -> Targets:
         return encoding.decode(batch.targets)
@@ -150,13 +150,13 @@ def _keep_views(reader: CacheReader, begun: dict[str, Any] | None) -> None:
 def _classes(job: Job, reader: CacheReader | None) -> int | None:
     """Number of classes where neither the student's config nor its weights say it."""
     if reader is not None:
-        return reader.selection.encoding.num_classes
+        return reader.encoding.num_classes
     largest = int(np.max(job.index.labels))
     return job.index.num_classes or (largest + 1 if largest >= 0 else None)
 
 
 def _check_fit(reader: CacheReader, built: Built, say: Say) -> None:
-    cached, size = reader.selection.encoding.num_classes, reader.cache.size
+    cached, size = reader.encoding.num_classes, reader.cache.size
     if built.num_classes != cached:
         raise IdentityError(
             "student and cached teacher have different numbers of classes",
@@ -189,7 +189,7 @@ def _identity(job: Job, built: Built, reader: CacheReader | None, loader: Loader
     begun = built.module if job.student.weights or job.student.pretrained else None
     cache = reader and {
         "identity": fingerprint(reader.cache.identity),
-        "encoding": reader.selection.encoding.json(),
+        "encoding": reader.encoding.json(),
         "views": [v for v in reader.views if v != "center"],
     }
     identity = {

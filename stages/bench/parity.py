@@ -117,7 +117,7 @@ def _online(teacher: Teacher) -> Callable[[Batch], Targets]:
 
 
 def _cached(cache: CacheReader) -> Callable[[Batch], Targets]:
-    return lambda batch: cache.selection.encoding.decode(batch.targets)
+    return lambda batch: cache.encoding.decode(batch.targets)
 
 
 def _against_timm(index: Index, teacher: Teacher) -> float:

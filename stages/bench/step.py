@@ -66,6 +66,6 @@ def _arm(
         build_objective(ObjectiveConfig(name=objective)),
         config,
         updates=loader.steps,
-        targets_of=None if cache is None else lambda b: cache.selection.encoding.decode(b.targets),
+        targets_of=None if cache is None else lambda b: cache.encoding.decode(b.targets),
     )
     return (b for epoch in range(100) for b in loader.epoch(epoch)), one

@@ -37,7 +37,7 @@ def targets(folder: Path, rows: int = 40 * BLOCK, k: int = 16, repeats: int = 7)
         repeats,
         per=rows,
     )
-    stored = sum(f["bytes"] for r in cache.commits.values() for f in r["files"].values())
+    stored = cache.bytes(cache.segments[0])
     means = cache.quality(cache.segments[0]).means()
     return {
         "core_us_per_row": times["ours"],

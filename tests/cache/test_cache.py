@@ -247,8 +247,8 @@ def test_dense_is_asked_for_where_it_is_needed(world, cache_path, tmp_path):
         CacheReader(cache_path, world.index, VIEWS, dense=True)
     make_cache(world, tmp_path / "c", views=(0,))
     make_cache(world, tmp_path / "c", views=(0,), targets=TargetsConfig(kind="dense"))
-    assert CacheReader(str(tmp_path / "c"), world.index, VIEWS).selection.encoding.kind == "topk"
-    assert CacheReader(str(tmp_path / "c"), world.index, VIEWS, dense=True).selection.encoding.kind == "dense"
+    assert CacheReader(str(tmp_path / "c"), world.index, VIEWS).encoding.kind == "topk"
+    assert CacheReader(str(tmp_path / "c"), world.index, VIEWS, dense=True).encoding.kind == "dense"
 
 
 def test_a_cache_can_live_behind_fsspec(world):
