@@ -8,7 +8,7 @@ from pydantic import Field
 
 from pipeline.errors import TeacherError
 from pipeline.models import Built, ModelConfig, build, is_factory, weights_digest
-from pipeline.views import Normalize
+from pipeline.views import Erased, Normalize
 
 AmpDtype = Literal["float32", "bfloat16", "float16"]
 
@@ -113,8 +113,8 @@ class Teacher:
         }
 
     @torch.inference_mode()
-    def __call__(self, images: np.ndarray) -> TeacherOutput:
-        """Run on views, uint8 (N, S, S, 3), in padded batches of `batch_size`.
+    def __call__(self, images: np.ndarray, erased: Erased | None = None) -> TeacherOutput:
+        """Run on views, uint8 (N, S, S, 3), erased where `erased` says, in padded batches of `batch_size`.
 
         Padding repeats the first view, so that a sample's answer depends neither on how many are left nor on
         what the buffer held before.
@@ -128,11 +128,12 @@ class Teacher:
             rows = len(part)
             if rows < size:
                 part = np.concatenate([part, np.broadcast_to(part[:1], (size - rows, *part.shape[1:]))])
-            logits.append(self._forward(torch.from_numpy(part))[:rows])
+            boxes = None if erased is None else erased[start : start + size]
+            logits.append(self._forward(torch.from_numpy(part), boxes)[:rows])
         return TeacherOutput(torch.cat(logits))
 
-    def _forward(self, images: torch.Tensor) -> torch.Tensor:
-        x = self._normalize(images.to(self.device, non_blocking=True))
+    def _forward(self, images: torch.Tensor, erased: Erased | None) -> torch.Tensor:
+        x = self._normalize(images.to(self.device, non_blocking=True), erased)
         dtype = getattr(torch, self.config.amp_dtype)
         try:
             with torch.autocast(self.device.type, dtype=dtype, enabled=dtype != torch.float32):

@@ -16,6 +16,17 @@ from tests.shards.making import write_shards
 CLASSES = 7
 SIZE = 16
 VIEWS = ViewsConfig(seed=3, interpolation="bilinear", crop_pct=1.0)
+# The papers' recipe: everything at once.
+RECIPE = ViewsConfig(
+    seed=3,
+    crop_pct=1.0,
+    auto_augment="rand-m9-mstd0.5-inc1",
+    re_prob=0.25,
+    re_mode="pixel",
+    mixup=0.8,
+    cutmix=1.0,
+)
+POLICIES = {"plain": VIEWS, "recipe": RECIPE}
 
 
 def network(num_classes: int = CLASSES, width: int = 8, seed: int = 0) -> nn.Module:
@@ -74,6 +85,7 @@ def make_cache(
     *,
     views=(0, 1, 2, "center"),
     targets: TargetsConfig | None = None,
+    config: ViewsConfig = VIEWS,
     **changes,
 ):
     """Cache views of a world with the tiny teacher; returns the open cache."""
@@ -81,7 +93,7 @@ def make_cache(
     cache, _ = cache_views(
         str(out),
         world.index,
-        VIEWS,
+        config,
         teacher(**changes),
         targets,
         list(views),

@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-from pipeline.cache.layout import FORMAT, ROOT, STORE_RECORD, Segment
+from pipeline.cache.layout import FORMAT, ROOT, STORE_RECORD, Segment, in_order
 from pipeline.cache.records import read_record
 from pipeline.cache.store import Store
 from pipeline.errors import CacheError, CorruptionError, IdentityError
@@ -53,7 +53,7 @@ class Cache:
     def views_config(self) -> ViewsConfig:
         """The policy of its views, as needed to render them again."""
         said = self.identity["views"]
-        return ViewsConfig(**{name: said[name] for name in ViewsConfig.model_fields})
+        return ViewsConfig.model_validate({name: said[name] for name in ViewsConfig.model_fields})
 
     @property
     def size(self) -> int:
@@ -87,7 +87,7 @@ class Cache:
         """Views committed for all of these shards (default: all of the cache), numbers first."""
         wanted = complete_for if complete_for is not None else [s["name"] for s in self.shards]
         found = {view for segment in self.segments if self.complete(segment, wanted) for view in segment.views}
-        return [*sorted(v for v in found if isinstance(v, int)), *(v for v in found if v == "center")]
+        return in_order(found)
 
     def quality(self, segment: Segment) -> Quality:
         """Sum over the committed tasks of a segment."""

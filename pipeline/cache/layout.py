@@ -9,14 +9,14 @@ commits/<segment>/segment.json             the segment's spec, and digests of it
 commits/<segment>/<shard>.json             one a finished task, written last
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from pipeline.targets import Encoding
-from pipeline.views import View
+from pipeline.views import FIVE_CROP, View
 
 FORMAT = 1
 ROOT = "zarr.json"
@@ -34,7 +34,7 @@ class Segment:
     Attributes:
         number: position in the cache, 0 for the first.
         encoding: how targets lie in the arrays.
-        views: consecutive numbers, or only "center".
+        views: consecutive numbers, or one evaluation view.
         numerics: how the teacher was run, see `Teacher.numerics`.
     """
 
@@ -93,25 +93,30 @@ class Segment:
 
 
 def span(views: tuple[View, ...]) -> str:
-    """Views as part of a name: v0-4 (end exclusive, like the --views that asked for it) or center."""
-    return "center" if views == ("center",) else f"v{views[0]}-{int(views[-1]) + 1}"
+    """Views as part of a name: v0-4 (end exclusive, like the --views that asked for it), or an evaluation view."""
+    return f"v{views[0]}-{int(views[-1]) + 1}" if isinstance(views[0], int) else str(views[0])
+
+
+def in_order(views: Iterable[View]) -> list[View]:
+    """Numbers first, then evaluation views as they are named in FIVE_CROP."""
+    there = set(views)
+    return [*sorted(v for v in there if isinstance(v, int)), *(v for v in FIVE_CROP if v in there)]
 
 
 def runs(views: list[View], most: int | None = None) -> Iterator[tuple[View, ...]]:
-    """Views as tuples of consecutive numbers, `most` in each; "center" stands alone, last."""
-    numbers = sorted(v for v in views if isinstance(v, int))
+    """Views as tuples of consecutive numbers, `most` in each; evaluation views stand alone, last."""
+    numbers = [v for v in in_order(views) if isinstance(v, int)]
     start = 0
     for i in range(1, len(numbers) + 1):
         if i == len(numbers) or numbers[i] != numbers[i - 1] + 1 or i - start == most:
             yield tuple(numbers[start:i])
             start = i
-    if "center" in views:
-        yield ("center",)
+    yield from ((v,) for v in in_order(views) if not isinstance(v, int))
 
 
 def describe(views: list[View]) -> str:
     """Views for people, in the syntax of --views: 0:4,center."""
-    return ",".join("center" if r == ("center",) else f"{r[0]}:{int(r[-1]) + 1}" for r in runs(views))
+    return ",".join(f"{r[0]}:{int(r[-1]) + 1}" if isinstance(r[0], int) else str(r[0]) for r in runs(views))
 
 
 def padded_rows(shards: list[dict[str, Any]], block: int) -> int:

@@ -7,7 +7,7 @@ import numpy as np
 
 from pipeline.cache.cache import Cache, require_identity
 from pipeline.cache.chunks import ChecksumError, TaskFile
-from pipeline.cache.layout import Segment, padded_rows
+from pipeline.cache.layout import Segment, in_order, padded_rows
 from pipeline.cache.store import Store
 from pipeline.errors import CacheError, CorruptionError, IdentityError, TargetsError
 from pipeline.shards import Index
@@ -24,9 +24,8 @@ class Selection:
 
     @property
     def views(self) -> list[View]:
-        """Numbers in order, then "center" if it is there."""
-        numbers = sorted(v for v in self.segments if isinstance(v, int))
-        return [*numbers, *(v for v in self.segments if v == "center")]
+        """Numbers in order, then evaluation views."""
+        return in_order(self.segments)
 
 
 class ArrayReader:

@@ -1,14 +1,15 @@
 """What a cache is a cache of, and the few views kept as pixels to prove it."""
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from pipeline.cache import Cache, read_canaries
 from pipeline.shards import BlockReader, Index
 from pipeline.teacher import Teacher
-from pipeline.views import View, ViewsConfig, render_view
+from pipeline.views import View, ViewsConfig
+from pipeline.views.block import paired_index, render_rows
 from pipeline.views.canaries import COUNT, Canary, Pixels, compare
-from pipeline.views.sample import decode_sample
 
 # Canaries lie in few blocks, so that checking them on remote shards reads megabytes, not gigabytes.
 _BLOCKS = 8
@@ -24,7 +25,7 @@ def render_canaries(index: Index, config: ViewsConfig, views: Sequence[View], si
     chosen = _spread(index.blocks, _BLOCKS)
     each = -(-COUNT // len(chosen))
     canaries: list[Canary] = []
-    reader = BlockReader(index)
+    reader = BlockReader(paired_index(index, config.cached))
     for block in chosen:
         rows = index.rows(block)
         for place in _spread(len(rows), each):
@@ -44,7 +45,7 @@ def check_canaries(cache: Cache, index: Index, config: ViewsConfig, allow: Pixel
     """
     firsts = {shard.name: shard for shard in index.shards}
     kept, now = [], []
-    reader = BlockReader(index)
+    reader = BlockReader(paired_index(index, config.cached))
     keys: dict[str, dict[str, int]] = {}
     for canary in read_canaries(cache):
         shard = firsts.get(canary.shard)
@@ -62,9 +63,9 @@ def check_canaries(cache: Cache, index: Index, config: ViewsConfig, allow: Pixel
 
 
 def _canary(index: Index, reader: BlockReader, config: ViewsConfig, row: int, view: View, size: int) -> Canary:
-    shard, key = index.shard_of(row).name, index.key(row)
-    image = decode_sample(index, row, reader.image(row), config)
-    return Canary(shard, key, view, render_view(config, shard, key, view, image, size))
+    with ThreadPoolExecutor(1) as pool:
+        pixels = render_rows(reader, config.cached, range(row, row + 1), [view], size, pool).pixels[0, 0]
+    return Canary(index.shard_of(row).name, index.key(row), view, pixels)
 
 
 def _spread(total: int, count: int) -> list[int]:

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any
 
+import cv2
 import numpy as np
 from pydantic import Field
 
@@ -95,6 +96,7 @@ def cache_views(
     """
     caching = caching or CachingConfig()
     threads = caching.render_threads or len(os.sched_getaffinity(0))
+    config = config.cached
     began = time.monotonic()
     index.check_labels(teacher.num_classes)
     index.verify()
@@ -185,5 +187,5 @@ def provenance(index: Index, teacher: Teacher) -> dict[str, Any]:
         "host": platform.node(),
         "machine": platform.machine(),
         "python": platform.python_version(),
-        "versions": {name: version(name) for name in packages} | images.versions(),
+        "versions": {name: version(name) for name in packages} | images.versions() | {"opencv": cv2.__version__},
     }

@@ -14,7 +14,7 @@ from pipeline.shards.index import Shard
 from pipeline.targets import Quality, quality
 from pipeline.teacher import Teacher
 from pipeline.views import View, ViewsConfig
-from pipeline.views.sample import render_rows
+from pipeline.views.block import Rendered, paired_index, render_rows
 
 # Rendered views in flight: this many bytes being made while as many are before the teacher.
 _BUFFER_BYTES = 256 * 2**20
@@ -44,11 +44,12 @@ def run_task(
     """
     encoding, total = segment.encoding, Quality()
     fields = {f.name: np.empty((len(segment.views), shard.samples, *f.shape), f.dtype) for f in encoding.fields()}
-    for rows, first_view, pixels in _rendered(index, config, segment.views, shard, size, threads):
-        labels = torch.from_numpy(np.array(index.labels[rows.start : rows.stop], np.int64)).to(teacher.device)
+    for rows, first_view, rendered in _rendered(index, config, segment.views, shard, size, threads):
         place = slice(rows.start - shard.first, rows.stop - shard.first)
-        for v, view in enumerate(pixels, start=first_view):
-            output = teacher(view)
+        for at in range(len(rendered.pixels)):
+            v = first_view + at
+            labels = torch.from_numpy(rendered.labels[at]).to(teacher.device)
+            output = teacher(rendered.pixels[at], rendered.erased[at])
             if not bool(torch.isfinite(output.logits).all()):
                 bad = int((~torch.isfinite(output.logits).all(dim=1)).nonzero()[0])
                 raise TeacherError(
@@ -73,21 +74,17 @@ def run_task(
 
 def _rendered(
     index: Index, config: ViewsConfig, views: Sequence[View], shard: Shard, size: int, threads: int
-) -> Iterator[tuple[range, int, np.ndarray]]:
-    """(rows of a block, position of the first view, pixels (views, rows, S, S, 3)), one step ahead of the caller."""
+) -> Iterator[tuple[range, int, Rendered]]:
+    """(rows of a block, position of the first view, those views of them), one step ahead of the caller."""
     group = max(1, _BUFFER_BYTES // (index.block_size * size * size * 3))
     starts = range(0, len(views), group)
     blocks = range(shard.first_block, shard.first_block + shard.blocks)
-    reader = BlockReader(index)
+    reader = BlockReader(paired_index(index, config))
     with ThreadPoolExecutor(threads) as pool, ThreadPoolExecutor(1) as ahead:
 
-        def render(block: int, start: int) -> tuple[range, int, np.ndarray]:
-            rows, data = index.rows(block), reader.read(block)
-            return (
-                rows,
-                start,
-                render_rows(index, config, rows, data, views[start : start + group], size, pool),
-            )
+        def render(block: int, start: int) -> tuple[range, int, Rendered]:
+            rows = index.rows(block)
+            return rows, start, render_rows(reader, config, rows, views[start : start + group], size, pool)
 
         steps = itertools.product(blocks, starts)
         waiting = None

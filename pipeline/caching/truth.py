@@ -17,8 +17,8 @@ from pipeline.shards import BlockReader, Index
 from pipeline.targets import Encoding, kl
 from pipeline.teacher import Teacher, TeacherOutput
 from pipeline.views import View, ViewsConfig
+from pipeline.views.block import paired_index, render_rows
 from pipeline.views.draws import permutation
-from pipeline.views.sample import render_rows
 
 # A live-versus-live difference of zero (one machine, one plan) still leaves float32 its last bits.
 _FLOOR = 1e-5
@@ -49,22 +49,24 @@ def check_truth(
         rounding; `quantisation` and `truncation`: mean KL in nats that rounding and top-k each cost;
         `failures`: a list of views beyond the tolerance; `ok`.
     """
-    reader, arrays = BlockReader(index), ArrayReader(cache)
+    config = config.cached
+    reader, arrays = BlockReader(paired_index(index, config)), ArrayReader(cache)
     batches = _choose(cache, segments, index, teacher.config.batch_size, samples, seed)
     gaps: list[tuple[float, str]] = []
     control, truncation, quantisation, views = 0.0, 0.0, 0.0, 0
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         for segment, view, rows in batches:
-            data = [reader.image(row) for row in rows]
-            pixels = render_rows(index, config, rows, data, [view], cache.size, pool)[0]
-            live = teacher(pixels)
-            turned = teacher(np.ascontiguousarray(pixels[::-1])).logits.flip(0)
+            rendered = render_rows(reader, config, rows, [view], cache.size, pool)
+            pixels, erased = rendered.pixels[0], rendered.erased[0]
+            live = teacher(pixels, erased)
+            back = None if erased is None else erased[::-1]
+            turned = teacher(np.ascontiguousarray(pixels[::-1]), back).logits.flip(0)
             full = torch.log_softmax(live.logits.float(), dim=1).cpu()
             again = torch.log_softmax(turned.float(), dim=1).cpu()
             control = max(control, float((full - again).abs().max()))
             shard = index.shard_of(rows.start)
             stored = arrays.read(segment, shard.name, view, rows.start - shard.first, rows.stop - shard.first)
-            labels = torch.from_numpy(np.array(index.labels[rows.start : rows.stop], np.int64))
+            labels = torch.from_numpy(rendered.labels[0])
             gap = _beyond_rounding(segment.encoding, stored, live, full, labels)
             worst = int(gap.argmax())
             gaps += [(float(gap[worst]), f"{shard.name} key {index.key(rows[worst])} view {view}")]

@@ -1,6 +1,7 @@
 """The loader: batches of views with their targets, the same for any number of workers and processes."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,19 +14,22 @@ from pipeline.config import Config
 from pipeline.errors import TargetsError, TrainingError
 from pipeline.loader.batch import Batch, join
 from pipeline.loader.order import Order, epoch_order, lane_count, plain_order
+from pipeline.loader.pairs import pair_units, paired_rows
 from pipeline.loader.rows import RowReader
-from pipeline.loader.schedule import ViewSchedule, view_of
+from pipeline.loader.schedule import ViewSchedule, views_of
 from pipeline.shards import Index
 from pipeline.views import View, ViewsConfig
+from pipeline.views.block import paired_index
 from pipeline.views.canaries import Pixels
 
 
 class LoaderConfig(Config):
-    """How samples reach training. Only `lanes`, `window` and `view_schedule` change what a step sees."""
+    """How samples reach training. Workers and canaries apart, it changes what a step sees."""
 
     workers: int = Field(0, ge=0, description="loader processes; 0 renders in the training process")
     lanes: int = Field(64, ge=1, description="blocks read side by side; a multiple of the number of processes")
     window: int = Field(8, ge=1, description="blocks of a lane that are shuffled together")
+    views_per_decode: int = Field(1, ge=1, description="views of a sample that follow each other, decoded once")
     view_schedule: ViewSchedule = "cycle"
     pixels: Pixels = Field("exact", description="how close the cache's canaries must be when rendered here")
 
@@ -43,7 +47,7 @@ class Loader:
         cache: whose targets to deliver; None for none.
         rank, world: this process among how many.
         labelled_only: leave unlabelled samples out.
-        center: evaluation: each sample once in index order, in the `center` view.
+        evaluate: evaluation: each sample in these views, in index order; none for training.
 
     Raises:
         TrainingError: no sample to iterate over.
@@ -63,11 +67,11 @@ class Loader:
         rank: int = 0,
         world: int = 1,
         labelled_only: bool = False,
-        center: bool = False,
+        evaluate: tuple[View, ...] = (),
     ) -> None:
         self.index, self.config, self.size, self.batch_size = index, config, size, batch_size
         self.loader = loader or LoaderConfig()
-        self.seed, self.cache, self.rank, self.world, self.center = seed, cache, rank, world, center
+        self.seed, self.cache, self.rank, self.world, self.evaluate = seed, cache, rank, world, evaluate
         # Keys decide the draws, and only here is it seen whether the index still has the keys it was written with.
         index.verify()
         rows = np.arange(len(index), dtype=np.int64)
@@ -76,13 +80,14 @@ class Loader:
             raise TrainingError("no labelled sample to train on", where=index.path)
         self._blocks: list[np.ndarray] | None = None
         self._views = None if cache is None else [v for v in cache.views if isinstance(v, int)]
-        if cache is not None and center and "center" not in cache.views:
+        missing = [] if cache is None else [v for v in evaluate if v not in cache.views]
+        if cache is not None and missing:
             raise TargetsError(
-                "the center view is not cached",
+                f"the view {missing[0]} is not cached",
                 where=cache.url,
-                do="Add it: kdpipe cache-teacher --views center",
+                do="Add it: kdpipe cache-teacher --views center, or five-crop",
             )
-        if cache is not None and not center and not self._views:
+        if cache is not None and not evaluate and not self._views:
             raise TargetsError("no numbered view is cached", where=cache.url, found="center", do="Cache --views 0:4")
         self._dataset = _Parts(self)
         self._pool: DataLoader | None = None
@@ -101,22 +106,38 @@ class Loader:
         """Lanes in use, which are part of a run's order and so of its checkpoint."""
         return lane_count(len(self._row_blocks()), self.batch_size, self.loader.lanes)
 
-    def view(self, epoch: int) -> View:
-        """The view that an epoch shows."""
-        return "center" if self.center else view_of(epoch, self._views, self.loader.view_schedule, self.seed)
+    def views(self, epoch: int) -> tuple[View, ...]:
+        """The views that an epoch shows."""
+        if self.evaluate:
+            return self.evaluate
+        together = self.loader.views_per_decode
+        return views_of(epoch, self._views, self.loader.view_schedule, self.seed, together)
 
     def require_epochs(self, epochs: int) -> str | None:
         """Refuse now what would fail in a later epoch; returns a remark when cached views will repeat."""
-        self.view(epochs - 1)
+        self.views(epochs - 1)
+        for epoch in range(0, epochs, self.loader.views_per_decode) if self.config.mixes else ():
+            self._require_partners(self.views(epoch))
         if self._views is not None and epochs > len(self._views):
             return f"{len(self._views)} cached views for {epochs} epochs: views repeat, in a new order each time round"
         return None
 
     def order(self, epoch: int) -> Order:
         """The epoch's sequence over all processes."""
-        if self.center:
-            return plain_order(self._rows, self.batch_size)
-        return epoch_order(self._row_blocks(), self.seed, epoch, self.batch_size, self.loader.lanes, self.loader.window)
+        views = self.views(epoch)
+        if self.evaluate:
+            return plain_order(self._rows, self.batch_size, views)
+        blocks, partners, together = self._row_blocks(), None, len(views)
+        if self.config.mixes:
+            partners = paired_rows(paired_index(self.index, self.config), self.config, int(views[0]))
+            blocks = [pair_units(rows, partners) for rows in blocks]
+        how = (self.batch_size, self.loader.lanes, self.loader.window)
+        order = epoch_order(blocks, self.seed, epoch // together, *how, views)
+        if together > 1:
+            # A pass over the samples in several views is as many epochs, each of as many rows as there are samples.
+            start = epoch % together * len(self._rows)
+            order = order.part(start, start + len(self._rows), self.batch_size)
+        return order if partners is None else replace(order, partners=partners[order.rows])
 
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
         """This process's part of each batch of an epoch, from `start_step` on."""
@@ -142,6 +163,17 @@ class Loader:
         """Stop the workers."""
         self._pool = None
         self._dataset.close()
+
+    def _require_partners(self, views: tuple[View, ...]) -> None:
+        groups = {int(v) // self.config.mix_every for v in views}
+        if len(groups) > 1:
+            raise TrainingError(
+                "views_per_decode: these views mix a sample with different partners",
+                where=f"views {', '.join(map(str, views))}",
+                found=f"views.mix_every {self.config.mix_every}",
+                allowed=f"a multiple of {len(views)}",
+                do="Set views.mix_every (it changes the views, so cache anew), or loader.views_per_decode=1",
+            )
 
     def _row_blocks(self) -> list[np.ndarray]:
         if self._blocks is None:
@@ -171,22 +203,16 @@ class _Parts(IterableDataset):
     def parts(self, epoch: int, start: int, worker: int, workers: int) -> Iterator[tuple[torch.Tensor, Batch]]:
         """Positions within this process's batch, and the rows there, for each step from `start` on."""
         loader = self._loader
-        order, view = loader.order(epoch), loader.view(epoch)
-        # Fixed places of every batch: with lanes a multiple of the processes, each reads lanes of its own.
-        place = np.arange(len(order.rows)) - np.repeat(order.bounds[:-1], np.diff(order.bounds))
-        mine = (place % loader.world == loader.rank) & ((order.lanes // loader.world) % workers == worker)
+        order = loader.order(epoch)
+        place = order.places(loader.rank, loader.world)
+        mine = (place >= 0) & ((order.lanes // loader.world) % workers == worker)
         mine[: order.bounds[start]] = False
         if self._reader is None:
             self._reader = RowReader(loader.index, loader.config, loader.size, loader.cache)
         self._reader.begin(order.rows[mine])
         for step in range(start, order.steps):
-            part = slice(order.bounds[step], order.bounds[step + 1])
-            chosen = mine[part]
-            positions = place[part][chosen] // loader.world
-            yield (
-                torch.from_numpy(positions),
-                self._reader.batch(order.rows[part][chosen], view, order, epoch, step),
-            )
+            chosen = order.bounds[step] + np.flatnonzero(mine[order.bounds[step] : order.bounds[step + 1]])
+            yield torch.from_numpy(place[chosen]), self._reader.batch(chosen, order, epoch, step)
 
     def close(self) -> None:
         """Close the shards that this process opened."""

@@ -1,17 +1,18 @@
 """In which order an epoch visits the samples: a pure function of the seed and the epoch.
 
-Blocks are permuted and dealt to lanes of nearly equal length; a lane shuffles its rows within windows of a few
-blocks; the epoch takes one row from each lane in turn and skips lanes that ran out. Lanes give locality and
-nothing else: neither the number of processes nor of workers enters, so a run may stop on four GPUs and go on
-with two.
+Blocks are permuted and dealt to lanes of nearly equal length; a lane shuffles its units within windows of a few
+blocks; the epoch takes one unit from each lane in turn and skips lanes that ran out. A unit is what is decoded
+once: a row, or a pair that is mixed, in one view or several. Lanes give locality and nothing else: neither the
+number of processes nor of workers enters, so a run may stop on four GPUs and go on with two.
 """
 
 import heapq
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from pipeline.views import View
 from pipeline.views.draws import permutation
 
 
@@ -21,30 +22,63 @@ class Order:
 
     Attributes:
         rows: int64 (N,), global rows in the order of their positions.
+        shown: int64 (N,), which of `views` a position shows.
+        units: int64 (N,), the unit of each position, ascending.
         lanes: int32 (N,), the lane of each position.
         bounds: int64 (batches + 1,), batch t is positions bounds[t] to bounds[t + 1].
+        views: those that are shown.
+        partners: int64 (N,), the row that a position's row is paired with, itself for none; None without pairs.
     """
 
     rows: np.ndarray
+    shown: np.ndarray
+    units: np.ndarray
     lanes: np.ndarray
     bounds: np.ndarray
+    views: tuple[View, ...]
+    partners: np.ndarray | None = None
 
     @property
     def steps(self) -> int:
         """Batches of the epoch."""
         return len(self.bounds) - 1
 
+    def part(self, start: int, stop: int, batch_size: int) -> "Order":
+        """Positions start to stop - 1, as an epoch of their own."""
+        cut = {name: getattr(self, name)[start:stop] for name in ("rows", "shown", "units", "lanes")}
+        return replace(self, **cut, bounds=batch_bounds(stop - start, batch_size))
 
-def epoch_order(blocks: Sequence[np.ndarray], seed: int, epoch: int, batch_size: int, lanes: int, window: int) -> Order:
-    """The sequence of one epoch over blocks of rows, none empty.
+    def places(self, rank: int, world: int) -> np.ndarray:
+        """Place of each position in this process's part of its batch; -1 where another process has it. int64 (N,).
+
+        The units of a batch are dealt in turn: with lanes a multiple of the processes, each reads lanes of its own.
+        """
+        lengths = np.diff(self.bounds)
+        first = np.repeat(self.units[self.bounds[:-1]], lengths)
+        mine = (self.units - first) % world == rank
+        before = np.cumsum(mine) - mine
+        return np.where(mine, before - np.repeat(before[self.bounds[:-1]], lengths), -1)
+
+
+def epoch_order(
+    blocks: Sequence[np.ndarray],
+    seed: int,
+    epoch: int,
+    batch_size: int,
+    lanes: int,
+    window: int,
+    views: tuple[View, ...] = (0,),
+) -> Order:
+    """The sequence of one epoch over blocks of units, none empty.
 
     Args:
-        blocks: the rows of each block, int64.
+        blocks: the rows of each block, int64 (n,), or of its units, int64 (units, 2), -1 where a row is alone.
         seed: of the run.
-        epoch: from 0.
+        epoch: from 0; of several views the number of their pass.
         batch_size: rows in a batch over all processes.
         lanes: wanted; cut to the number of blocks and of rows in a batch.
         window: blocks within which a lane shuffles.
+        views: shown of every row, one after another.
     """
     count = lane_count(len(blocks), batch_size, lanes)
     dealt: list[list[int]] = [[] for _ in range(count)]
@@ -54,23 +88,47 @@ def epoch_order(blocks: Sequence[np.ndarray], seed: int, epoch: int, batch_size:
         dealt[lane].append(block)
         heapq.heappush(heap, (length + len(blocks[block]), lane))
     longest = max(length for length, _ in heap)
+    width = 1 if blocks[0].ndim == 1 else blocks[0].shape[1]
     # One column a lane: reading row by row takes one of each lane in turn, and -1 marks those that ran out.
-    table = np.full((longest, count), -1, np.int64)
+    table = np.full((longest, count, width), -1, np.int64)
     for lane, numbers in enumerate(dealt):
         at = 0
         for first in range(0, len(numbers), window):
-            rows = np.concatenate([blocks[b] for b in numbers[first : first + window]])
-            table[at : at + len(rows), lane] = rows[permutation(len(rows), "rows", seed, epoch, lane, first)]
-            at += len(rows)
-    flat, there = table.reshape(-1), table.reshape(-1) >= 0
-    lane_of = np.broadcast_to(np.arange(count, dtype=np.int32), table.shape).reshape(-1)
-    return Order(flat[there], lane_of[there], batch_bounds(int(there.sum()), batch_size))
+            units = np.concatenate([blocks[b] for b in numbers[first : first + window]]).reshape(-1, width)
+            mixed = permutation(len(units), "rows", seed, epoch, lane, first)
+            table[at : at + len(units), lane] = units[mixed]
+            at += len(units)
+    flat = table.reshape(-1, width)
+    there = (flat >= 0).any(axis=1)
+    lane_of = np.broadcast_to(np.arange(count, dtype=np.int32), table.shape[:2]).reshape(-1)
+    return _expanded(flat[there], lane_of[there], views, batch_size)
 
 
-def plain_order(rows: np.ndarray, batch_size: int) -> Order:
-    """Every row once, as they come; each position is a lane of its own, so workers share each batch evenly."""
-    lanes = np.arange(len(rows), dtype=np.int32)
-    return Order(rows, lanes, np.r_[np.arange(0, len(rows), batch_size), len(rows)].astype(np.int64))
+def plain_order(rows: np.ndarray, batch_size: int, views: tuple[View, ...] = ("center",)) -> Order:
+    """Every row as they come, its views together in one batch; each row is a lane, so workers share batches evenly."""
+    whole = max(1, batch_size // len(views)) * len(views)
+    order = _expanded(rows[:, None], np.arange(len(rows), dtype=np.int32), views, batch_size)
+    bounds = np.r_[np.arange(0, len(order.rows), whole), len(order.rows)].astype(np.int64)
+    return replace(order, bounds=bounds)
+
+
+def _expanded(units: np.ndarray, lanes: np.ndarray, views: tuple[View, ...], batch_size: int) -> Order:
+    """Units (U, width) in sequence to positions: of each unit all rows in the first view, then in the next."""
+    shape = (len(units), len(views), units.shape[1])
+    there = np.broadcast_to(units[:, None] >= 0, shape).reshape(-1)
+
+    def spread(values: np.ndarray) -> np.ndarray:
+        return np.broadcast_to(values, shape).reshape(-1)[there]
+
+    rows = spread(units[:, None])
+    return Order(
+        rows=rows,
+        shown=spread(np.arange(len(views))[:, None]),
+        units=spread(np.arange(len(units))[:, None, None]),
+        lanes=spread(lanes[:, None, None]),
+        bounds=batch_bounds(len(rows), batch_size),
+        views=views,
+    )
 
 
 def lane_count(blocks: int, batch_size: int, lanes: int) -> int:

@@ -1,67 +1,37 @@
-"""One worker's share of a batch: read, decode, render, and the cached targets of the same rows."""
+"""One worker's share of a batch: read, decode, render, mix, and the cached targets of the same rows."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 
 from pipeline.cache import CacheReader
-from pipeline.loader.batch import Batch
+from pipeline.loader.batch import Batch, view_code
 from pipeline.loader.order import Order
+from pipeline.loader.target_rows import TargetRows
 from pipeline.shards import BlockReader, Index
-from pipeline.targets import Encoding
-from pipeline.views import BlockViews, View, ViewsConfig
-from pipeline.views.sample import decode_sample
-
-
-class TargetRows:
-    """Rows of cached targets, picked from open blocks one by one and handed out as a batch."""
-
-    def __init__(self, encoding: Encoding) -> None:
-        self._fields = encoding.fields()
-        self._open: dict[int, list[np.ndarray]] = {}
-        self._taken: list[list[np.ndarray]] = [[] for _ in self._fields]
-
-    def __contains__(self, block: int) -> bool:
-        return block in self._open
-
-    def open(self, block: int, arrays: dict[str, np.ndarray]) -> None:
-        """Hold a block's rows, by field name, until `drop`."""
-        self._open[block] = [arrays[f.name] for f in self._fields]
-
-    def drop(self, block: int) -> None:
-        """Let a block go."""
-        del self._open[block]
-
-    def take(self, block: int, row: int) -> None:
-        """Add a row of an open block to the batch."""
-        for taken, array in zip(self._taken, self._open[block], strict=True):
-            taken.append(array[row])
-
-    def batch(self) -> dict[str, torch.Tensor]:
-        """The rows taken since the last call, by field name."""
-        out = {}
-        for field, taken in zip(self._fields, self._taken, strict=True):
-            rows = np.stack(taken) if taken else np.empty((0, *field.shape), field.dtype)
-            out[field.name] = torch.from_numpy(rows)
-            taken.clear()
-        return out
-
-    def clear(self) -> None:
-        """Let everything go."""
-        self._open.clear()
-        for taken in self._taken:
-            taken.clear()
+from pipeline.views import BlockViews, Erased, View, ViewsConfig
+from pipeline.views.block import block_views, decode_sample, paired_index
+from pipeline.views.mixing import mixed_labels
 
 
 @dataclass
 class _Open:
-    """A block while some of its rows are still to come."""
+    """A block while some of its rows are still to come.
+
+    Attributes:
+        first: its first row.
+        data: its encoded images.
+        left: rows still to come.
+        drawn: its views so far.
+        ready: views that are made already, by row in the block and view: partners of delivered ones.
+    """
 
     first: int
     data: list
-    drawn: BlockViews
     left: int
+    drawn: dict[View, BlockViews] = field(default_factory=dict)
+    ready: dict[tuple[int, View], np.ndarray] = field(default_factory=dict)
 
 
 class RowReader:
@@ -74,42 +44,68 @@ class RowReader:
 
     def __init__(self, index: Index, config: ViewsConfig, size: int, cache: CacheReader | None) -> None:
         self._index, self._config, self._size, self._cache = index, config, size, cache
-        self._reader = BlockReader(index)
-        self._starts = np.asarray(index.block_first[:-1])
+        # A partner may lie beyond the limit of the index, but not of the cache where its targets are mixed in.
+        self._whole = paired_index(index, config)
+        self._reader = BlockReader(self._whole)
+        self._starts = np.asarray(self._whole.block_first[:-1])
         self._open: dict[int, _Open] = {}
-        self._targets = None if cache is None else TargetRows(cache.encoding)
+        self._targets, self._partners = None, None
+        if cache is not None:
+            self._targets = TargetRows(cache.encoding)
+            self._partners = TargetRows(cache.encoding) if config.mixes and config.mix == "targets" else None
         self._left: np.ndarray | None = None
+        self._images: dict[int, np.ndarray] = {}
+        self._unit = -1
 
     def begin(self, rows: np.ndarray) -> None:
         """Announce all the rows to come, so that each block can be let go after its last."""
         self._clear()
         self._left = np.bincount(self._blocks(rows), minlength=len(self._starts))
+        self._expected = np.zeros(len(self._whole), bool)
+        self._expected[rows] = True
 
-    def batch(self, rows: np.ndarray, view: View, order: Order, epoch: int, step: int) -> Batch:
-        """The batch (or part of one) of these global rows, all in one view."""
-        size, count = self._size, len(rows)
+    def batch(self, chosen: np.ndarray, order: Order, epoch: int, step: int) -> Batch:
+        """The batch (or part of one) of these positions of an order."""
+        size, count, labels = self._size, len(chosen), self._whole.labels
         images = np.empty((count, size, size, 3), np.uint8)
-        for i, (row, block) in enumerate(zip(rows.tolist(), self._blocks(rows).tolist(), strict=True)):
-            opened = self._open.get(block) or self._start(block, view)
+        rows, views = order.rows[chosen], [order.views[v] for v in order.shown[chosen].tolist()]
+        boxes: list[np.ndarray | None] = []
+        partners, lam = rows.copy(), np.ones(count)
+        blocks = self._blocks(rows).tolist()
+        for n, (row, block, unit) in enumerate(zip(rows.tolist(), blocks, order.units[chosen].tolist(), strict=True)):
+            if unit != self._unit:
+                self._images, self._unit = {}, unit
+            view = views[n]
+            opened = self._open.get(block) or self._start(block)
+            drawn = opened.drawn.get(view) or self._draw(block, opened, view)
             at = row - opened.first
-            opened.drawn.render(at, decode_sample(self._index, row, opened.data[at], self._config), images[i])
-            if self._targets is not None:
-                self._targets.take(block, at)
+            self._render(opened, drawn, at, view, images[n])
+            boxes.append(drawn.erase(at, images[n]))
+            if drawn.mixing is not None and drawn.mixing.partner[at] >= 0:
+                partners[n], lam[n] = opened.first + drawn.mixing.partner[at], drawn.mixing.lam[at]
+            for taken, taken_row in ((self._targets, row), (self._partners, partners[n])):
+                if taken is not None:
+                    taken.take((block, view), int(taken_row) - opened.first)
             opened.left -= 1
             if opened.left == 0:
                 self._end(block)
-        whole = order.rows[order.bounds[step] : order.bounds[step + 1]]
-        labels = self._index.labels
+        pairs = np.stack([labels[rows], labels[partners]], axis=1).astype(np.int64)
+        whole = slice(order.bounds[step], order.bounds[step + 1])
+        mixes = self._config.mixes and isinstance(order.views[0], int)
         return Batch(
             images=torch.from_numpy(images),
-            labels=torch.from_numpy(np.asarray(labels[rows], np.int64)),
+            labels=torch.from_numpy(mixed_labels(pairs, lam)),
             rows=torch.from_numpy(rows),
-            views=torch.full((count,), -1 if view == "center" else int(view), dtype=torch.int64),
+            views=torch.tensor([view_code(v) for v in views], dtype=torch.int64),
             epoch=epoch,
             step=step,
-            global_rows=len(whole),
-            global_labelled=int((labels[whole] >= 0).sum()),
+            global_rows=int(order.bounds[step + 1] - order.bounds[step]),
+            global_labelled=self._labelled(order, whole),
             targets={} if self._targets is None else self._targets.batch(),
+            erased=self._erased(boxes, order.views[0]),
+            label_pairs=torch.from_numpy(pairs) if mixes else None,
+            lam=torch.from_numpy(lam.astype(np.float32)) if mixes else None,
+            partner_targets={} if self._partners is None else self._partners.batch(),
         )
 
     def close(self) -> None:
@@ -117,31 +113,71 @@ class RowReader:
         self._clear()
         self._reader.close()
 
+    def _render(self, opened: _Open, drawn: BlockViews, at: int, view: View, out: np.ndarray) -> None:
+        """A view before erasing; of a pair, the partner's too, kept if it will be asked for."""
+        ready = opened.ready.pop((at, view), None)
+        if ready is not None:
+            out[:] = ready
+            return
+        drawn.render(at, self._image(opened, at), out)
+        partner = drawn.partner(at)
+        if partner is not None:
+            other = np.empty_like(out)
+            drawn.render(partner, self._image(opened, partner), other)
+            drawn.mix(at, out, other)
+            if self._expected[opened.first + partner]:
+                opened.ready[partner, view] = other
+
+    def _image(self, opened: _Open, at: int) -> np.ndarray:
+        """A decoded image, kept while its unit lasts."""
+        row = opened.first + at
+        if row not in self._images:
+            self._images[row] = decode_sample(self._whole, row, opened.data[at], self._config)
+        return self._images[row]
+
+    def _labelled(self, order: Order, whole: slice) -> int:
+        labels = self._whole.labels
+        rows = order.rows[whole]
+        known = labels[rows] >= 0
+        if order.partners is not None:
+            known &= labels[order.partners[whole]] >= 0
+        return int(known.sum())
+
+    def _erased(self, boxes: list[np.ndarray | None], view: View) -> Erased | None:
+        if self._config.re_prob == 0 or not isinstance(view, int):
+            return None
+        return Erased.of(self._config, boxes)
+
     def _blocks(self, rows: np.ndarray) -> np.ndarray:
         return np.searchsorted(self._starts, rows, side="right") - 1
 
-    def _start(self, block: int, view: View) -> _Open:
+    def _start(self, block: int) -> _Open:
         assert self._left is not None
-        index, rows = self._index, self._index.rows(block)
-        shard = index.shard_of(rows.start)
-        if self._cache is not None and self._targets is not None:
-            start = rows.start - shard.first
-            self._targets.open(block, self._cache.read(shard.name, view, start, start + len(rows)))
-        opened = _Open(
-            first=rows.start,
-            data=list(self._reader.read(block)),
-            drawn=BlockViews(self._config, shard.name, index.keys(rows.start, rows.stop), view),
-            left=int(self._left[block]),
-        )
+        opened = _Open(first=int(self._starts[block]), data=list(self._reader.read(block)), left=int(self._left[block]))
         self._open[block] = opened
         return opened
 
+    def _draw(self, block: int, opened: _Open, view: View) -> BlockViews:
+        drawn = block_views(self._whole, self._config, block, view)
+        opened.drawn[view] = drawn
+        if self._cache is not None and self._targets is not None:
+            shard, count = self._whole.shard_of(opened.first), len(self._index.rows(block))
+            start = opened.first - shard.first
+            arrays = self._cache.read(shard.name, view, start, start + count)
+            for rows in (self._targets, self._partners):
+                if rows is not None:
+                    rows.open((block, view), arrays)
+        return drawn
+
     def _end(self, block: int) -> None:
-        del self._open[block]
-        if self._targets is not None:
-            self._targets.drop(block)
+        for view in self._open.pop(block).drawn:
+            for rows in (self._targets, self._partners):
+                if rows is not None:
+                    rows.drop((block, view))
 
     def _clear(self) -> None:
         self._open.clear()
-        if self._targets is not None:
-            self._targets.clear()
+        self._images, self._unit = {}, -1
+        for rows in (self._targets, self._partners):
+            if rows is not None:
+                rows.clear()

@@ -1,4 +1,4 @@
-"""Which view an epoch shows."""
+"""Which views an epoch shows."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -9,26 +9,37 @@ from pipeline.views.draws import permutation
 ViewSchedule = Literal["cycle", "strict"]
 
 
-def view_of(epoch: int, views: Sequence[int] | None, schedule: ViewSchedule, seed: int) -> int:
-    """The view number that epoch `epoch` shows of every sample.
+def views_of(
+    epoch: int, views: Sequence[int] | None, schedule: ViewSchedule, seed: int, together: int = 1
+) -> tuple[int, ...]:
+    """The view numbers that epoch `epoch` shows.
 
-    Without a cache (`views` None) each epoch has a view of its own, so none repeats. With one, epoch e shows
-    the e-th cached view; beyond them `cycle` goes round again in a new permutation each time, and `strict`
-    refuses.
+    Each epoch shows one view of every sample; or, with `together` views a decode, so many epochs in a row show as
+    many views, each sample's within one of them. Without a cache (`views` None) none ever repeats. With one,
+    epochs show the cached views in order; beyond them `cycle` goes round again in a new permutation
+    each time, and `strict` refuses.
 
     Raises:
-        TargetsError: under `strict`, past the last cached view.
+        TargetsError: under `strict`, past the last cached view; or `together` doesn't divide the cached views.
     """
+    number = epoch // together
     if views is None:
-        return epoch
-    again, place = divmod(epoch, len(views))
-    if again == 0:
-        return views[place]
-    if schedule == "strict":
+        return tuple(range(number * together, (number + 1) * together))
+    if len(views) % together:
         raise TargetsError(
-            "view schedule strict: more epochs than cached views",
-            found=f"epoch {epoch}",
-            allowed=f"{len(views)} epochs",
-            do="Cache more views with kdpipe cache-teacher --views, or use --view-schedule cycle",
+            "views_per_decode doesn't divide the cached views",
+            found=together,
+            allowed=f"a divisor of {len(views)}",
+            do="Set loader.views_per_decode to one, or cache more views",
         )
-    return views[int(permutation(len(views), "views", seed, again)[place])]
+    rounds, place = divmod(number, len(views) // together)
+    if rounds:
+        if schedule == "strict":
+            raise TargetsError(
+                "view schedule strict: more epochs than cached views",
+                found=f"epoch {epoch}",
+                allowed=f"{len(views)} epochs",
+                do="Cache more views with kdpipe cache-teacher --views, or use --view-schedule cycle",
+            )
+        place = int(permutation(len(views) // together, "views", seed, rounds)[place])
+    return tuple(views[place * together : (place + 1) * together])

@@ -174,13 +174,13 @@ class Index:
     def shard_identity(self, shard: Shard, samples: int | None = None) -> dict[str, Any]:
         """What of a shard must match: its name, and digests of its first samples and of their labels.
 
-        `content` covers whole blocks: a limited index and the full one agree on every block they share.
+        The digests cover whole blocks: a limited index and the full one agree on every block they share, and a view
+        may be mixed with a sample of its block that is beyond the limit.
         """
         count = shard.samples if samples is None else samples
-        rows = slice(shard.first, shard.first + count)
-        last = int(np.searchsorted(self._arrays["block_first"], rows.stop))
+        last = int(np.searchsorted(self._arrays["block_first"], shard.first + count))
         content = self._arrays["block_content"][shard.first_block : last]
-        labels = self._arrays["labels"][rows]
+        labels = self._arrays["labels"][shard.first : self._arrays["block_first"][last]]
         return {
             "name": shard.name,
             "samples": count,

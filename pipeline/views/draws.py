@@ -9,11 +9,32 @@ releases, and a cached view must be drawn the same for ever.
 """
 
 import hashlib
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
 
-View = int | Literal["center"]
+# Evaluation views draw nothing: the centre crop and the four corners of timm's evaluation transform.
+Corner = Literal["top-left", "top-right", "bottom-left", "bottom-right"]
+View = int | Literal["center"] | Corner
+FIVE_CROP: tuple[View, ...] = ("center", "top-left", "top-right", "bottom-left", "bottom-right")
+# What one may evaluate on, by name; probabilities are averaged over five crops.
+CROPS: dict[str, tuple[View, ...]] = {"center": ("center",), "five-crop": FIVE_CROP}
+
+
+class Stage:
+    """Number of each stage's counter range in a view's stream; never reused, never renumbered."""
+
+    GEOMETRY = 0
+    FLIP = 1
+    JITTER = 2
+    RAND_AUGMENT = 3
+    ERASING = 4
+    MIXING = 5
+    GRAYSCALE = 6
+    BLUR = 7
+    INTERPOLATION = 8
+
 
 _M0, _M1 = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)
 _W0, _W1 = np.uint64(0x9E3779B9), np.uint64(0xBB67AE85)
@@ -60,6 +81,11 @@ def words(hashes: list[bytes], stage: int, count: int) -> np.ndarray:
 def uniform(raw: np.ndarray) -> np.ndarray:
     """Words -> float64 in [0, 1), from the upper 53 bits."""
     return (raw >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def view_streams(seed: int, shard: str, keys: Sequence[str], view: int) -> list[bytes]:
+    """The streams of one view of several samples of one shard."""
+    return [stream_hash("view", seed, shard, key, view) for key in keys]
 
 
 def below(u: float, n: int) -> int:

@@ -2,51 +2,172 @@
 
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from pipeline.config import Config
 from pipeline.shards.images import DECODER
+from pipeline.views.rand_augment import RandAugmentSpec
 
-# Raised whenever the same settings would give other draws or other pixels. Version 1 draws geometry and flip;
-# stages for jitter, RandAugment, erasing and mixing have their numbers reserved in `Stage`.
-POLICY_VERSION = 1
+# Raised whenever the same settings would give other draws or other pixels.
+POLICY_VERSION = 2
 
+Range = tuple[float, float]
+Interpolation = Literal["bilinear", "bicubic"]
 
-class Stage:
-    """Number of each stage's counter range in a view's stream; never reused, never renumbered."""
-
-    GEOMETRY = 0
-    FLIP = 1
-    JITTER = 2
-    RAND_AUGMENT = 3
-    ERASING = 4
-    MIXING = 5
+# What has no effect unless another setting is on; left out of the identity then.
+_DEPENDENT = {
+    "auto_augment": ("fill",),
+    "re_prob": ("re_mode", "re_count", "re_area", "re_aspect"),
+    "color_jitter": ("color_jitter_prob", "force_color_jitter"),
+}
+_MIXING = ("mixup", "cutmix", "mixup_prob", "mixup_switch_prob", "mix_every", "mix")
 
 
 class ViewsConfig(Config):
-    """Random resized crop and flip for training views, resize and centre crop for the `center` view.
+    """How training views are augmented, and how the evaluation views are cropped.
 
-    The names and defaults are timm's (`create_transform`): `scale` is the crop's share of the image's area,
-    `ratio` its width over height, `crop_pct` the share of the shorter side that the centre crop keeps.
+    Names and meanings are those of timm's `create_transform` and `Mixup`, and so are the defaults, but for what
+    is off here: colour jitter. Order: crop and resize, flips, RandAugment or jitter, greyscale, blur, mixing,
+    erasing.
     """
 
     seed: int = Field(0, ge=0, lt=2**63, description="seed of all draws of the views")
-    scale: tuple[float, float] = (0.08, 1.0)
-    ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    hflip: float = Field(0.5, ge=0, le=1, description="probability of a horizontal flip")
-    interpolation: Literal["bilinear", "bicubic"] = "bicubic"
-    crop_pct: float = Field(0.875, gt=0, le=1, description="centre crop of the `center` view")
+    train_crop_mode: Literal["rrc", "rkrc", "rkrr"] = Field(
+        "rrc", description="random resized crop; or resize keeping the ratio, then centre or random crop"
+    )
+    scale: Range | None = Field(
+        None, description="share of the image's area; by default .08 to 1, rkrc and rkrr .8 to 1"
+    )
+    ratio: Range | None = Field(None, description="width over height; by default 3/4 to 4/3, rkrc and rkrr .9 to 1/.9")
+    hflip: float = Field(0.5, ge=0, le=1, description="probability of a flip left to right")
+    vflip: float = Field(0.0, ge=0, le=1, description="probability of a flip upside down")
+    interpolation: Literal["bilinear", "bicubic", "random"] = "bicubic"
+    auto_augment: str | None = Field(None, description="RandAugment, for example rand-m9-mstd0.5-inc1")
+    fill: tuple[int, int, int] = Field((124, 116, 104), description="colour where a warp uncovers")
+    color_jitter: float | tuple[float, ...] | None = Field(
+        None, description="brightness, contrast, saturation and maybe hue; one number for the first three"
+    )
+    color_jitter_prob: float | None = Field(None, ge=0, le=1, description="by default always")
+    force_color_jitter: bool = Field(False, description="jitter also beside RandAugment, which replaces it otherwise")
+    grayscale_prob: float = Field(0.0, ge=0, le=1)
+    gaussian_blur_prob: float = Field(0.0, ge=0, le=1, description="sigma .1 to 2")
+    re_prob: float = Field(0.0, ge=0, le=1, description="probability of random erasing")
+    re_mode: Literal["const", "rand", "pixel"] = "const"
+    re_count: int = Field(1, ge=1, le=16, description="largest number of boxes")
+    re_area: Range = Field((0.02, 1 / 3), description="erased share of the area")
+    re_aspect: Range = Field((0.3, 1 / 0.3), description="height over width of a box")
+    mixup: float = Field(0.0, ge=0, description="alpha; 0 for none")
+    cutmix: float = Field(0.0, ge=0, description="alpha; 0 for none")
+    mixup_prob: float = Field(1.0, ge=0, le=1, description="of a pair being mixed")
+    mixup_switch_prob: float = Field(0.5, ge=0, le=1, description="of cutmix where mixup is on too")
+    mix: Literal["views", "targets"] = Field(
+        "views", description="the teacher sees mixed views; or its word on unmixed ones is mixed, another algorithm"
+    )
+    mix_every: int = Field(1, ge=1, description="consecutive views in which a sample keeps its partner")
+    crop_pct: float = Field(0.875, gt=0, le=1, description="centre crop of the evaluation views")
     exif: Literal["ignore", "apply"] = "ignore"
 
+    @field_validator("auto_augment")
+    @classmethod
+    def _known(cls, text: str | None) -> str | None:
+        if text is not None:
+            RandAugmentSpec.parse(text)
+        return text
+
     @model_validator(mode="after")
-    def _ordered(self) -> "ViewsConfig":
-        low, high = self.scale
-        if not 0 < low <= high <= 1:
-            raise ValueError(f"scale must be 0 < low <= high <= 1, found {low} and {high}")
-        if not 0 < self.ratio[0] <= self.ratio[1]:
-            raise ValueError(f"ratio must be 0 < low <= high, found {self.ratio[0]} and {self.ratio[1]}")
+    def _possible(self) -> "ViewsConfig":
+        for name, (low, high), most in (
+            ("scale", self.crop_scale, 1.0),
+            ("ratio", self.crop_ratio, float("inf")),
+            ("re_area", self.re_area, 1.0),
+            ("re_aspect", self.re_aspect, float("inf")),
+        ):
+            if not (0 < low <= high <= most and high < float("inf")):
+                end = f" <= {most:g}" if most == 1 else ""
+                raise ValueError(f"{name} must be 0 < low <= high{end}, found {low} and {high}")
+        if not all(0 <= x <= 255 for x in self.fill):
+            raise ValueError(f"fill must be three numbers from 0 to 255, found {self.fill}")
+        jitter = self.color_jitter
+        if isinstance(jitter, tuple) and len(jitter) not in (3, 4):
+            raise ValueError(f"color_jitter must be 1, 3 or 4 numbers, found {len(jitter)}")
+        if any(x < 0 for x in self._jitter) or self._jitter[3] > 0.5:
+            raise ValueError(f"color_jitter must be at least 0, and its hue at most 0.5, found {jitter}")
         return self
 
+    @property
+    def crop_scale(self) -> Range:
+        """`scale` in effect."""
+        return self.scale or ((0.08, 1.0) if self.train_crop_mode == "rrc" else (0.8, 1.0))
+
+    @property
+    def crop_ratio(self) -> Range:
+        """`ratio` in effect."""
+        return self.ratio or ((3 / 4, 4 / 3) if self.train_crop_mode == "rrc" else (0.9, 1 / 0.9))
+
+    @property
+    def _jitter(self) -> tuple[float, float, float, float]:
+        given = self.color_jitter or 0.0
+        numbers = tuple(given) if isinstance(given, tuple) else (given,) * 3
+        b, c, s, h = (*numbers, 0.0)[:4]
+        return b, c, s, h
+
+    @property
+    def jitter(self) -> tuple[float, float, float, float] | None:
+        """Strengths of brightness, contrast, saturation and hue in effect: RandAugment replaces jitter, as in timm."""
+        replaced = self.auto_augment is not None and not self.force_color_jitter and "3a" not in self.auto_augment
+        return self._jitter if any(self._jitter) and not replaced else None
+
+    @property
+    def mixes(self) -> bool:
+        """Whether pixels of two samples are mixed at all."""
+        return (self.mixup > 0 or self.cutmix > 0) and self.mixup_prob > 0
+
+    @property
+    def cached(self) -> "ViewsConfig":
+        """The policy of the views that the teacher sees: unmixed where the student mixes targets."""
+        return self.model_copy(update=_defaults(_MIXING)) if self.mix == "targets" else self
+
+    def remarks(self) -> list[str]:
+        """Settings that have no effect, one line each."""
+        found = []
+        if any(self._jitter) and self.jitter is None:
+            found.append(
+                "views.color_jitter has no effect beside RandAugment, as in timm; force_color_jitter applies it"
+            )
+        return found
+
+    def across_sizes(self) -> tuple[list[str], list[str]]:
+        """What two renderings of a view at different sizes have in common, and what each has for itself."""
+        shared, own = ["crop", "flips"], ["resized pixels"]
+        if self.auto_augment or self.jitter or self.grayscale_prob:
+            shared.append("colour operations and warps")
+            own.append("sharpness and blur, which are measured in pixels")
+        elif self.gaussian_blur_prob:
+            own.append("blur, which is measured in pixels")
+        if self.mixes:
+            shared.append("partners and their shares")
+        if self.re_prob:
+            shared.append("erased boxes")
+            own += ["erased noise"] if self.re_mode == "pixel" else []
+        return shared, own
+
     def identity(self) -> dict[str, Any]:
-        """What decides the pixels, besides the images and the render size."""
-        return {"version": POLICY_VERSION, **self.model_dump(mode="json"), "decoder": DECODER}
+        """What decides the cached pixels, besides the images and the render size; without what has no effect."""
+        policy = self.cached
+        idle = [n for name, names in _DEPENDENT.items() if not getattr(policy, name) for n in names]
+        if policy.jitter is None:
+            idle += ["color_jitter", *_DEPENDENT["color_jitter"]]
+        if not policy.mixes:
+            idle += _MIXING
+        settings = policy.model_copy(
+            update=_defaults(idle) | {"scale": policy.crop_scale, "ratio": policy.crop_ratio}
+        ).model_dump(mode="json")
+        return {"version": POLICY_VERSION, **settings, "decoder": DECODER}
+
+    def student_identity(self) -> dict[str, Any]:
+        """What more decides a student's batches: how it mixes where the cached views are unmixed."""
+        return {name: getattr(self, name) for name in _MIXING} if self.mixes else {}
+
+
+def _defaults(names: list[str] | tuple[str, ...]) -> dict[str, Any]:
+    return {name: ViewsConfig.model_fields[name].default for name in names}

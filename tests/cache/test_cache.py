@@ -16,7 +16,7 @@ from pipeline.loader import Loader
 from pipeline.shards import Index, build_index
 from pipeline.targets import Encoding, TargetsConfig
 from pipeline.views import BlockViews, ViewsConfig
-from pipeline.views.sample import decode_sample
+from pipeline.views.block import decode_sample
 from tests.shards.making import encode, write_tar
 from tests.tiny import CLASSES, SIZE, VIEWS, World, make_cache, make_world, teacher, tree
 

@@ -14,7 +14,7 @@ from pipeline.cache.store import PARTIAL
 from pipeline.shards import Index
 from pipeline.teacher import Teacher
 from tests import children
-from tests.tiny import World, make_cache, tree
+from tests.tiny import RECIPE, World, make_cache, tree
 
 # 20 instants, at least four in each phase: (phase, which call).
 INSTANTS = [
@@ -28,7 +28,7 @@ INSTANTS = [
 
 
 def caching(index: str, out: str) -> None:
-    make_cache(World(Path(index).parent, Index.open(index)), out, views=(0, 1, "center"))
+    make_cache(World(Path(index).parent, Index.open(index)), out, views=(0, 1, "center"), config=RECIPE)
 
 
 def killed(index: str, out: str, phase: str, call: int) -> None:

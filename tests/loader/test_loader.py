@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.cache import CacheReader
+from pipeline.cache import Cache, CacheReader, Store
+from pipeline.caching.task import run_task
 from pipeline.errors import ShardError, TargetsError, TrainingError
 from pipeline.loader import Batch, Loader, LoaderConfig
-from pipeline.shards import BlockReader, build_index
-from pipeline.views import render_view
-from pipeline.views.sample import decode_sample
-from tests.tiny import SIZE, VIEWS, make_cache, make_world
+from pipeline.shards import build_index
+from pipeline.views import ViewsConfig
+from tests.tiny import SIZE, VIEWS, make_cache, make_world, teacher
 
 # Four workers on two cores: torch would rather not.
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
@@ -20,16 +20,18 @@ pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
 CONFIG = LoaderConfig(lanes=4, window=2)
 
 
-def loader(data, cache_path, **changes) -> Loader:
+def loader(data, cache_path, config: ViewsConfig = VIEWS, **changes) -> Loader:
     settings = {"batch_size": 16, "seed": 5, "loader": CONFIG, **changes}
-    cache = CacheReader(cache_path, data.index, VIEWS) if cache_path else None
-    return Loader(data.index, VIEWS, SIZE, cache=cache, **settings)
+    cache = CacheReader(cache_path, data.index, config) if cache_path else None
+    return Loader(data.index, config, SIZE, cache=cache, **settings)
 
 
 def by_step(batches: list[Batch]) -> list[dict[str, np.ndarray]]:
+    names = ("images", "labels", "rows", "views", "label_pairs", "lam")
     return [
-        {n: getattr(b, n).numpy() for n in ("images", "labels", "rows", "views")}
+        {n: getattr(b, n).numpy() for n in names if getattr(b, n) is not None}
         | {n: t.numpy() for n, t in b.targets.items()}
+        | ({} if b.erased is None else {"erased": b.erased.boxes})
         for b in batches
     ]
 
@@ -42,68 +44,90 @@ def assert_same(ours: list[Batch], theirs: list[Batch]) -> None:
 
 
 @pytest.fixture(scope="module")
-def plain(world, cache_path) -> list[Batch]:
-    return list(loader(world, cache_path).epoch(1))
+def plain(world, policy, policy_cache) -> list[Batch]:
+    return list(loader(world, policy_cache, policy).epoch(1))
 
 
-def test_every_view_is_the_one_the_teacher_saw(world, plain):
-    reader = BlockReader(world.index)
+def test_every_view_is_the_one_the_teacher_saw(world, policy, policy_cache, plain, monkeypatch):
+    cache, asked = Cache(Store(policy_cache)), teacher()
+    segment = next(s for s in cache.segments if 1 in s.views)
+    seen: list[torch.Tensor] = []
+    normalize = asked._normalize
+    monkeypatch.setattr(asked, "_normalize", lambda x, erased: seen.append(normalize(x, erased)) or seen[-1])
+    for shard in world.index.shards:
+        run_task(world.index, policy, asked, segment, shard, SIZE, threads=2)
+    # Blocks of 16 rows in padded batches of 8, view after view.
+    rows = [world.index.rows(b) for b in range(world.index.blocks)]
+    pixels, at = {}, 0
+    for block in rows:
+        for view in segment.views:
+            for start in range(0, len(block), 8):
+                for row, image in zip(block[start : start + 8], seen[at], strict=False):
+                    pixels[row, view] = image
+                at += 1
+    assert at == len(seen)
     for batch in plain:
-        for image, row in zip(batch.images, batch.rows.tolist(), strict=True):
-            shard = world.index.shard_of(row).name
-            decoded = decode_sample(world.index, row, reader.image(row), VIEWS)
-            expected = render_view(VIEWS, shard, world.index.key(row), 1, decoded, SIZE)
-            assert np.array_equal(image.numpy(), expected)
+        shown = normalize(batch.images, batch.erased)
+        for row, image in zip(batch.rows.tolist(), shown, strict=True):
+            assert torch.equal(image, pixels[row, 1])
 
 
-def test_every_target_belongs_to_its_row(world, cache_path, plain):
-    reader = CacheReader(cache_path, world.index, VIEWS)
+def test_every_target_belongs_to_its_row(world, policy, policy_cache, plain):
+    reader = CacheReader(policy_cache, world.index, policy)
     for batch in plain:
         for i, row in enumerate(batch.rows.tolist()):
             shard = world.index.shard_of(row)
             stored = reader.read(shard.name, 1, row - shard.first, row - shard.first + 1)
             for name, value in stored.items():
                 assert np.array_equal(batch.targets[name][i].numpy(), value[0], equal_nan=value.dtype.kind == "f")
-            assert batch.labels[i] == int(world.index.labels[row])
+            label = int(world.index.labels[row])
+            assert (batch.labels[i] if batch.label_pairs is None else batch.label_pairs[i, 0]) == label
 
 
 @pytest.mark.parametrize("workers", [1, 2, 4])
-def test_workers_change_nothing(world, cache_path, plain, workers):
-    many = loader(world, cache_path, loader=CONFIG.model_copy(update={"workers": workers}))
+def test_workers_change_nothing(world, policy, policy_cache, plain, workers):
+    many = loader(world, policy_cache, policy, loader=CONFIG.model_copy(update={"workers": workers}))
     assert_same(list(many.epoch(1)), plain)
     # The same workers serve the next epoch, and the first again.
-    assert_same(list(many.epoch(0)), list(loader(world, cache_path).epoch(0)))
+    assert_same(list(many.epoch(0)), list(loader(world, policy_cache, policy).epoch(0)))
     assert_same(list(many.epoch(1)), plain)
     many.close()
 
 
 @pytest.mark.parametrize("world_size", [2, 3, 4])
 @pytest.mark.parametrize("workers", [0, 2])
-def test_processes_share_the_same_batches(world, cache_path, plain, world_size, workers):
+def test_processes_share_the_same_batches(world, policy, policy_cache, plain, world_size, workers):
     config = CONFIG.model_copy(update={"workers": workers})
-    ranks = [loader(world, cache_path, rank=r, world=world_size, loader=config) for r in range(world_size)]
-    for whole, *parts in zip(plain, *(rank.epoch(1) for rank in ranks), strict=True):
+    ranks = [loader(world, policy_cache, policy, rank=r, world=world_size, loader=config) for r in range(world_size)]
+    order = ranks[0].order(1)
+    steps = list(zip(plain, *(rank.epoch(1) for rank in ranks), strict=True))
+    for step, (whole, *parts) in enumerate(steps):
+        places = slice(order.bounds[step], order.bounds[step + 1])
         for r, part in enumerate(parts):
-            assert torch.equal(part.rows, whole.rows[r::world_size])
-            assert torch.equal(part.images, whole.images[r::world_size])
+            chosen = np.flatnonzero(order.places(r, world_size)[places] >= 0)
+            assert torch.equal(part.rows, whole.rows[chosen])
+            assert torch.equal(part.images, whole.images[chosen])
             assert part.global_rows == len(whole)
             assert part.global_labelled == int((whole.labels >= 0).sum())
+        sizes = [len(part) for part in parts]
+        assert sum(sizes) == len(whole)
+        assert max(sizes) - min(sizes) <= (2 if policy.mixes else 1)
     for rank in ranks:
         rank.close()
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("start", [1, 4, 6])
-def test_an_epoch_goes_on_where_it_stopped(world, cache_path, plain, workers, start):
-    later = loader(world, cache_path, loader=CONFIG.model_copy(update={"workers": workers}))
+def test_an_epoch_goes_on_where_it_stopped(world, policy, policy_cache, plain, workers, start):
+    later = loader(world, policy_cache, policy, loader=CONFIG.model_copy(update={"workers": workers}))
     assert_same(list(later.epoch(1, start_step=start)), plain[start:])
     later.close()
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 94, 500])
-def test_any_batch_size_renders_the_same_views(world, cache_path, plain, batch_size):
+def test_any_batch_size_renders_the_same_views(world, policy, policy_cache, plain, batch_size):
     seen = {int(r): im for b in plain for r, im in zip(b.rows, b.images, strict=True)}
-    for batch in loader(world, cache_path, batch_size=batch_size).epoch(1):
+    for batch in loader(world, policy_cache, policy, batch_size=batch_size).epoch(1):
         for row, image in zip(batch.rows.tolist(), batch.images, strict=True):
             assert torch.equal(image, seen[row])
 
@@ -145,7 +169,7 @@ def test_repeating_views_is_said_or_refused_at_once(world, cache_path):
 @pytest.mark.parametrize("workers", [0, 3])
 def test_evaluation_visits_every_sample_once_in_order(world, cache_path, workers):
     config = CONFIG.model_copy(update={"workers": workers})
-    center = loader(world, cache_path, center=True, batch_size=30, loader=config)
+    center = loader(world, cache_path, evaluate=("center",), batch_size=30, loader=config)
     batches = list(center.epoch(0))
     assert torch.cat([b.rows for b in batches]).tolist() == list(range(94))
     assert all((b.views == -1).all() for b in batches)
@@ -172,8 +196,8 @@ def test_a_limited_index_gives_its_samples_only(world, cache_path):
 def test_missing_views_are_refused(world, tmp_path):
     make_cache(world, tmp_path / "a", views=(0,))
     make_cache(world, tmp_path / "b", views=("center",))
-    with pytest.raises(TargetsError, match="center view is not cached"):
-        loader(world, str(tmp_path / "a"), center=True)
+    with pytest.raises(TargetsError, match="view center is not cached"):
+        loader(world, str(tmp_path / "a"), evaluate=("center",))
     with pytest.raises(TargetsError, match="no numbered view is cached"):
         loader(world, str(tmp_path / "b"))
 
@@ -203,5 +227,5 @@ def test_a_corrupt_image_is_named(tmp_path):
         list(Loader(index, VIEWS, SIZE, 16).epoch(0))
 
 
-def test_loader_and_cache_can_be_pickled(world, cache_path, plain):
-    assert_same(list(pickle.loads(pickle.dumps(loader(world, cache_path))).epoch(1)), plain)
+def test_loader_and_cache_can_be_pickled(world, policy, policy_cache, plain):
+    assert_same(list(pickle.loads(pickle.dumps(loader(world, policy_cache, policy))).epoch(1)), plain)

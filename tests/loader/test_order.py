@@ -7,7 +7,7 @@ import pytest
 
 from pipeline.errors import TargetsError
 from pipeline.loader.order import batch_bounds, epoch_order, lane_count, plain_order
-from pipeline.loader.schedule import view_of
+from pipeline.loader.schedule import views_of
 
 
 def blocks_of(*sizes: int) -> list[np.ndarray]:
@@ -88,12 +88,12 @@ def test_evaluation_goes_in_index_order():
 
 
 def test_without_a_cache_every_epoch_has_a_view_of_its_own():
-    assert [view_of(e, None, "cycle", 0) for e in range(5)] == [0, 1, 2, 3, 4]
+    assert [views_of(e, None, "cycle", 0) for e in range(5)] == [(0,), (1,), (2,), (3,), (4,)]
 
 
 def test_cycle_shows_each_cached_view_once_a_round_in_new_orders():
     views = [0, 1, 2, 3, 4, 5, 9]
-    seen = [view_of(e, views, "cycle", 0) for e in range(21)]
+    seen = [views_of(e, views, "cycle", 0)[0] for e in range(21)]
     rounds = [seen[i : i + 7] for i in (0, 7, 14)]
     assert rounds[0] == views
     assert all(sorted(r) == views for r in rounds)
@@ -101,6 +101,6 @@ def test_cycle_shows_each_cached_view_once_a_round_in_new_orders():
 
 
 def test_strict_refuses_a_view_that_is_not_cached():
-    assert view_of(1, [4, 6], "strict", 0) == 6
+    assert views_of(1, [4, 6], "strict", 0) == (6,)
     with pytest.raises(TargetsError, match="more epochs than cached views; found epoch 2; allowed: 2 epochs"):
-        view_of(2, [4, 6], "strict", 0)
+        views_of(2, [4, 6], "strict", 0)

@@ -29,12 +29,13 @@ def test_a_view_is_torchvisions_resized_crop_and_flip(interpolation, height, wid
     image = photo(height, width)
     config = ViewsConfig(seed=5, interpolation=interpolation)
     for view in range(6):
-        crop = BlockViews(config, "s.tar", ["k"], view).crop(0, height, width)
+        drawn = BlockViews(config, "s.tar", ["k"], view).draws(0, height, width, 64)
+        crop = drawn["box"]
         tensor = torch.from_numpy(image).permute(2, 0, 1)
         expected = tv.resized_crop(
-            tensor, crop.top, crop.left, crop.height, crop.width, [64, 64], interpolation, antialias=True
+            tensor, *(crop[n] for n in ("top", "left", "height", "width")), [64, 64], interpolation, antialias=True
         )
-        if crop.flip:
+        if drawn["hflip"]:
             expected = tv.horizontal_flip(expected)
         got = render_view(config, "s.tar", "k", view, image, 64)
         assert np.array_equal(got, expected.permute(1, 2, 0).numpy())
