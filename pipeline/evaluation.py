@@ -1,5 +1,6 @@
 """One evaluator for teachers and students: accuracy, calibration, and agreement with a cached teacher."""
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
@@ -102,15 +103,17 @@ def evaluate(
     device: torch.device,
     *,
     cached: Encoding | None = None,
+    views: int = 1,
 ) -> Metrics:
     """Score a model; over all ranks where the run is distributed, each bringing its own batches.
 
     Args:
         model: uint8 (n, S, S, 3) on `device` -> logits (n, C).
-        batches: normally a Loader's `center` epoch.
+        batches: normally an epoch of a Loader that evaluates.
         num_classes: C.
         device: where to compute.
         cached: how the batches' targets are encoded, to compare with the teacher; None not to.
+        views: of every sample, one after another in the batches; probabilities are averaged over them.
 
     Returns:
         samples, labelled: counts. The next four are over labelled samples, None if there are none.
@@ -130,7 +133,7 @@ def evaluate(
         if not len(batch):
             continue
         moved = batch.to(device, non_blocking=True)
-        teacher = None if cached is None else cached.decode(moved.targets).log_probs
+        teacher = None if cached is None else averaged(cached.decode(moved.targets).log_probs, views)
         logits = model(moved.images)
         if logits.shape != (len(batch), num_classes):
             raise TrainingError(
@@ -138,7 +141,7 @@ def evaluate(
                 found=tuple(logits.shape),
                 allowed=(len(batch), num_classes),
             )
-        sums.add(logits, moved.labels, teacher)
+        sums.add(logits if views == 1 else averaged(logits, views), moved.labels[::views], teacher)
     sums.reduce()
     if sums.broken.item():
         raise TrainingError(
@@ -147,6 +150,14 @@ def evaluate(
             do="Evaluate with --amp-dtype float32, or take weights from before training diverged",
         )
     return sums.metrics()
+
+
+def averaged(logits: torch.Tensor, views: int) -> torch.Tensor:
+    """Logits or log-probabilities (n * views, C), a sample's views together -> logs of mean probabilities (n, C)."""
+    if views == 1:
+        return logits
+    log_p = torch.log_softmax(logits.double(), dim=1).reshape(-1, views, logits.shape[1])
+    return torch.logsumexp(log_p, dim=1) - math.log(views)
 
 
 def _rank(logits: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:

@@ -59,6 +59,21 @@ class Targets:
 
 
 @dataclass(frozen=True)
+class Labels:
+    """The ground truth of n views.
+
+    Attributes:
+        hard: int64 (n,), -1 where there is none; of a mixed view the label with the larger share.
+        pairs: int64 (n, 2), of a mixed view its own label and its partner's; None where nothing is mixed.
+        lam: float32 (n,), the share of the first of them.
+    """
+
+    hard: torch.Tensor
+    pairs: torch.Tensor | None = None
+    lam: torch.Tensor | None = None
+
+
+@dataclass(frozen=True)
 class Encoding:
     """How targets of `num_classes` classes lie in arrays. JSON-able, part of a segment's identity."""
 
@@ -159,6 +174,21 @@ class Quality:
             "retained_mass": self.retained_mass / views,
             "encoding_loss": self.kl / views,
         }
+
+
+def mix_targets(own: Targets, other: Targets, lam: torch.Tensor, labels: torch.Tensor) -> Targets:
+    """Shares of two teachers' answers, as students mix them who were cached on unmixed views (FKD's way).
+
+    Args:
+        own, other: of the same n rows and of their partners.
+        lam: float (n,), the share of `own`.
+        labels: int64 (n,), -1 where there is none.
+    """
+    share = lam[:, None].float()
+    # log(0) is -inf, which leaves the other summand as it is
+    log_probs = torch.logaddexp(own.log_probs + share.log(), other.log_probs + (1 - share).log())
+    at_label = log_probs.gather(1, labels.clamp(min=0)[:, None])[:, 0]
+    return Targets(log_probs, torch.where(labels >= 0, at_label, torch.nan), own.dense and other.dense)
 
 
 def kl(p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:

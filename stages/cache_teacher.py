@@ -13,7 +13,7 @@ from pipeline.errors import ConfigError
 from pipeline.shards import Index
 from pipeline.targets import Encoding, Quality
 from pipeline.teacher import Teacher
-from pipeline.views import View
+from pipeline.views import CROPS, View
 from stages import params
 from stages.progress import Progress
 
@@ -25,7 +25,7 @@ from stages.progress import Progress
 @click.option("--pretrained", is_flag=True, default=None, help="timm's published weights from its hub.")
 @click.option("--model-kwargs", multiple=True, metavar="KEY=VALUE", help="Argument of the model; repeatable.")
 @click.option("--num-classes", type=int, help="Classes, where weights and index don't say.")
-@click.option("--views", default="0:1", show_default=True, help="Views to cache: 0:4, 7, center, or 0:4,center.")
+@click.option("--views", default="0:1", show_default=True, help="0:4, 7, center, five-crop, or 0:4,center.")
 @click.option("--targets", type=click.Choice(["topk", "dense"]), help="What to keep of each view.")
 @click.option("--k", type=int, help="Classes kept by topk [default: 16].")
 @click.option("--dtype", type=click.Choice(["float16", "float32"]), help="Of log-probs or logits.")
@@ -54,6 +54,8 @@ def cache_teacher(
     index = Index.open(shards).limit(limit)
     teacher = Teacher(settings.teacher, index.num_classes)
     wanted = parse_views(views)
+    for remark in settings.views.remarks():
+        click.echo(remark, err=True)
     progress: Progress | None = None
 
     def show(p: Step) -> None:
@@ -92,6 +94,7 @@ def summarise(cache: Cache, report: Report, encoding: Encoding, wanted: list[Vie
     return {
         "cache": cache.store.url,
         "cached": describe(cache.views()),
+        "input_size": cache.size,
         "tasks": report.tasks,
         "skipped": report.skipped,
         **quality.means(),
@@ -104,20 +107,21 @@ def summarise(cache: Cache, report: Report, encoding: Encoding, wanted: list[Vie
 
 
 def parse_views(text: str) -> list[View]:
-    """The syntax of --views: numbers, a:b with b exclusive, center; joined by commas."""
+    """The syntax of --views: numbers, a:b with b exclusive, center, five-crop; joined by commas."""
     found: list[View] = []
     for part in text.split(","):
         start, colon, stop = part.strip().partition(":")
         try:
             more: list[View] = (
-                ["center"]
-                if part.strip() == "center"
+                list(CROPS[part.strip()])
+                if part.strip() in CROPS
                 else list(range(int(start), int(stop) if colon else int(start) + 1))
             )
         except ValueError:
             more = []
         if not more or (isinstance(more[0], int) and more[0] < 0):
-            raise ConfigError("no views", where="--views", found=part, allowed="0:4, 7, center, or 0:4,center")
+            allowed = "0:4, 7, center, five-crop, or 0:4,center"
+            raise ConfigError("no views", where="--views", found=part, allowed=allowed)
         found += [v for v in more if v not in found]
     return found
 
@@ -146,7 +150,8 @@ def _text(s: dict[str, Any]) -> str:
     )
     rate = f", {s['views_per_second']:.0f} views/s" if s["views_per_second"] else ""
     return (
-        f"{s['cache']}: views {s['cached']}; {s['tasks']} tasks done, {s['skipped']} were there\n"
+        f"{s['cache']}: views {s['cached']} at {s['input_size']} pixels; "
+        f"{s['tasks']} tasks done, {s['skipped']} were there\n"
         f"{s['views']} views, {s['bytes_per_view']:.1f} bytes a view, {s['seconds']:.1f} s{rate}\n"
         f"{accuracy}\n"
         f"retained mass {s['retained_mass']:.6f}, encoding loss {s['encoding_loss']:.3g} nats (mean KL to what it said)"

@@ -13,7 +13,7 @@ from pipeline.loader import Loader
 from pipeline.models import read_metadata
 from pipeline.shards import Index
 from pipeline.teacher import Teacher
-from pipeline.views import ViewsConfig
+from pipeline.views import CROPS, ViewsConfig
 from stages import params
 from stages.progress import Progress
 
@@ -23,7 +23,8 @@ _OF_MODEL = ("model", "model_kwargs", "num_classes", "input_size", "mean", "std"
 @click.command("evaluate")
 @click.argument("file", required=False)
 @click.option("--shards", required=True, help="Index of the shards, from kdpipe index.")
-@click.option("--cache", help="A cache with the center view: agreement with its teacher.")
+@click.option("--cache", help="A cache with these views: agreement with its teacher.")
+@click.option("--views", type=click.Choice(list(CROPS)), default="center", show_default=True, help="What to score on.")
 @click.option("--model", help="timm name, hub name, or package.module:factory [default: what FILE says].")
 @click.option("--weights", help="safetensors file or weights-only pickle; the same as FILE.")
 @click.option("--pretrained", is_flag=True, default=None, help="timm's published weights from its hub.")
@@ -40,6 +41,7 @@ def evaluate(
     file: str | None,
     shards: str,
     cache: str | None,
+    views: str,
     limit: int | None,
     as_json: bool,
     params_file: str | None,
@@ -48,7 +50,7 @@ def evaluate(
     workers: int | None,
     **flags: Any,
 ) -> None:
-    """Score FILE, weights that kdpipe wrote, or any --model, on the center view of every sample.
+    """Score FILE, weights that kdpipe wrote, or any --model, on the center view or five crops of every sample.
 
     Prints top-1, top-5, negative log-likelihood and calibration error over the labelled samples; with --cache
     also how often the model agrees with the cached teacher, and the mean KL to it. Weights that kdpipe wrote
@@ -66,25 +68,25 @@ def evaluate(
     index = Index.open(shards).limit(limit)
     teacher = Teacher(settings.teacher, index.num_classes)
     index.check_labels(teacher.num_classes)
-    views = settings.views
+    policy, crops = settings.views, CROPS[views]
     if "views" in said and not params_file and not any(word.startswith("views.") for word in sets):
-        views = ViewsConfig(**said["views"])
-    reader = CacheReader(cache, index, views, num_classes=teacher.num_classes) if cache else None
+        policy = ViewsConfig(**said["views"])
+    reader = CacheReader(cache, index, policy, num_classes=teacher.num_classes) if cache else None
     loader = Loader(
         index,
-        views,
+        policy,
         teacher.built.input_size,
         settings.teacher.batch_size,
         loader=settings.loader,
         cache=reader,
-        center=True,
+        evaluate=crops,
     )
     with Progress(len(index), "images", "evaluating") as progress:
 
         def batches() -> Any:
             for batch in loader.epoch(0):
                 yield batch
-                progress.advance(len(batch))
+                progress.advance(len(batch) // len(crops))
 
         encoding = reader.encoding if reader else None
         found = score(
@@ -93,6 +95,7 @@ def evaluate(
             teacher.num_classes,
             teacher.device,
             cached=encoding,
+            views=len(crops),
         )
     loader.close()
     click.echo(json.dumps(found) if as_json else _text(found))

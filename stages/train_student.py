@@ -27,6 +27,7 @@ FLAGS = {
     "seed": "train.seed",
     "amp_dtype": "train.amp_dtype",
     "workers": "loader.workers",
+    "views_per_decode": "loader.views_per_decode",
     "view_schedule": "loader.view_schedule",
     "pixels": "loader.pixels",
 }
@@ -51,6 +52,7 @@ FLAGS = {
 @click.option("--seed", type=int, help="Of weights, order and dropout; the views have their own.")
 @click.option("--amp-dtype", type=click.Choice(["float32", "bfloat16", "float16"]), help="Autocast dtype.")
 @click.option("--workers", type=int, help="Loader processes.")
+@click.option("--views-per-decode", type=int, help="Views of a sample that follow each other, decoded once.")
 @click.option("--view-schedule", type=click.Choice(["cycle", "strict"]), help="When epochs outnumber cached views.")
 @click.option("--pixels", type=click.Choice(["exact", "within-1"]), help="How the cache's canaries must look here.")
 @click.option("--limit", type=int, help="Only the first N training samples.")

@@ -6,7 +6,7 @@ from typing import Protocol
 import torch
 
 from pipeline.errors import TargetsError
-from pipeline.targets import Targets
+from pipeline.targets import Labels, Targets
 
 
 @dataclass(frozen=True)
@@ -60,13 +60,13 @@ class Objective(Protocol):
         ...
 
     def __call__(
-        self, logits: torch.Tensor, labels: torch.Tensor, targets: Targets | None, reduction: Reduction
+        self, logits: torch.Tensor, labels: Labels, targets: Targets | None, reduction: Reduction
     ) -> dict[str, torch.Tensor]:
         """Compute in float32 whatever autocast is on.
 
         Args:
             logits: (n, C), the student's, any float dtype.
-            labels: int64 (n,), -1 where there is none.
+            labels: of the same n rows.
             targets: of the same n rows.
             reduction: see Reduction.
 

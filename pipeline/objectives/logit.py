@@ -4,11 +4,13 @@ import torch
 from torch.nn import functional as F
 
 from pipeline.objectives.base import Needs, Reduction, require_targets
-from pipeline.targets import Targets
+from pipeline.targets import Labels, Targets
 
 
 class CrossEntropy:
     """-log p_s(y) over the labelled rows: training without a teacher. Parts: `ce`.
+
+    Of a mixed view the shares of both labels' losses, which is timm's SoftTargetCrossEntropy against mixup_target.
 
     Args:
         label_smoothing: share of the target spread evenly over all classes (torch's and timm's).
@@ -20,16 +22,24 @@ class CrossEntropy:
         self.label_smoothing = label_smoothing
 
     def __call__(
-        self, logits: torch.Tensor, labels: torch.Tensor, targets: Targets | None, reduction: Reduction
+        self, logits: torch.Tensor, labels: Labels, targets: Targets | None, reduction: Reduction
     ) -> dict[str, torch.Tensor]:
         """See Objective."""
         with torch.autocast(logits.device.type, enabled=False):
-            # (n, C), (n,) -> (); rows with label -1 add nothing to the sum nor to the gradient
-            total = F.cross_entropy(
-                logits.float(), labels, ignore_index=-1, label_smoothing=self.label_smoothing, reduction="sum"
-            )
+            if labels.pairs is None or labels.lam is None:
+                total = self._losses(logits, labels.hard).sum()
+            else:
+                known, lam = labels.hard >= 0, labels.lam
+                own, other = (torch.where(known, labels.pairs[:, i], -1) for i in (0, 1))
+                total = (lam * self._losses(logits, own) + (1 - lam) * self._losses(logits, other)).sum()
             ce = reduction.over_labelled(total)
         return {"loss": ce, "ce": ce}
+
+    def _losses(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        # (n, C), (n,) -> (n,); rows with label -1 give 0 and no gradient
+        return F.cross_entropy(
+            logits.float(), labels, ignore_index=-1, label_smoothing=self.label_smoothing, reduction="none"
+        )
 
 
 class KnowledgeDistillation:
@@ -51,7 +61,7 @@ class KnowledgeDistillation:
         self.needs = Needs(labels=alpha < 1, targets=True, dense=temperature != 1)
 
     def __call__(
-        self, logits: torch.Tensor, labels: torch.Tensor, targets: Targets | None, reduction: Reduction
+        self, logits: torch.Tensor, labels: Labels, targets: Targets | None, reduction: Reduction
     ) -> dict[str, torch.Tensor]:
         """See Objective."""
         teacher = require_targets("kd", self.needs, targets).log_probs
@@ -76,7 +86,7 @@ class SoftCrossEntropy:
     needs = Needs(labels=False, targets=True, dense=False)
 
     def __call__(
-        self, logits: torch.Tensor, labels: torch.Tensor, targets: Targets | None, reduction: Reduction
+        self, logits: torch.Tensor, labels: Labels, targets: Targets | None, reduction: Reduction
     ) -> dict[str, torch.Tensor]:
         """See Objective."""
         teacher = require_targets("soft-ce", self.needs, targets).log_probs

@@ -242,6 +242,7 @@ class _Run:
             "student": config["student"]["model"],
             "objective": config["objective"],
             "cache": config["cache"] and config["cache"]["identity"],
+            "pixels": self.plan.pixels,
             "epochs": self.epochs,
             "steps": self.number,
             "samples": len(self.plan.loader),

@@ -15,7 +15,7 @@ from pipeline.loader import Batch, Loader, LoaderConfig
 from pipeline.models import Built, ModelConfig, weights_digest
 from pipeline.objectives import Needs, ObjectiveConfig, build_objective
 from pipeline.shards import Index
-from pipeline.targets import Targets
+from pipeline.targets import Targets, mix_targets
 from pipeline.trainer.config import TrainConfig
 from pipeline.trainer.ranks import Ranks
 from pipeline.trainer.step import Step, TargetsOf, build_student
@@ -46,7 +46,12 @@ class Job:
 
 @dataclass(frozen=True)
 class Plan:
-    """A job made concrete in one process. `identity` is what a resumed run must agree with."""
+    """A job made concrete in one process.
+
+    Attributes:
+        identity: what a resumed run must agree with.
+        pixels: whether the student sees what the teacher saw, and if not, what is the same; None without a cache.
+    """
 
     job: Job
     ranks: Ranks
@@ -55,6 +60,7 @@ class Plan:
     loader: Loader
     validation: Loader | None
     identity: dict[str, Any]
+    pixels: dict[str, Any] | None
 
     def close(self) -> None:
         """Stop the loaders' workers."""
@@ -84,8 +90,9 @@ def prepare(job: Job, ranks: Ranks, say: Say, begun: dict[str, Any] | None = Non
     built = build_student(job.student, job.train, _classes(job, reader))
     for index in (job.index, *([job.validation] if job.validation else [])):
         index.check_labels(built.num_classes)
-    if reader is not None:
-        _check_fit(reader, built, say)
+    for idle in job.views.remarks():
+        say(idle)
+    pixels = None if reader is None else _check_fit(job.views, reader, built, say)
     common: dict[str, Any] = {"loader": job.loader, "rank": ranks.rank, "world": ranks.world}
     batch, size = job.train.batch_size, built.input_size
     labelled_only = objective.needs.labels and not objective.needs.targets
@@ -104,12 +111,14 @@ def prepare(job: Job, ranks: Ranks, say: Say, begun: dict[str, Any] | None = Non
     if remark:
         say(remark)
     validation = (
-        None if job.validation is None else Loader(job.validation, job.views, size, batch, center=True, **common)
+        None
+        if job.validation is None
+        else Loader(job.validation, job.views, size, batch, evaluate=("center",), **common)
     )
     identity = _identity(job, built, reader, loader)
     step = Step(built, objective, job.train, updates=loader.steps, targets_of=targets_of(reader), ranks=ranks)
     step.rehearse()
-    return Plan(job, ranks, built, step, loader, validation, identity)
+    return Plan(job, ranks, built, step, loader, validation, identity, pixels)
 
 
 def targets_of(reader: CacheReader | None) -> TargetsOf | None:
@@ -119,7 +128,10 @@ def targets_of(reader: CacheReader | None) -> TargetsOf | None:
     encoding = reader.encoding
 
     def decode(batch: Batch) -> Targets:
-        return encoding.decode(batch.targets)
+        own = encoding.decode(batch.targets)
+        if not batch.partner_targets or batch.lam is None:
+            return own
+        return mix_targets(own, encoding.decode(batch.partner_targets), batch.lam, batch.labels)
 
     return decode
 
@@ -155,7 +167,7 @@ def _classes(job: Job, reader: CacheReader | None) -> int | None:
     return job.index.num_classes or (largest + 1 if largest >= 0 else None)
 
 
-def _check_fit(reader: CacheReader, built: Built, say: Say) -> None:
+def _check_fit(views: ViewsConfig, reader: CacheReader, built: Built, say: Say) -> dict[str, Any]:
     cached, size = reader.encoding.num_classes, reader.cache.size
     if built.num_classes != cached:
         raise IdentityError(
@@ -165,11 +177,18 @@ def _check_fit(reader: CacheReader, built: Built, say: Say) -> None:
             allowed=cached,
             do="Set student.num_classes to the teacher's",
         )
+    report: dict[str, Any] = {"student": built.input_size, "teacher": size, "exact": built.input_size == size}
+    if views.mix == "targets" and views.mixes:
+        say("mix targets: the student sees mixed views whose parts the teacher saw one by one")
+        report["exact"] = False
     if built.input_size != size:
+        shared, own = views.across_sizes()
         say(
-            f"student sees {built.input_size} pixels, the teacher saw {size}: "
-            "views share their geometry, not their exact pixels"
+            f"student sees {built.input_size} pixels a side, the teacher saw {size}: views share {', '.join(shared)}; "
+            f"each has its own {', '.join(own)}"
         )
+        report |= {"shared": shared, "own": own}
+    return report
 
 
 def _remark_labels(job: Job, needs: Needs, say: Say) -> None:
@@ -190,12 +209,12 @@ def _identity(job: Job, built: Built, reader: CacheReader | None, loader: Loader
     cache = reader and {
         "identity": fingerprint(reader.cache.identity),
         "encoding": reader.encoding.json(),
-        "views": [v for v in reader.views if v != "center"],
+        "views": [v for v in reader.views if isinstance(v, int)],
     }
     identity = {
         "data": job.index.fingerprint,
         "validation": job.validation and job.validation.fingerprint,
-        "views": job.views.identity(),
+        "views": job.views.identity() | job.views.student_identity(),
         "cache": cache,
         "student": {**built.metadata(), "weights": begun and weights_digest(begun)},
         "objective": job.objective.model_dump(mode="json"),
@@ -203,6 +222,7 @@ def _identity(job: Job, built: Built, reader: CacheReader | None, loader: Loader
         "loader": {
             "lanes": loader.lanes,
             "window": job.loader.window,
+            "views_per_decode": job.loader.views_per_decode,
             "view_schedule": job.loader.view_schedule,
         },
     }

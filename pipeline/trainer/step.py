@@ -19,7 +19,7 @@ from pipeline.targets import Targets
 from pipeline.teacher import resolve_device
 from pipeline.trainer.config import TrainConfig
 from pipeline.trainer.ranks import Ranks
-from pipeline.views import Normalize
+from pipeline.views import Erased, Normalize
 
 # What the teacher says of a batch: decoded from the cache, or asked of a live teacher.
 TargetsOf = Callable[[Batch], Targets | None]
@@ -154,9 +154,9 @@ class Step:
         self.optimizer.zero_grad(set_to_none=True)
         batch = batch.to(self.ranks.device, non_blocking=True)
         targets = None if self._targets_of is None else self._targets_of(batch)
-        logits = self._run(self._forward, _at_least_two(batch.images))[: len(batch)]
+        logits = self._run(self._forward, _at_least_two(batch.images), batch.erased)[: len(batch)]
         reduction = Reduction(batch.global_rows, batch.global_labelled, self.ranks.world)
-        parts = self.objective(logits, batch.labels, targets, reduction)
+        parts = self.objective(logits, batch.truth, targets, reduction)
         self.scaler.scale(parts["loss"]).backward()
         if self.config.clip_grad is not None:
             self.scaler.unscale_(self.optimizer)
@@ -174,10 +174,10 @@ class Step:
             model.eval()
         return self._run(model, images).float()
 
-    def _run(self, model: nn.Module, images: torch.Tensor) -> torch.Tensor:
+    def _run(self, model: nn.Module, images: torch.Tensor, erased: Erased | None = None) -> torch.Tensor:
         try:
             with self._autocast():
-                logits: torch.Tensor = model(self._normalize(images))
+                logits: torch.Tensor = model(self._normalize(images, erased))
         except Exception as e:  # each layer raises what it likes; what the user asked for caused it
             raise self._failure(e, images) from e
         return logits

@@ -21,7 +21,10 @@ from pipeline.teacher import Teacher, TeacherConfig
 from pipeline.trainer import Step, TrainConfig, build_student
 from pipeline.views import Normalize, ViewsConfig
 
-VIEWS = ViewsConfig(seed=1, scale=(0.3, 1.0), crop_pct=1.0)
+_CROP = ViewsConfig(seed=1, scale=(0.3, 1.0), crop_pct=1.0)
+_RECIPE = {"auto_augment": "rand-m9-mstd0.5-inc1", "re_prob": 0.25, "re_mode": "pixel", "mixup": 0.8, "cutmix": 1.0}
+# Crop and flip alone; and the papers' recipe.
+POLICIES = {"crop": _CROP, "recipe": _CROP.model_copy(update=_RECIPE)}
 NETWORK = {"patch_size": 4, "depths": [1, 1, 1, 1], "dims": [16, 24, 32, 48]}
 # More classes than the digits have, so that the top 16 leave something out.
 CLASSES, BATCH, SIZE, K = 100, 32, 32, 16
@@ -32,19 +35,21 @@ ENCODINGS = {
 }
 
 
-def parity(index: Index, folder: Path, steps: int = 50, device: str = "cpu") -> dict[str, Any]:
+def parity(index: Index, folder: Path, policy: str = "recipe", steps: int = 50, device: str = "cpu") -> dict[str, Any]:
     """Losses of a student trained with the teacher online, and from a cache in each encoding.
+
+    Views are those of a policy of POLICIES.
 
     Returns:
         `max_loss_difference`: the largest over all steps between dense float32 and online; the same for the
         other encodings in `differences`; `timm_difference`: between our loss and that of timm's
         LogitDistillationTask on the same student, teacher and batches; first and last loss.
     """
-    teacher = _teacher(folder, device)
-    epochs = -(-steps // Loader(index, VIEWS, SIZE, BATCH).steps)
+    teacher, views = _teacher(folder, device), POLICIES[policy]
+    epochs = -(-steps // Loader(index, views, SIZE, BATCH).steps)
 
     def losses(cache: CacheReader | None) -> list[float]:
-        loader = Loader(index, VIEWS, SIZE, BATCH, loader=LoaderConfig(), seed=3, cache=cache)
+        loader = Loader(index, views, SIZE, BATCH, loader=LoaderConfig(), seed=3, cache=cache)
         step = _step(loader.steps, epochs, _online(teacher) if cache is None else _cached(cache), device)
         return _run(loader, step, steps)
 
@@ -52,13 +57,14 @@ def parity(index: Index, folder: Path, steps: int = 50, device: str = "cpu") -> 
     arms = {}
     for name, targets in ENCODINGS.items():
         url = str(folder / f"{name}.zarr")
-        cache_views(url, index, VIEWS, teacher, targets, range(epochs))
-        arms[name] = losses(CacheReader(url, index, VIEWS))
+        cache_views(url, index, views, teacher, targets, range(epochs))
+        arms[name] = losses(CacheReader(url, index, views))
     differences = {name: max(abs(a - b) for a, b in zip(online, arm, strict=True)) for name, arm in arms.items()}
     return {
         "max_loss_difference": differences["float32"],
         "differences": differences,
         "timm_difference": _against_timm(index, teacher),
+        "policy": policy,
         "steps": steps,
         "first_loss": online[0],
         "last_loss": online[-1],
@@ -110,7 +116,7 @@ def _run(loader: Loader, step: Step, steps: int) -> list[float]:
 
 def _online(teacher: Teacher) -> Callable[[Batch], Targets]:
     def ask(batch: Batch) -> Targets:
-        logits = teacher(batch.images.cpu().numpy()).logits
+        logits = teacher(batch.images.cpu().numpy(), batch.erased).logits
         return Targets(torch.log_softmax(logits, dim=1), None, dense=True)
 
     return ask
@@ -122,7 +128,7 @@ def _cached(cache: CacheReader) -> Callable[[Batch], Targets]:
 
 def _against_timm(index: Index, teacher: Teacher) -> float:
     """|our loss - timm's| on one batch, with one student and one teacher, at temperature 1 and weights .5."""
-    batch = next(Loader(index, VIEWS, SIZE, BATCH, seed=3).epoch(0))
+    batch = next(Loader(index, _CROP, SIZE, BATCH, seed=3).epoch(0))
     step = _step(1, 1, _online(teacher), "cpu")
     student, model = step.model.eval(), copy.deepcopy(teacher.built.module).cpu()
     x = Normalize(teacher.built.mean, teacher.built.std)(batch.images)
@@ -134,5 +140,5 @@ def _against_timm(index: Index, teacher: Teacher) -> float:
     with torch.no_grad():
         theirs = task(x, batch.labels)["loss"]
         targets = Targets(torch.log_softmax(model(x), dim=1), None, dense=True)
-        ours = step.objective(student(x), batch.labels, targets, reduction)["loss"]
+        ours = step.objective(student(x), batch.truth, targets, reduction)["loss"]
     return abs(float(ours) - float(theirs))

@@ -6,13 +6,15 @@ from typing import ClassVar
 import pytest
 import torch
 from pydantic import ValidationError
+from timm.data.mixup import mixup_target
+from timm.loss import SoftTargetCrossEntropy
 from timm.task import LogitDistillationTask
 from torch import nn
 from torch.nn import functional as F
 
 from pipeline.errors import TargetsError
 from pipeline.objectives import OBJECTIVES, ObjectiveConfig, Reduction, build_objective
-from pipeline.targets import Encoding, Targets
+from pipeline.targets import Encoding, Labels, Targets
 from pipeline.teacher import TeacherOutput
 
 N, C = 12, 7
@@ -34,7 +36,7 @@ def dense(teacher: torch.Tensor) -> Targets:
 def run(config: dict, student, labels, targets, rows=N, labelled=None, world=1):
     objective = build_objective(ObjectiveConfig(**config))
     count = int((labels >= 0).sum()) if labelled is None else labelled
-    return objective(student, labels, targets, Reduction(rows, count, world))
+    return objective(student, Labels(labels), targets, Reduction(rows, count, world))
 
 
 class Says(nn.Module):
@@ -92,6 +94,38 @@ def test_none_is_cross_entropy_over_labelled_rows(logits, smoothing):
     expected = F.cross_entropy(student[known], labels[known], label_smoothing=smoothing)
     torch.testing.assert_close(found["loss"], expected)
     assert torch.equal(found["loss"], found["ce"])
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_mixed_labels_are_timms_mixup_target(logits, smoothing):
+    student, _, labels = logits
+    lam = torch.rand(N // 2, generator=torch.Generator().manual_seed(1))
+    lam = torch.cat([lam, lam.flip(0)])
+    target = mixup_target(labels, C, lam[:, None], smoothing)
+    pairs = torch.stack([labels, labels.flip(0)], dim=1)
+    objective = build_objective(ObjectiveConfig(name="none", label_smoothing=smoothing))
+    ours = student.clone().requires_grad_()
+    found = objective(ours, Labels(target.argmax(dim=1), pairs, lam), None, Reduction(N, N))
+    theirs = student.clone().requires_grad_()
+    expected = SoftTargetCrossEntropy()(theirs, target)
+    torch.testing.assert_close(found["loss"], expected)
+    found["loss"].backward()
+    expected.backward()
+    torch.testing.assert_close(ours.grad, theirs.grad)
+
+
+def test_a_mixed_view_with_an_unknown_label_adds_nothing(logits):
+    student, _, labels = logits
+    pairs = torch.stack([labels, labels.flip(0)], dim=1)
+    lam = torch.full((N,), 0.7)
+    objective = build_objective(ObjectiveConfig(name="none"))
+    pairs[3, 1] = -1
+    hard = pairs[:, 0].clone()
+    hard[3] = -1
+    rest = torch.arange(N) != 3
+    found = objective(student, Labels(hard, pairs, lam), None, Reduction(N, N - 1))
+    expected = objective(student[rest], Labels(hard[rest], pairs[rest], lam[rest]), None, Reduction(N - 1, N - 1))
+    torch.testing.assert_close(found["loss"], expected["loss"])
 
 
 def test_batch_without_labels_has_no_cross_entropy_but_a_graph(logits):

@@ -10,7 +10,7 @@ from stages.cli import main
 from tests.trainer import tiny
 
 PARAMS = f"""
-views: {{seed: 5, scale: [0.5, 1.0], crop_pct: 1.0}}
+views: {json.dumps(tiny.VIEWS.model_dump(mode="json"))}
 student: {{input_size: {tiny.SIZE}, num_classes: {tiny.CLASSES}}}
 train: {{batch_size: 16, lr: 0.01, device: cpu, threads: 1}}
 teacher: {{device: cpu, batch_size: 8}}
@@ -122,4 +122,4 @@ def test_evaluate_mistakes(trained, index, cache):
     assert (nothing.exit_code, "no weights" in nothing.stderr) == (2, True)
     file = trained / "best.safetensors"
     no_center = kdpipe("evaluate", file, "--shards", index.path, "--cache", cache)
-    assert (no_center.exit_code, "center view is not cached" in no_center.stderr) == (2, True)
+    assert (no_center.exit_code, "view center is not cached" in no_center.stderr) == (2, True)

@@ -40,7 +40,7 @@ def test_a_live_teacher_gives_the_losses_of_the_cache(index, cache, batches):
     teacher = tiny.make_teacher()
 
     def ask(batch) -> Targets:
-        return Targets(torch.log_softmax(teacher(batch.images.numpy()).logits, dim=1), None, True)
+        return Targets(torch.log_softmax(teacher(batch.images.numpy(), batch.erased).logits, dim=1), None, True)
 
     objective = {"name": "kd", "temperature": 4.0}
     reader = CacheReader(cache, index, tiny.VIEWS, dense=True)

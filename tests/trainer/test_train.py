@@ -50,7 +50,7 @@ def test_best_weights_say_all_that_evaluation_needs(tmp_path, index, validation)
     assert header["evaluation"] == summary["best"]["validation"]
     assert header["views"] == tiny.VIEWS.model_dump(mode="json")
     normalize, model = Normalize(built.mean, built.std), built.module.eval()
-    loader = Loader(validation, tiny.VIEWS, built.input_size, 16, center=True)
+    loader = Loader(validation, tiny.VIEWS, built.input_size, 16, evaluate=("center",))
     found = evaluate(lambda x: model(normalize(x)), loader.epoch(0), built.num_classes, torch.device("cpu"))
     assert found == summary["best"]["validation"]
     with safe_open(best, framework="pt") as file:
@@ -110,8 +110,13 @@ def test_eval_every(tmp_path, index, validation):
 def test_another_input_size_is_said(tmp_path, index, cache):
     said: list[str] = []
     job = tiny.make_job(index, cache=cache, student={"input_size": 12}, epochs=1)
-    train(job, tmp_path / "run", say=said.append)
-    assert sum("share their geometry" in s for s in said) == 1
+    pixels = train(job, tmp_path / "run", say=said.append)["pixels"]
+    assert sum("student sees 12 pixels a side, the teacher saw 16: views share crop, flips" in s for s in said) == 1
+    assert (pixels["student"], pixels["teacher"], pixels["exact"]) == (12, 16, False)
+    assert "erased boxes" in pixels["shared"]
+    assert "erased noise" in pixels["own"]
+    same = train(tiny.make_job(index, cache=cache, epochs=1), tmp_path / "same", say=said.append)
+    assert same["pixels"] == {"student": 16, "teacher": 16, "exact": True}
 
 
 def test_objective_none_leaves_a_cache_alone(tmp_path, index):
