@@ -100,7 +100,9 @@ class MixingDraws:
         top, left, bottom, right = (np.clip(u[:, c] + sign * half, 0, 1) for sign in (-1, 1) for c in (2, 3))
         lam = np.where(cut, 1 - (bottom - top) * (right - left), lam)
         self.lam = np.ones(len(keys))
-        self.lam[first] = self.lam[second] = np.where(u[:, 0] < config.mixup_prob, lam, 1)
+        # In float32 as batches have it, so that label and target can't disagree about the larger share.
+        lam = np.where(u[:, 0] < config.mixup_prob, lam, 1).astype(np.float32)
+        self.lam[first] = self.lam[second] = lam
         self._boxes: dict[int, tuple[float, float, float, float] | None] = {}
         for p, box in enumerate(np.stack([top, left, bottom, right], axis=1).tolist()):
             self._boxes[int(first[p])] = self._boxes[int(second[p])] = tuple(box) if cut[p] else None

@@ -1,8 +1,9 @@
 """What a view may look like: the augmentation policy, part of every cache's identity."""
 
+import sys
 from typing import Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator
 
 from pipeline.config import Config
 from pipeline.shards.images import DECODER
@@ -14,21 +15,16 @@ POLICY_VERSION = 2
 Range = tuple[float, float]
 Interpolation = Literal["bilinear", "bicubic"]
 
-# What has no effect unless another setting is on; left out of the identity then.
-_DEPENDENT = {
-    "auto_augment": ("fill",),
-    "re_prob": ("re_mode", "re_count", "re_area", "re_aspect"),
-    "color_jitter": ("color_jitter_prob", "force_color_jitter"),
-}
+_ERASING = ("re_mode", "re_count", "re_area", "re_aspect")
 _MIXING = ("mixup", "cutmix", "mixup_prob", "mixup_switch_prob", "mix_every", "mix")
 
 
 class ViewsConfig(Config):
     """How training views are augmented, and how the evaluation views are cropped.
 
-    Names and meanings are those of timm's `create_transform` and `Mixup`, and so are the defaults, but for what
-    is off here: colour jitter. Order: crop and resize, flips, RandAugment or jitter, greyscale, blur, mixing,
-    erasing.
+    Names and meanings are those of timm's `create_transform` and `Mixup`, and so are the defaults, but for
+    colour jitter, which is off, and `interpolation`. Order: crop and resize, flips, RandAugment or jitter, greyscale,
+    blur, mixing, erasing.
     """
 
     seed: int = Field(0, ge=0, lt=2**63, description="seed of all draws of the views")
@@ -74,25 +70,37 @@ class ViewsConfig(Config):
             RandAugmentSpec.parse(text)
         return text
 
-    @model_validator(mode="after")
-    def _possible(self) -> "ViewsConfig":
-        for name, (low, high), most in (
-            ("scale", self.crop_scale, 1.0),
-            ("ratio", self.crop_ratio, float("inf")),
-            ("re_area", self.re_area, 1.0),
-            ("re_aspect", self.re_aspect, float("inf")),
-        ):
-            if not (0 < low <= high <= most and high < float("inf")):
-                end = f" <= {most:g}" if most == 1 else ""
-                raise ValueError(f"{name} must be 0 < low <= high{end}, found {low} and {high}")
-        if not all(0 <= x <= 255 for x in self.fill):
-            raise ValueError(f"fill must be three numbers from 0 to 255, found {self.fill}")
-        jitter = self.color_jitter
-        if isinstance(jitter, tuple) and len(jitter) not in (3, 4):
-            raise ValueError(f"color_jitter must be 1, 3 or 4 numbers, found {len(jitter)}")
-        if any(x < 0 for x in self._jitter) or self._jitter[3] > 0.5:
-            raise ValueError(f"color_jitter must be at least 0, and its hue at most 0.5, found {jitter}")
-        return self
+    @field_validator("color_jitter", mode="before")
+    @classmethod
+    def _strengths(cls, value: Any) -> Any:
+        numbers = value if isinstance(value, list | tuple) else [value]
+        right = all(isinstance(x, int | float) and not isinstance(x, bool) and x >= 0 for x in numbers)
+        if value is not None and not (right and len(numbers) in (1, 3, 4) and (len(numbers) < 4 or numbers[3] <= 0.5)):
+            raise ValueError("must be 1, 3 or 4 numbers from 0, the fourth (hue) at most 0.5")
+        return value[0] if isinstance(value, list | tuple) and len(value) == 1 else value
+
+    @field_validator("fill")
+    @classmethod
+    def _colour(cls, value: tuple[int, int, int]) -> tuple[int, int, int]:
+        if not all(0 <= x <= 255 for x in value):
+            raise ValueError("must be three numbers from 0 to 255")
+        return value
+
+    @field_validator("scale", "ratio", "re_area", "re_aspect")
+    @classmethod
+    def _ordered(cls, value: Range | None, info: ValidationInfo) -> Range | None:
+        most = 1.0 if info.field_name in ("scale", "re_area") else sys.float_info.max
+        if value is not None and not 0 < value[0] <= value[1] <= most:
+            raise ValueError(f"must be 0 < low <= high{' <= 1' if most == 1 else ''}")
+        return value
+
+    @field_validator("mixup", "cutmix")
+    @classmethod
+    def _alpha(cls, value: float) -> float:
+        # Smaller ones mix nothing and leave float64.
+        if 0 < value < 1e-3 or value > 1e3:
+            raise ValueError("must be 0, or from 0.001 to 1000")
+        return value
 
     @property
     def crop_scale(self) -> Range:
@@ -153,15 +161,18 @@ class ViewsConfig(Config):
 
     def identity(self) -> dict[str, Any]:
         """What decides the cached pixels, besides the images and the render size; without what has no effect."""
-        policy = self.cached
-        idle = [n for name, names in _DEPENDENT.items() if not getattr(policy, name) for n in names]
-        if policy.jitter is None:
-            idle += ["color_jitter", *_DEPENDENT["color_jitter"]]
-        if not policy.mixes:
-            idle += _MIXING
-        settings = policy.model_copy(
-            update=_defaults(idle) | {"scale": policy.crop_scale, "ratio": policy.crop_ratio}
-        ).model_dump(mode="json")
+        policy, plain = self.cached, ViewsConfig()
+        jitter, forced = policy.jitter, policy.model_copy(update={"force_color_jitter": False}).jitter is None
+        idle = {
+            "fill": not policy.auto_augment,
+            "color_jitter_prob": jitter is None or policy.color_jitter_prob == 1,
+            "force_color_jitter": jitter is None or not forced,
+            "mixup_switch_prob": not (policy.mixup and policy.cutmix),
+            **dict.fromkeys(_ERASING, not policy.re_prob),
+        } | (dict.fromkeys(_MIXING, True) if not policy.mixes else {})
+        effective = {name: getattr(plain, name) for name, unused in idle.items() if unused}
+        effective |= {"scale": policy.crop_scale, "ratio": policy.crop_ratio, "color_jitter": jitter}
+        settings = policy.model_copy(update=effective).model_dump(mode="json")
         return {"version": POLICY_VERSION, **settings, "decoder": DECODER}
 
     def student_identity(self) -> dict[str, Any]:

@@ -100,7 +100,7 @@ class BlockViews:
             "interpolation": self._geometry.interpolation(i),
             "hflip": mirrored,
             "vflip": upset,
-            "operations": [[name, argument] for name, argument, _ in self._colour.operations(i)],
+            "operations": [list(operation) for operation in self._colour.operations(i)],
             "partner": self.partner(i),
             "lam": 1.0 if mix is None else mix.lam,
             "cutmix": None if mix is None else mix.pixels(size),

@@ -1,15 +1,34 @@
-"""Draws are for ever: published vectors, golden values, and the distributions of the library we stand in for."""
+"""Draws are for ever: published vectors and golden values, and each draw depends on its own name alone."""
 
 import numpy as np
 import pytest
-import torch
-from scipy import stats
-from torchvision.transforms import RandomResizedCrop
 
 from pipeline.errors import ViewError
+from pipeline.fingerprint import fingerprint
 from pipeline.views import BlockViews, ViewsConfig
 from pipeline.views.draws import permutation, philox, stream_hash, uniform, words
-from pipeline.views.geometry import Geometry
+
+KEYS = ["cat", "dog", "newt", "owl", "toad"]
+EVERYTHING = ViewsConfig(
+    seed=7,
+    vflip=0.5,
+    interpolation="random",
+    auto_augment="rand-m9-mstd0.5-inc1",
+    color_jitter=0.4,
+    force_color_jitter=True,
+    grayscale_prob=0.2,
+    gaussian_blur_prob=0.2,
+    re_prob=0.25,
+    re_mode="pixel",
+    re_count=3,
+    mixup=0.8,
+    cutmix=1.0,
+)
+
+
+def draws(config: ViewsConfig, shard: str = "train-0000.tar", view: int = 3, keys: list[str] = KEYS) -> list[dict]:
+    block = BlockViews(config, shard, keys, view)
+    return [block.draws(i, 375, 500, 224) for i in range(len(keys))]
 
 
 @pytest.mark.parametrize(
@@ -29,7 +48,7 @@ def test_philox_gives_the_known_answers_of_its_authors(counter, key, expected):
     assert out.tolist() == expected
 
 
-def test_draws_are_pinned():
+def test_words_are_pinned():
     stream = words([stream_hash("view", 7, "train-0000.tar", "cat", 3)], stage=0, count=3)
     assert [hex(w) for w in stream[0].tolist()] == [
         "0x8a9754b8ab04435c",
@@ -37,46 +56,86 @@ def test_draws_are_pinned():
         "0xed0616149d4c12fe",
     ]
     assert permutation(8, "rows", 0, 1).tolist() == [0, 4, 6, 3, 7, 1, 5, 2]
-    crop = Geometry(ViewsConfig(seed=7), "train-0000.tar", ["cat"], 3).crop(0, 375, 500)
-    assert (crop.top, crop.left, crop.height, crop.width, crop.flip) == (1, 31, 368, 295, False)
 
 
-def test_a_view_depends_on_each_part_of_its_name_and_on_nothing_else():
-    config = ViewsConfig(seed=1)
-    base = Geometry(config, "a.tar", ["k", "l"], 0)
-    assert base.crop(0, 300, 400) == Geometry(config, "a.tar", ["l", "k"], 0).crop(1, 300, 400)
+def test_draws_with_everything_on_are_pinned():
+    assert draws(EVERYTHING)[4] == {
+        "box": {"top": 10, "left": 3, "height": 151, "width": 190},
+        "interpolation": "bicubic",
+        "hflip": True,
+        "vflip": False,
+        "operations": [
+            ["Rotate", 27.46861119568348, "bilinear"],
+            ["Brightness", 1.065408742478828, ""],
+            ["Contrast", 0.8011351445324815, ""],
+            ["Color", 0.7014673748215874, ""],
+            ["Blur", 0.17070642714702283, ""],
+        ],
+        "partner": 3,
+        "lam": 0.6727672219276428,
+        "cutmix": (42, 96, 171, 224),
+        "erased": [[140, 81, 57, 22], [159, 58, 30, 28]],
+    }
+
+
+@pytest.mark.parametrize(
+    ("mode", "digest", "box"),
+    [
+        ("rrc", "614989974ab633c6", {"top": 1, "left": 31, "height": 368, "width": 295}),
+        ("rkrc", "817d2d7d60940d0d", {"height": 233, "width": 287, "top": 4, "left": 32}),
+        ("rkrr", "406b739276799c94", {"height": 233, "width": 287, "top": 2, "left": 9}),
+    ],
+)
+def test_draws_of_each_crop_mode_are_pinned(mode, digest, box):
+    found = draws(EVERYTHING.model_copy(update={"train_crop_mode": mode}))
+    assert found[0]["box"] == box
+    assert fingerprint(found)[:16] == digest
+
+
+def test_the_same_name_draws_the_same_and_another_name_another():
+    alone = EVERYTHING.model_copy(update={"mixup": 0.0, "cutmix": 0.0})
+    base = draws(alone)
+    assert draws(alone) == base
+    assert draws(alone, keys=KEYS[::-1]) == base[::-1]
     others = [
-        Geometry(ViewsConfig(seed=2), "a.tar", ["k"], 0),
-        Geometry(config, "b.tar", ["k"], 0),
-        Geometry(config, "a.tar", ["l"], 0),
-        Geometry(config, "a.tar", ["k"], 1),
+        draws(alone.model_copy(update={"seed": 8})),
+        draws(alone, shard="train-0001.tar"),
+        draws(alone, view=4),
+        draws(alone, keys=[f"{k}s" for k in KEYS]),
     ]
-    assert all(base.crop(0, 300, 400) != other.crop(0, 300, 400) for other in others)
+    assert all(a["box"] != b["box"] for other in others for a, b in zip(other, base, strict=True))
     # Names are length-prefixed: these two would run together otherwise.
     assert stream_hash("ab", "c") != stream_hash("a", "bc")
 
 
-@pytest.mark.parametrize(("height", "width"), [(375, 500), (32, 32), (100, 900)])
-def test_crops_are_distributed_as_torchvisions(height, width):
-    count = 4000
-    config = ViewsConfig(seed=3)
-    geometry = Geometry(config, "s.tar", [str(i) for i in range(count)], 0)
-    ours = np.array(
-        [[c.top, c.left, c.height, c.width] for c in (geometry.crop(i, height, width) for i in range(count))]
-    )
-    torch.manual_seed(0)
-    image = torch.empty(3, height, width)
-    theirs = np.array([RandomResizedCrop.get_params(image, config.scale, config.ratio) for _ in range(count)])
-    for column in range(4):
-        assert stats.ks_2samp(ours[:, column], theirs[:, column]).pvalue > 1e-4
-    areas = [stats.ks_2samp(a[:, 2] * a[:, 3], b[:, 2] * b[:, 3]).pvalue for a, b in [(ours, theirs)]]
-    assert min(areas) > 1e-4
+@pytest.mark.parametrize(
+    ("change", "affected"),
+    [
+        ({"train_crop_mode": "rkrr"}, {"box"}),
+        ({"hflip": 0.0}, {"hflip"}),
+        ({"vflip": 0.0}, {"vflip"}),
+        ({"interpolation": "bilinear"}, {"interpolation", "operations"}),
+        ({"auto_augment": None}, {"operations"}),
+        ({"force_color_jitter": False, "grayscale_prob": 0.0, "gaussian_blur_prob": 0.0}, {"operations"}),
+        ({"re_prob": 0.0}, {"erased"}),
+        ({"mixup": 0.0, "cutmix": 0.0}, {"partner", "lam", "cutmix"}),
+    ],
+)
+def test_a_setting_changes_its_own_draws_and_no_others(change, affected):
+    many = [f"{n:03}" for n in range(40)]
+    before, after = draws(EVERYTHING, keys=many), draws(EVERYTHING.model_copy(update=change), keys=many)
+    changed = {name for a, b in zip(before, after, strict=True) for name in a if a[name] != b[name]}
+    assert changed == affected
 
 
-def test_flips_happen_as_often_as_asked():
-    geometry = Geometry(ViewsConfig(hflip=0.3), "s.tar", [str(i) for i in range(4000)], 0)
-    flips = sum(geometry.crop(i, 10, 10).flip for i in range(4000))
-    assert stats.binomtest(flips, 4000, 0.3).pvalue > 1e-4
+def test_jitter_draws_the_same_beside_rand_augment_as_without_it():
+    both, jitter = draws(EVERYTHING), draws(EVERYTHING.model_copy(update={"auto_augment": None}))
+    for a, b in zip(both, jitter, strict=True):
+        assert a["operations"][-len(b["operations"]) :] == b["operations"]
+
+
+def test_evaluation_views_draw_nothing():
+    assert BlockViews(EVERYTHING, "s.tar", KEYS, "center").draws(0, 375, 500, 224) == {}
 
 
 def test_uniform_covers_the_half_open_unit_interval():
