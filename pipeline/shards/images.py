@@ -1,14 +1,15 @@
 """Encoded images to pixels: one decoder, chosen once, because the cache promises exactly these pixels.
 
-Pillow, in its quickest exact form: a file that is RGB already is not converted (which would copy it), and
-only the three formats we accept are probed. torchvision's decoder gives the same bytes and is 15 % quicker on
-photographs, but torchvision deprecates it for removal, and it prints libjpeg's complaints on stderr.
+The pixels are Pillow's, which timm trains on. A JPEG of three channels is decoded by OpenCV: the same library with the
+same settings inside, and so the same pixels, without Pillow's copy through four bytes a pixel, which is a quarter
+of the time. Whatever OpenCV refuses goes to Pillow, which decides and says why.
 """
 
 import io
 import warnings
 from typing import Literal
 
+import cv2
 import numpy as np
 from PIL import Image, ImageOps, features
 from PIL import __version__ as pillow_version
@@ -34,6 +35,7 @@ _FORMATS = ("JPEG", "PNG", "WEBP")
 _PNG = b"\x89PNG\r\n\x1a\n"
 _PNG_DEPTH = 24
 _ORIENTATION = 0x0112
+_AS_IT_IS = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
 
 
 def identify(data: bytes | bytearray | memoryview) -> Literal["jpeg", "png", "webp"] | None:
@@ -70,6 +72,10 @@ def decode(data: bytes | bytearray | memoryview, exif: Exif = "ignore") -> np.nd
     with _open(data) as image:
         try:
             turned = exif == "apply" and image.getexif().get(_ORIENTATION, 1) != 1
+            if image.format == "JPEG" and image.mode == "RGB" and not turned:
+                pixels = cv2.imdecode(np.frombuffer(data, np.uint8), _AS_IT_IS)
+                if pixels is not None and pixels.shape == (image.height, image.width, 3):
+                    return pixels
             picture = ImageOps.exif_transpose(image) if turned else image
             return np.array(picture if picture.mode == "RGB" else picture.convert("RGB"))
         except MemoryError:

@@ -7,6 +7,7 @@ the caller spreads samples over threads.
 
 import math
 
+import cv2
 import numpy as np
 import torch
 
@@ -48,16 +49,8 @@ def resize_whole(image: np.ndarray, box: Whole, out: np.ndarray, interpolation: 
 
 
 def flip(image: np.ndarray, axis: int) -> None:
-    """Flip uint8 (H, W, 3) in place, along its rows (0) or columns (1): ten times as fast as NumPy's reversed copy.
-
-    Columns in strips below the size at which ATen would start threads of its own, which cost more than the flip.
-    """
-    if axis == 0:
-        image[:] = image[::-1].copy()
-        return
-    rows = max(1, 32_000 // (3 * image.shape[1]))
-    for strip in torch.from_numpy(image).split(rows):
-        strip.copy_(strip.flip(1))
+    """Flip uint8 (H, W, 3) in place, its rows (0) or its columns (1)."""
+    cv2.flip(image, axis, dst=image)
 
 
 def _seen(image: np.ndarray, box: Whole, size: int) -> tuple[np.ndarray, Whole]:
