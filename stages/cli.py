@@ -13,6 +13,7 @@ from pipeline.errors import KdpipeError
 COMMANDS = {
     "prepare": ("stages.prepare:prepare", "Make shards from an image folder or the digits."),
     "index": ("stages.index:index", "Index a set of shards."),
+    "view": ("stages.view:view", "Draw a sheet of samples' views: look before you spend."),
     "cache-teacher": ("stages.cache_teacher:cache_teacher", "Run a teacher and keep its targets in a cache."),
     "verify": ("stages.verify:verify", "Check a cache: every byte, and a sample of views run again."),
     "inspect": ("stages.inspect:inspect", "Print what a cache holds."),

@@ -12,9 +12,11 @@ import torch
 
 from stages.bench.caching import caching as run_caching
 from stages.bench.data import index_or_digits, workplace
+from stages.bench.parity import POLICIES
 from stages.bench.parity import parity as run_parity
 from stages.bench.step import step as run_step
 from stages.bench.targets import targets as run_targets
+from stages.bench.views import views as run_views
 
 
 @click.group()
@@ -36,13 +38,15 @@ def _json(function: Callable[..., None]) -> Callable[..., None]:
 
 @bench.command()
 @_shards
+@click.option("--policy", type=click.Choice(list(POLICIES)), default="recipe", show_default=True)
 @click.option("--steps", default=50, show_default=True)
 @click.option("--device", default="cpu", show_default=True)
 @_json
-def parity(shards: str | None, limit: int | None, steps: int, device: str, as_json: bool) -> None:
+def parity(shards: str | None, limit: int | None, policy: str, steps: int, device: str, as_json: bool) -> None:
     """Loss differences between a student from the cache and one with the teacher online, over the steps."""
     with workplace() as folder:
-        _report("parity", run_parity(index_or_digits(shards, folder, limit), folder, steps, device), as_json)
+        index = index_or_digits(shards, folder, limit)
+        _report("parity", run_parity(index, folder, policy, steps, device), as_json)
 
 
 @bench.command()
@@ -80,6 +84,24 @@ def targets(k: int, repeats: int, as_json: bool) -> None:
     """Bytes a view, and core-microseconds a row to read targets in epoch order."""
     with workplace() as folder:
         _report("targets", run_targets(folder, k=k, repeats=repeats), as_json)
+
+
+@bench.command()
+@_shards
+@click.option("--size", default=224, show_default=True, help="Render size, pixels.")
+@click.option("--repeats", default=5, show_default=True)
+@_json
+def views(shards: str | None, limit: int | None, size: int, repeats: int, as_json: bool) -> None:
+    """Core-milliseconds a view under RandAugment and erasing against timm's transform, and of each operation.
+
+    Give it --shards of photographs: the digits are so small that decoding them, most of a view's cost, is free.
+    """
+    with workplace() as folder:
+        figures = run_views(index_or_digits(shards, folder, limit), size, repeats)
+    if not as_json:
+        for name, op in figures.pop("operations").items():
+            click.echo(f"{name:22} {op['ms']:.3f} ms, PIL {op['pil_ms']:.3f}, {op['ratio']:.1f} times as fast")
+    _report("views", figures, as_json)
 
 
 def _report(name: str, figures: dict[str, Any], as_json: bool) -> None:

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from pipeline.views.ops import RAND_OPS
 from tests.stages.running import kdpipe
 
 
@@ -43,3 +44,19 @@ def test_caching_and_step():
     )
     report = figures("step", "--limit", 300, "--size", 32, "--batch-size", 8, "--steps", 5, "--student", "test_resnet")
     assert report["ratio_spread"]["min"] <= report["ratio"] <= report["ratio_spread"]["max"]
+
+
+@pytest.mark.slow
+def test_views():
+    report = figures("views", "--limit", 20, "--size", 64, "--repeats", 1)
+    assert (report["images"], report["size"], report["repeats"]) == (20, 64, 1)
+    for ending in ("", "_ten_views"):
+        ours, peer = (report[f"{name}core_ms_per_view{ending}"]["median"] for name in ("", "peer_"))
+        assert report[f"speedup{ending}"] == pytest.approx(peer / ours)
+        assert report[f"images_per_core_second{ending}"] == pytest.approx(1000 / ours)
+    assert report["core_ms_per_view_ten_views"]["median"] < report["core_ms_per_view"]["median"]
+    assert {"decode", "resize bilinear", "resize bicubic", "hflip", "vflip"} | set(RAND_OPS) == set(
+        report["operations"]
+    )
+    for op in report["operations"].values():
+        assert op["ratio"] == pytest.approx(op["pil_ms"] / op["ms"])
