@@ -14,7 +14,7 @@ from pipeline.config import Config
 from pipeline.errors import TargetsError, TrainingError
 from pipeline.loader.batch import Batch, join
 from pipeline.loader.order import Order, epoch_order, lane_count, plain_order
-from pipeline.loader.pairs import pair_units, paired_rows
+from pipeline.loader.pairs import Pairs, pair_units
 from pipeline.loader.rows import RowReader
 from pipeline.loader.schedule import ViewSchedule, views_of
 from pipeline.shards import Index
@@ -79,6 +79,7 @@ class Loader:
         if not len(self._rows):
             raise TrainingError("no labelled sample to train on", where=index.path)
         self._blocks: list[np.ndarray] | None = None
+        self._pairs = Pairs(paired_index(index, config), config, index.blocks)
         self._views = None if cache is None else [v for v in cache.views if isinstance(v, int)]
         missing = [] if cache is None else [v for v in evaluate if v not in cache.views]
         if cache is not None and missing:
@@ -89,6 +90,14 @@ class Loader:
             )
         if cache is not None and not evaluate and not self._views:
             raise TargetsError("no numbered view is cached", where=cache.url, found="center", do="Cache --views 0:4")
+        unit = (2 if config.mixes else 1) * self.loader.views_per_decode
+        if not evaluate and world > 1 and batch_size < world * unit:
+            raise TrainingError(
+                "a batch has no sample for some processes",
+                where="train.batch_size",
+                found=batch_size,
+                allowed=f"at least {world * unit}: {world} processes, {unit} rows that stay together",
+            )
         self._dataset = _Parts(self)
         self._pool: DataLoader | None = None
 
@@ -116,28 +125,44 @@ class Loader:
     def require_epochs(self, epochs: int) -> str | None:
         """Refuse now what would fail in a later epoch; returns a remark when cached views will repeat."""
         self.views(epochs - 1)
+        if epochs % self.loader.views_per_decode:
+            raise TrainingError(
+                "the last pass would show only a part of the samples",
+                where="loader.views_per_decode",
+                found=f"{epochs} epochs, {self.loader.views_per_decode} of them a pass",
+                allowed=f"epochs that are a multiple of {self.loader.views_per_decode}",
+            )
         for epoch in range(0, epochs, self.loader.views_per_decode) if self.config.mixes else ():
             self._require_partners(self.views(epoch))
         if self._views is not None and epochs > len(self._views):
             return f"{len(self._views)} cached views for {epochs} epochs: views repeat, in a new order each time round"
         return None
 
+    def labelled(self, epoch: int) -> int:
+        """Rows of an epoch that have a label, which a mixed view has if both its samples have one."""
+        order, labels = self.order(epoch), paired_index(self.index, self.config).labels
+        known = labels[order.rows] >= 0
+        return int((known if order.partners is None else known & (labels[order.partners] >= 0)).sum())
+
     def order(self, epoch: int) -> Order:
         """The epoch's sequence over all processes."""
         views = self.views(epoch)
         if self.evaluate:
             return plain_order(self._rows, self.batch_size, views)
-        blocks, partners, together = self._row_blocks(), None, len(views)
+        blocks, together = self._row_blocks(), len(views)
         if self.config.mixes:
-            partners = paired_rows(paired_index(self.index, self.config), self.config, int(views[0]))
-            blocks = [pair_units(rows, partners) for rows in blocks]
+            paired = self._pairs.paired(int(views[0]))
+            blocks = [pair_units(rows, paired) for rows in blocks]
         how = (self.batch_size, self.loader.lanes, self.loader.window)
         order = epoch_order(blocks, self.seed, epoch // together, *how, views)
         if together > 1:
             # A pass over the samples in several views is as many epochs, each of as many rows as there are samples.
             start = epoch % together * len(self._rows)
             order = order.part(start, start + len(self._rows), self.batch_size)
-        return order if partners is None else replace(order, partners=partners[order.rows])
+        if not self.config.mixes:
+            return order
+        mixed = np.stack([self._pairs.mixed(int(view)) for view in views])
+        return replace(order, partners=mixed[order.shown, order.rows])
 
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
         """This process's part of each batch of an epoch, from `start_step` on."""

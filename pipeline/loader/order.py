@@ -27,7 +27,7 @@ class Order:
         lanes: int32 (N,), the lane of each position.
         bounds: int64 (batches + 1,), batch t is positions bounds[t] to bounds[t + 1].
         views: those that are shown.
-        partners: int64 (N,), the row that a position's row is paired with, itself for none; None without pairs.
+        partners: int64 (N,), the row that a position's row is mixed with, itself for none; None without mixing.
     """
 
     rows: np.ndarray
@@ -45,17 +45,17 @@ class Order:
 
     def part(self, start: int, stop: int, batch_size: int) -> "Order":
         """Positions start to stop - 1, as an epoch of their own."""
-        cut = {name: getattr(self, name)[start:stop] for name in ("rows", "shown", "units", "lanes")}
+        # Copies: slices would keep the whole alive.
+        cut = {name: getattr(self, name)[start:stop].copy() for name in ("rows", "shown", "units", "lanes")}
         return replace(self, **cut, bounds=batch_bounds(stop - start, batch_size))
 
     def places(self, rank: int, world: int) -> np.ndarray:
         """Place of each position in this process's part of its batch; -1 where another process has it. int64 (N,).
 
-        The units of a batch are dealt in turn: with lanes a multiple of the processes, each reads lanes of its own.
+        Units are dealt in turn: with lanes a multiple of the processes, each reads lanes of its own until lanes run out.
         """
         lengths = np.diff(self.bounds)
-        first = np.repeat(self.units[self.bounds[:-1]], lengths)
-        mine = (self.units - first) % world == rank
+        mine = self.units % world == rank
         before = np.cumsum(mine) - mine
         return np.where(mine, before - np.repeat(before[self.bounds[:-1]], lengths), -1)
 

@@ -4,18 +4,69 @@ import numpy as np
 
 from pipeline.shards import Index
 from pipeline.views import ViewsConfig
-from pipeline.views.mixing import partners
+from pipeline.views.mixing import coins, members, partner_names, partners
+
+_BLOCKS = 512  # drawn in one go
 
 
-def paired_rows(index: Index, config: ViewsConfig, view: int) -> np.ndarray:
-    """The row that each row of an index is mixed with in a view, itself where it has no partner: int64 (N,)."""
-    found = np.arange(len(index), dtype=np.int64)
-    for block in range(index.blocks):
-        rows = index.rows(block)
-        drawn = partners(config, index.shard_of(rows.start).name, index.keys(rows.start, rows.stop), view)
-        there = drawn >= 0
-        found[rows.start : rows.stop][there] = rows.start + drawn[there]
-    return found
+class Pairs:
+    """Who is paired with whom in the blocks of an index.
+
+    Args:
+        index: whose blocks' rows are paired, see `views.block.paired_index`.
+        config: a policy that mixes.
+        blocks: how many of them matter, from the first.
+    """
+
+    def __init__(self, index: Index, config: ViewsConfig, blocks: int) -> None:
+        self._index, self._config = index, config
+        self._rows = [index.rows(block) for block in range(blocks)]
+        self._members: list[tuple[str, str]] | None = None
+        self._last: tuple[int, np.ndarray] | None = None
+
+    def paired(self, view: int) -> np.ndarray:
+        """The row that each row is paired with in a view, itself where it is alone: int64, to the last block's end."""
+        group = view // self._config.mix_every
+        if self._last is None or self._last[0] != group:
+            self._last = group, self._drawn(view)
+        return self._last[1]
+
+    def mixed(self, view: int) -> np.ndarray:
+        """Like `paired`, but itself where a coin says that the pair isn't mixed."""
+        found = self.paired(view)
+        if self._config.mixup_prob == 1:
+            return found
+        found = found.copy()
+        for rows, name in zip(self._rows, self._names(), strict=True):
+            part = found[rows.start : rows.stop]
+            own = np.arange(rows.start, rows.stop)
+            first = np.flatnonzero(part > own)
+            unmixed = first[~coins(self._config, *name, view, len(first))]
+            for member in (unmixed, part[unmixed] - rows.start):
+                part[member] = own[member]
+        return found
+
+    def _drawn(self, view: int) -> np.ndarray:
+        found = np.arange(self._rows[-1].stop if self._rows else 0, dtype=np.int64)
+        by_length: dict[int, list[int]] = {}
+        for block, rows in enumerate(self._rows):
+            by_length.setdefault(len(rows), []).append(block)
+        names = self._names()
+        for length, blocks in by_length.items():
+            for start in range(0, len(blocks), _BLOCKS):
+                some = blocks[start : start + _BLOCKS]
+                drawn = partners(partner_names(self._config, [names[b] for b in some], view), length)
+                firsts = np.array([self._rows[b].start for b in some])[:, None]
+                place = firsts + np.arange(length)
+                found[place] = np.where(drawn >= 0, firsts + drawn, place)
+        return found
+
+    def _names(self) -> list[tuple[str, str]]:
+        """Shard and membership of each block, the same in every epoch."""
+        if self._members is None:
+            index = self._index
+            self._members = [(index.shard_of(r.start).name, members(index.keys(r.start, r.stop))) for r in self._rows]
+        return self._members
 
 
 def pair_units(rows: np.ndarray, paired: np.ndarray) -> np.ndarray:

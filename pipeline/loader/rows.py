@@ -81,7 +81,7 @@ class RowReader:
             at = row - opened.first
             self._render(opened, drawn, at, view, images[n])
             boxes.append(drawn.erase(at, images[n]))
-            if drawn.mixing is not None and drawn.mixing.partner[at] >= 0:
+            if drawn.mixing is not None and drawn.mixing.mixed[at]:
                 partners[n], lam[n] = opened.first + drawn.mixing.partner[at], drawn.mixing.lam[at]
             for taken, taken_row in ((self._targets, row), (self._partners, partners[n])):
                 if taken is not None:

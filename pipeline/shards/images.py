@@ -67,21 +67,37 @@ def decode(data: bytes | bytearray | memoryview, exif: Exif = "ignore") -> np.nd
     torchvision train on. `exif="apply"` turns the image as its EXIF orientation says; the default ignores it.
 
     Raises:
+        ImageError: as `check`, and when the image is truncated or corrupt; some damage inside a JPEG that Pillow
+            refuses passes here, as grey or shifted parts, and is found by `verify`.
+    """
+    with _open(data) as image:
+        turned = exif == "apply" and image.format == "JPEG" and image.getexif().get(_ORIENTATION, 1) != 1
+        if image.format == "JPEG" and image.mode == "RGB" and not turned:
+            pixels = cv2.imdecode(np.frombuffer(data, np.uint8), _AS_IT_IS)
+            if pixels is not None and pixels.shape == (image.height, image.width, 3):
+                return pixels
+        return _by_pillow(image, exif)
+
+
+def verify(data: bytes | bytearray | memoryview) -> None:
+    """Decode with Pillow, the stricter of the two; for whoever looks at an image for the first time.
+
+    Raises:
         ImageError: as `check`, and when the image is truncated or corrupt.
     """
     with _open(data) as image:
-        try:
-            turned = exif == "apply" and image.getexif().get(_ORIENTATION, 1) != 1
-            if image.format == "JPEG" and image.mode == "RGB" and not turned:
-                pixels = cv2.imdecode(np.frombuffer(data, np.uint8), _AS_IT_IS)
-                if pixels is not None and pixels.shape == (image.height, image.width, 3):
-                    return pixels
-            picture = ImageOps.exif_transpose(image) if turned else image
-            return np.array(picture if picture.mode == "RGB" else picture.convert("RGB"))
-        except MemoryError:
-            raise
-        except Exception as error:  # OSError, SyntaxError, ValueError, struct.error: Pillow has no class of its own
-            raise ImageError(f"the image is truncated or corrupt ({_said(error)})") from error
+        _by_pillow(image, "ignore")
+
+
+def _by_pillow(image: Image.Image, exif: Exif) -> np.ndarray:
+    try:
+        turned = exif == "apply" and image.getexif().get(_ORIENTATION, 1) != 1
+        picture = ImageOps.exif_transpose(image) if turned else image
+        return np.array(picture if picture.mode == "RGB" else picture.convert("RGB"))
+    except MemoryError:
+        raise
+    except Exception as error:  # OSError, SyntaxError, ValueError, struct.error: Pillow has no class of its own
+        raise ImageError(f"the image is truncated or corrupt ({_said(error)})") from error
 
 
 def versions() -> dict[str, str]:

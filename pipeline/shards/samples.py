@@ -98,7 +98,7 @@ def examine(group: Group, data: mmap.mmap, url: str, rules: Rules) -> Sample:
     view = memoryview(data)[image.start : image.start + image.size]
     try:
         if rules.check == "decode":
-            images.decode(view)
+            images.verify(view)
         else:
             images.check(view)
     except ImageError as error:

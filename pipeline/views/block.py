@@ -41,6 +41,12 @@ def paired_index(index: Index, config: ViewsConfig) -> Index:
     return index.full if config.mixes and config.mix == "views" else index
 
 
+def labelling_index(index: Index, config: ViewsConfig) -> Index:
+    """The index with all samples whose labels its views may show: mixing reaches to the end of the last block."""
+    whole = paired_index(index, config)
+    return whole.limit(int(whole.block_first[index.blocks]))
+
+
 def block_views(index: Index, config: ViewsConfig, block: int, view: View) -> BlockViews:
     """A view's draws for a whole block of `paired_index`."""
     rows = index.rows(block)

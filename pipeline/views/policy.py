@@ -1,9 +1,8 @@
 """What a view may look like: the augmentation policy, part of every cache's identity."""
 
-import sys
 from typing import Any, Literal
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from pipeline.config import Config
 from pipeline.shards.images import DECODER
@@ -60,7 +59,7 @@ class ViewsConfig(Config):
         "views", description="the teacher sees mixed views; or its word on unmixed ones is mixed, another algorithm"
     )
     mix_every: int = Field(1, ge=1, description="consecutive views in which a sample keeps its partner")
-    crop_pct: float = Field(0.875, gt=0, le=1, description="centre crop of the evaluation views")
+    crop_pct: float = Field(0.875, ge=0.05, le=1, description="centre crop of the evaluation views")
     exif: Literal["ignore", "apply"] = "ignore"
 
     @field_validator("auto_augment")
@@ -74,9 +73,9 @@ class ViewsConfig(Config):
     @classmethod
     def _strengths(cls, value: Any) -> Any:
         numbers = value if isinstance(value, list | tuple) else [value]
-        right = all(isinstance(x, int | float) and not isinstance(x, bool) and x >= 0 for x in numbers)
+        right = all(isinstance(x, int | float) and not isinstance(x, bool) and 0 <= x <= 100 for x in numbers)
         if value is not None and not (right and len(numbers) in (1, 3, 4) and (len(numbers) < 4 or numbers[3] <= 0.5)):
-            raise ValueError("must be 1, 3 or 4 numbers from 0, the fourth (hue) at most 0.5")
+            raise ValueError("must be 1, 3 or 4 numbers from 0 to 100, the fourth (hue) at most 0.5")
         return value[0] if isinstance(value, list | tuple) and len(value) == 1 else value
 
     @field_validator("fill")
@@ -89,9 +88,9 @@ class ViewsConfig(Config):
     @field_validator("scale", "ratio", "re_area", "re_aspect")
     @classmethod
     def _ordered(cls, value: Range | None, info: ValidationInfo) -> Range | None:
-        most = 1.0 if info.field_name in ("scale", "re_area") else sys.float_info.max
-        if value is not None and not 0 < value[0] <= value[1] <= most:
-            raise ValueError(f"must be 0 < low <= high{' <= 1' if most == 1 else ''}")
+        least, most = (1e-4, 1) if info.field_name in ("scale", "re_area") else (1e-3, 1000)
+        if value is not None and not least <= value[0] <= value[1] <= most:
+            raise ValueError(f"must be {least} <= low <= high <= {most}")
         return value
 
     @field_validator("mixup", "cutmix")
@@ -101,6 +100,13 @@ class ViewsConfig(Config):
         if 0 < value < 1e-3 or value > 1e3:
             raise ValueError("must be 0, or from 0.001 to 1000")
         return value
+
+    @model_validator(mode="after")
+    def _possible(self) -> "ViewsConfig":
+        if self.mix == "targets" and self.mixes and self.re_prob:
+            # The teacher's parts would be erased each by itself, the student's mixture as a whole.
+            raise ValueError("re_prob can't be combined with mix: targets; mix: views does both")
+        return self
 
     @property
     def crop_scale(self) -> Range:
@@ -123,7 +129,7 @@ class ViewsConfig(Config):
     def jitter(self) -> tuple[float, float, float, float] | None:
         """Strengths of brightness, contrast, saturation and hue in effect: RandAugment replaces jitter, as in timm."""
         replaced = self.auto_augment is not None and not self.force_color_jitter and "3a" not in self.auto_augment
-        return self._jitter if any(self._jitter) and not replaced else None
+        return self._jitter if any(self._jitter) and not replaced and self.color_jitter_prob != 0 else None
 
     @property
     def mixes(self) -> bool:
@@ -177,7 +183,10 @@ class ViewsConfig(Config):
 
     def student_identity(self) -> dict[str, Any]:
         """What more decides a student's batches: how it mixes where the cached views are unmixed."""
-        return {name: getattr(self, name) for name in _MIXING} if self.mixes else {}
+        if self.mix == "views" or not self.mixes:
+            return {}
+        settings = {name: getattr(self, name) for name in _MIXING}
+        return settings if self.mixup and self.cutmix else settings | _defaults(["mixup_switch_prob"])
 
 
 def _defaults(names: list[str] | tuple[str, ...]) -> dict[str, Any]:

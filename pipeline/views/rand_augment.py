@@ -107,7 +107,7 @@ class RandAugmentSpec:
             raise ValueError(f"auto_augment must be RandAugment ({_SYNTAX}), found {text}")
         said: dict[str, str] = {}
         for section in sections:
-            number = re.fullmatch(r"(mstd|mmax|inc|m|n|p)(\d+(?:\.\d+)?)", section)
+            number = re.fullmatch(r"(mstd|mmax|inc|m|n|p)(\d{1,4}(?:\.\d{1,9})?)", section)
             key, value = number.groups() if number else (section[:1], section[1:])
             if key in said or not (number or (key == "t" and value in _SETS)):
                 raise ValueError(f"auto_augment: {section!r} in {text}; allowed: {_SYNTAX}, once each")

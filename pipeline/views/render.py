@@ -78,7 +78,7 @@ class BlockViews:
     def mix(self, i: int, own: np.ndarray, other: np.ndarray) -> None:
         """Mix sample `i`'s rendering and its partner's, uint8 (S, S, 3) each, both in place.
 
-        Call it once a pair, for either of the two: what is float rounding depends on the order, and is fixed here.
+        Call it once a pair, for either of the two: each row is always its own first summand.
         """
         mix = None if self.mixing is None else self.mixing.of(i)
         if mix is not None:

@@ -6,11 +6,12 @@ import torch
 
 import pipeline.loader.rows as rows_module
 from pipeline.cache import CacheReader
-from pipeline.errors import TargetsError, TrainingError
+from pipeline.errors import ShardError, TargetsError, TrainingError
 from pipeline.loader import Batch, Loader, LoaderConfig
 from pipeline.loader.batch import view_code
 from pipeline.trainer.prepare import targets_of
 from pipeline.views import FIVE_CROP, ViewsConfig
+from pipeline.views.block import labelling_index
 from tests.loader.test_loader import assert_same, loader
 from tests.tiny import RECIPE, SIZE, VIEWS, make_cache, make_world
 
@@ -116,7 +117,11 @@ def test_views_that_do_not_fit_a_decode_are_refused(world, six_views):
     with pytest.raises(TargetsError, match="doesn't divide the cached views; found 4; allowed: a divisor of 6"):
         loader(world, six_views, loader=config).require_epochs(6)
     with pytest.raises(TrainingError, match=r"different partners.*views\.mix_every 1.*multiple of 4"):
-        loader(world, None, RECIPE, loader=config).require_epochs(6)
+        loader(world, None, RECIPE, loader=config).require_epochs(8)
+    with pytest.raises(TrainingError, match="last pass would show only a part.*found 6 epochs, 4 of them a pass"):
+        loader(world, None, loader=config).require_epochs(6)
+    with pytest.raises(TrainingError, match="no sample for some processes; found 16; allowed: at least 24"):
+        loader(world, None, RECIPE.model_copy(update={"mix_every": 4}), loader=config, world=3)
     kept = RECIPE.model_copy(update={"mix_every": 4})
     assert loader(world, None, kept, loader=config).require_epochs(8) is None
 
@@ -190,13 +195,47 @@ def test_evaluation_crops_that_are_not_cached_are_named(world, cache_path):
         loader(world, cache_path, evaluate=FIVE_CROP)
 
 
-def test_labels_of_mixed_views_are_known_where_both_are(tmp_path):
+@pytest.mark.parametrize("prob", [1.0, 0.5])
+def test_labels_of_mixed_views_are_known_where_both_are(tmp_path, prob):
     half = make_world(tmp_path / "w", unlabelled=0.4)
     labels = np.asarray(half.index.labels)
-    one = Loader(half.index, RECIPE, SIZE, 16)
+    one = Loader(half.index, RECIPE.model_copy(update={"mixup_prob": prob}), SIZE, 16)
     order = one.order(0)
+    paired = order.partners != order.rows
+    assert 92 * prob - 25 < paired.sum() <= 92 * prob + 25
+    assert one.labelled(0) == ((labels[order.rows] >= 0) & (labels[order.partners] >= 0)).sum()
     for step, batch in enumerate(one.epoch(0)):
         place = slice(order.bounds[step], order.bounds[step + 1])
         known = (labels[order.rows[place]] >= 0) & (labels[order.partners[place]] >= 0)
+        assert np.array_equal(batch.label_pairs[:, 1].numpy(), labels[order.partners[place]])
+        assert (batch.lam.numpy()[order.partners[place] == order.rows[place]] == 1).all()
         assert np.array_equal(batch.labels.numpy() >= 0, known)
         assert batch.global_labelled == known.sum()
+
+
+def test_processes_read_blocks_of_their_own_though_pairs_and_singles_take_turns(tmp_path):
+    """64 blocks of odd lengths: each opened by about one process, not by all."""
+    world = make_world(tmp_path / "w", samples=(15,) * 64)
+    processes = 4
+    config = LoaderConfig(lanes=8, window=2)
+    opened = 0
+    for rank in range(processes):
+        one = Loader(world.index, RECIPE, SIZE, 32, loader=config, rank=rank, world=processes)
+        order = one.order(0)
+        mine = order.rows[order.places(rank, processes) >= 0]
+        opened += len({world.index.block_of(row) for row in mine.tolist()})
+    assert 64 <= opened <= 64 * 1.4
+
+
+def test_labels_beyond_a_limit_count_where_mixing_reaches_them(tmp_path):
+    """Blocks of 16: a limit of 20 shows labels up to row 31."""
+    world = make_world(tmp_path / "w", samples=(40,))
+    index = world.index.limit(20)
+    assert len(labelling_index(index, RECIPE)) == 32
+    assert len(labelling_index(index, VIEWS)) == 20
+    first = np.asarray(world.index.labels[:20]).max()
+    beyond = np.asarray(world.index.labels[:32]).max()
+    labelling_index(index, RECIPE).check_labels(int(beyond) + 1)
+    if beyond > first:
+        with pytest.raises(ShardError, match="label out of range"):
+            labelling_index(index, RECIPE).check_labels(int(first) + 1)

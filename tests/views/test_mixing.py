@@ -10,11 +10,17 @@ from timm.data import FastCollateMixup, Mixup, mixup
 
 from pipeline.errors import ViewError
 from pipeline.views import BlockViews, ViewsConfig, render_view
-from pipeline.views.mixing import Mix, MixingDraws, mixed_labels, partners
+from pipeline.views.mixing import Mix, MixingDraws, members, mixed_labels, partner_names
+from pipeline.views.mixing import partners as partners_of_blocks
 
 PAIRS = 20_000
 LEVEL = 1e-4
 BOTH = ViewsConfig(seed=2, mixup=0.8, cutmix=1.0)
+
+
+def partners(config, shard, names, view):
+    """Of one block."""
+    return partners_of_blocks(partner_names(config, [(shard, members(names))], view), len(names))[0]
 
 
 def keys(count: int) -> list[str]:
