@@ -30,8 +30,11 @@ class FolderLock:
         self._path = path
         self._descriptor: int | None = None
 
-    def take(self) -> bool:
+    def take(self, *, shared: bool = False) -> bool:
         """Hold the lock until `release`; False if another process holds it.
+
+        Args:
+            shared: beside others who share it, against those who don't.
 
         Raises:
             OSError: the folder can't be opened.
@@ -39,8 +42,9 @@ class FolderLock:
         if fcntl is None or self._descriptor is not None:
             return True
         descriptor = os.open(self._path, os.O_RDONLY)
+        kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(descriptor)
             return False
@@ -50,6 +54,11 @@ class FolderLock:
         self._descriptor = descriptor
         _held.add(descriptor)
         return True
+
+    def share(self) -> None:
+        """Let others who share it in beside this one."""
+        if fcntl is not None and self._descriptor is not None:
+            fcntl.flock(self._descriptor, fcntl.LOCK_SH)
 
     def release(self) -> None:
         """Let go; no harm if it isn't held."""

@@ -1,6 +1,9 @@
 """`kdpipe cache-teacher`: run the teacher once and keep what it says."""
 
 import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import click
@@ -9,13 +12,18 @@ from pipeline.cache import Cache
 from pipeline.cache.layout import describe
 from pipeline.caching import Progress as Step
 from pipeline.caching import Report, cache_views
+from pipeline.caching.backend import Backend
+from pipeline.caching.cluster import Cluster, devices_here, local_client, user_client
 from pipeline.errors import ConfigError
 from pipeline.shards import Index
 from pipeline.targets import Encoding, Quality
-from pipeline.teacher import Teacher
+from pipeline.teacher import Teacher, TeacherConfig
 from pipeline.views import CROPS, View
 from stages import params
 from stages.progress import Progress
+from stages.signals import resume
+
+_VIEWS = 10_000_000  # numbers below this
 
 
 @click.command("cache-teacher")
@@ -33,6 +41,8 @@ from stages.progress import Progress
 @click.option("--batch-size", type=int, help="Views a forward.")
 @click.option("--amp-dtype", type=click.Choice(["float32", "bfloat16", "float16"]), help="Autocast dtype.")
 @click.option("--limit", type=int, help="Only the first N samples.")
+@click.option("--workers", type=click.IntRange(1), help="Processes on this machine [default: one a GPU].")
+@click.option("--scheduler", help="Address of a dask cluster of yours, tcp://host:port.")
 @click.option("--out", required=True, help="The cache: a folder or fsspec URL; an unfinished one goes on.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
 @params.options
@@ -40,6 +50,8 @@ def cache_teacher(
     shards: str,
     views: str,
     limit: int | None,
+    workers: int | None,
+    scheduler: str | None,
     out: str,
     as_json: bool,
     params_file: str | None,
@@ -48,11 +60,11 @@ def cache_teacher(
 ) -> None:
     """Run a teacher over augmented views and keep its targets in a cache.
 
-    Tasks already in the cache are skipped: repeat the command after an interruption, or with more views.
+    Tasks already in the cache are skipped: repeat the command after an interruption, or with more views. A task
+    that fails is named at the end (exit 1), all others are done.
     """
     settings = params.load(params_file, sets, _overrides(flags))
     index = Index.open(shards).limit(limit)
-    teacher = Teacher(settings.teacher, index.num_classes)
     wanted = parse_views(views)
     for remark in settings.views.remarks():
         click.echo(remark, err=True)
@@ -65,23 +77,55 @@ def cache_teacher(
         if p.done:
             progress.advance(p.views, task=f"{p.done}/{p.total}", shard=p.shard)
 
-    try:
-        cache, report = cache_views(
-            out,
-            index,
-            settings.views,
-            teacher,
-            settings.targets,
-            wanted,
-            caching=settings.caching,
-            on_progress=show,
-        )
-    finally:
-        if progress is not None:
-            progress.close()
-    encoding = Encoding.of(settings.targets, teacher.num_classes)
+    with backend(settings.teacher, index.num_classes, workers, scheduler) as teacher:
+        try:
+            cache, report = cache_views(
+                out,
+                index,
+                settings.views,
+                teacher,
+                settings.targets,
+                wanted,
+                caching=settings.caching,
+                on_progress=show,
+            )
+        finally:
+            if progress is not None:
+                progress.close()
+    encoding = Encoding.of(settings.targets, cache.num_classes)
     summary = summarise(cache, report, encoding, wanted)
     click.echo(json.dumps(summary) if as_json else _text(summary))
+    if report.failed:
+        for outcome in report.failed:
+            click.echo(f"failed: {outcome.task.shard.name}: {outcome.error}", err=True)
+        count = f"{len(report.failed)} of {report.tasks + len(report.failed)} tasks failed"
+        click.echo(f"{count}; the others are kept. When mended, go on with: {resume()}", err=True)
+        raise SystemExit(1)
+
+
+@contextmanager
+def backend(
+    config: TeacherConfig, num_classes: int | None, workers: int | None, scheduler: str | None
+) -> Iterator[Teacher | Backend]:
+    """Who does the tasks: this process, a local cluster of one process a device, or the user's own cluster."""
+    if scheduler is not None and workers is not None:
+        raise ConfigError("a cluster has its own workers", where="--workers", found=workers, do="Leave it out")
+    if scheduler is None and workers is None and (len(devices_here()) == 1 or config.device != "auto"):
+        yield Teacher(config, num_classes)
+        return
+    if scheduler is not None:
+        with user_client(scheduler) as client:
+            click.echo(f"workers: {len(client.nthreads())} now; dashboard: {client.dashboard_link}", err=True)
+            yield Cluster(client, config, num_classes)
+        return
+    devices = devices_here() if config.device == "auto" else [config.device]
+    count = len(devices) if workers is None else workers
+    if devices == ["cpu"] and config.threads is None:
+        threads = max(1, len(os.sched_getaffinity(0)) // count)
+        config = config.model_copy(update={"threads": threads})
+    with local_client(count) as client:
+        click.echo(f"workers: {count} processes here; dashboard: {client.dashboard_link}", err=True)
+        yield Cluster(client, config, num_classes, devices, beside=count)
 
 
 def summarise(cache: Cache, report: Report, encoding: Encoding, wanted: list[View]) -> dict[str, Any]:
@@ -115,11 +159,11 @@ def parse_views(text: str) -> list[View]:
             more: list[View] = (
                 list(CROPS[part.strip()])
                 if part.strip() in CROPS
-                else list(range(int(start), int(stop) if colon else int(start) + 1))
+                else list(range(int(start), min(_VIEWS + 1, int(stop) if colon else int(start) + 1)))
             )
         except ValueError:
             more = []
-        if not more or (isinstance(more[0], int) and more[0] < 0):
+        if not more or (isinstance(more[0], int) and not 0 <= more[0] <= int(more[-1]) < _VIEWS):
             allowed = "0:4, 7, center, five-crop, or 0:4,center"
             raise ConfigError("no views", where="--views", found=part, allowed=allowed)
         found += [v for v in more if v not in found]

@@ -10,6 +10,7 @@ from pipeline.trainer import Job, train
 from pipeline.trainer import Progress as Step
 from stages import params
 from stages.progress import Progress
+from stages.signals import asked
 
 # Flags and the settings they stand for.
 FLAGS = {
@@ -89,8 +90,10 @@ def train_student(
         train=settings.train,
         loader=settings.loader,
     )
-    with _Shown() as shown:
-        summary = train(job, out, say=shown.say, on_step=shown.step)
+    with _Shown() as shown, asked() as stop:
+        summary = train(job, out, say=shown.say, on_step=shown.step, stop=stop)
+    if summary is None:
+        raise stop.stopped()
     click.echo(json.dumps(summary) if as_json else _text(summary, out))
 
 

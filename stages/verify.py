@@ -70,6 +70,8 @@ def _truth(
     if not runs:
         raise CacheError("provenance is missing", where=store, do="Pass --integrity-only")
     last = runs[-1]
+    if shards is None and "merged" in last:
+        raise CacheError("merged from several caches: no index is known", where=store, do="Pass --shards")
     index = Index.open(shards or last["shards"]).limit(last["samples"])
     index.verify()
     config = cache.views_config
@@ -82,7 +84,7 @@ def _truth(
             "device": device or segments[0].numerics["device"],
         }
         teacher = Teacher(TeacherConfig.model_validate(settings), cache.num_classes)
-        require_identity(store, make_identity(index, config, teacher, cache.size), cache.identity)
+        require_identity(store, make_identity(index, config, teacher.identity(), cache.size), cache.identity)
         parts.append(check_truth(cache, index, config, teacher, segments, samples=samples, seed=seed))
     if not parts:
         raise CacheError(

@@ -64,6 +64,8 @@ def view(
         settings = params.load(params_file, sets)
         for remark in settings.views.remarks():
             click.echo(remark, err=True)
+        if settings.views.mix == "targets" and settings.views.mixes:
+            click.echo("mix targets: these are the views that the teacher sees; the student mixes them", err=True)
         config, size = settings.views.cached, input_size or SIZE
     else:
         if params_file or sets:

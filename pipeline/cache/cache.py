@@ -10,6 +10,7 @@ from pipeline.errors import CacheError, CorruptionError, IdentityError
 from pipeline.fingerprint import canonical_json, differences, fingerprint, sha256
 from pipeline.targets import Quality
 from pipeline.views import View, ViewsConfig
+from pipeline.views.policy import POLICY_VERSION
 
 
 class Cache:
@@ -53,6 +54,14 @@ class Cache:
     def views_config(self) -> ViewsConfig:
         """The policy of its views, as needed to render them again."""
         said = self.identity["views"]
+        if said["version"] != POLICY_VERSION:
+            raise IdentityError(
+                "its views are of another version of the policy",
+                where=self.store,
+                found=said["version"],
+                allowed=POLICY_VERSION,
+                do="Use the release that cached it, or cache anew",
+            )
         return ViewsConfig.model_validate({name: said[name] for name in ViewsConfig.model_fields})
 
     @property

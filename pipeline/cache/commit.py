@@ -40,13 +40,14 @@ def create(store: Store, identity: dict[str, Any], canaries: list[Canary]) -> Ca
     if there:
         raise CacheError("not empty and not a cache", where=store, found=there[0], do="Choose another --out")
     with store.writing(""):
-        zarr.open_group(
+        # What an interrupted creation left. Zarr's own overwriting would take the folder away, and with it its lock.
+        for name in [ROOT, *store.files("canaries")]:
+            store.remove(name)
+        group = zarr.create_group(
             store.zarr(read_only=False),
-            mode="w",
             zarr_format=3,
             attributes={"kdpipe": {"format": FORMAT, "identity": identity}},
         )
-        group = zarr.open_group(store.zarr(read_only=False), mode="r+")
         pixels = np.stack([c.pixels for c in canaries])
         array = group.create_array(
             "canaries/pixels",

@@ -6,7 +6,6 @@ from typing import Any
 
 from pipeline.cache import Cache, read_canaries
 from pipeline.shards import BlockReader, Index
-from pipeline.teacher import Teacher
 from pipeline.views import View, ViewsConfig
 from pipeline.views.block import paired_index, render_rows
 from pipeline.views.canaries import COUNT, Canary, Pixels, compare
@@ -15,9 +14,9 @@ from pipeline.views.canaries import COUNT, Canary, Pixels, compare
 _BLOCKS = 8
 
 
-def make_identity(index: Index, views: ViewsConfig, teacher: Teacher, size: int) -> dict[str, Any]:
+def make_identity(index: Index, views: ViewsConfig, teacher: dict[str, Any], size: int) -> dict[str, Any]:
     """Everything that decides the cached numbers and nothing that doesn't: no path, host, date or version."""
-    return {**index.identity(), "views": views.identity(), "render_size": size, "teacher": teacher.identity()}
+    return {**index.identity(), "views": views.identity(), "render_size": size, "teacher": teacher}
 
 
 def render_canaries(index: Index, config: ViewsConfig, views: Sequence[View], size: int) -> list[Canary]:

@@ -10,15 +10,15 @@ from importlib.metadata import version
 from typing import Any
 
 import cv2
-import numpy as np
 from pydantic import Field
 
-from pipeline.cache import Cache, Segment, Store, add_segment, commit_task, create
+from pipeline.cache import Cache, Segment, Store, add_segment, create
 from pipeline.cache.cache import require_identity
 from pipeline.cache.commit import sweep, write_provenance
 from pipeline.cache.layout import STORE_RECORD, padded_rows, runs
+from pipeline.cache.locks import adding, writing
+from pipeline.caching.backend import Backend, Described, InProcess, Job, Outcome, Task
 from pipeline.caching.identity import check_canaries, make_identity, render_canaries
-from pipeline.caching.task import run_task
 from pipeline.config import Config
 from pipeline.errors import IdentityError
 from pipeline.fingerprint import differences
@@ -26,6 +26,7 @@ from pipeline.shards import Index, images
 from pipeline.targets import Encoding, Quality, TargetsConfig
 from pipeline.teacher import Teacher
 from pipeline.views import View, ViewsConfig
+from pipeline.views.block import labelling_index
 from pipeline.views.canaries import Pixels
 
 # A task's arrays are in memory until they are written: more views than fit in this become several segments.
@@ -41,13 +42,14 @@ class CachingConfig(Config):
 
 @dataclass
 class Report:
-    """What `cache_views` did: committed tasks, views, quality, bytes and seconds."""
+    """What `cache_views` did: committed tasks, those that were there, views, quality, bytes, seconds; what failed."""
 
     tasks: int = 0
     skipped: int = 0
     quality: Quality = field(default_factory=Quality)
     bytes: int = 0
     seconds: float = 0.0
+    failed: list[Outcome] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ def cache_views(
     url: str,
     index: Index,
     config: ViewsConfig,
-    teacher: Teacher,
+    teacher: Teacher | Backend,
     targets: TargetsConfig,
     views: Sequence[View],
     *,
@@ -79,55 +81,60 @@ def cache_views(
     """Make the cache hold the teacher's targets of these views of all samples of the index.
 
     Tasks that are committed already are skipped, so an interrupted run goes on by repeating it, and asking for
-    more views appends a segment.
+    more views appends a segment. A task that fails doesn't stop the others; the report names it.
 
     Args:
         url: local folder or fsspec URL.
         index: the samples.
         config: the views' policy and seed.
-        teacher: loaded.
+        teacher: loaded here, or who does the tasks.
         targets: what to keep.
-        views: numbers and "center".
+        views: numbers and evaluation views.
         caching: how.
         on_progress: called after every task.
 
     Raises:
         IdentityError: the cache there is of something else, or a segment was begun with other numerics.
+        CacheError: it can't be written, or the workers are gone.
     """
     caching = caching or CachingConfig()
-    threads = caching.render_threads or len(os.sched_getaffinity(0))
+    backend = InProcess(teacher) if isinstance(teacher, Teacher) else teacher
     config = config.cached
     began = time.monotonic()
-    index.check_labels(teacher.num_classes)
     index.verify()
     # What can't run fails here, before there is a store.
-    size = teacher.built.input_size
-    teacher(np.zeros((1, size, size, 3), np.uint8))
-    store = Store(url)
-    with store.lock():
-        cache = _open(store, index, config, teacher, views, caching)
-        sweep(cache)
-        encoding = Encoding.of(targets, teacher.num_classes)
-        segments = _segments(cache, encoding, list(views), teacher.numerics())
-        shards = {s.name: s for s in index.shards}
-        todo = [
-            (segment, i, shards[s["name"]])
-            for segment in segments
-            for i, s in enumerate(cache.shards)
-            if (segment.name, s["name"]) not in cache.commits
-        ]
-        if todo:
-            write_provenance(cache.store, provenance(index, teacher))
-        report = Report(skipped=len(segments) * len(cache.shards) - len(todo))
-        pending = sum(shard.samples * len(segment.views) for segment, _, shard in todo)
+    described = backend.describe()
+    num_classes = int(described.identity["num_classes"])
+    labelling_index(index, config).check_labels(num_classes)
+    encoding = Encoding.of(targets, num_classes)
+    store, report = Store(url), Report()
+    with writing(store) as writer:
+        with adding(store):
+            cache = _open(store, index, config, described, views, caching)
+            if writer.alone:
+                sweep(cache)
+            segments = _segments(cache, encoding, list(views), described.numerics)
+            todo = _todo(cache, index, segments)
+            if todo:
+                write_provenance(store, provenance(index, described))
+        writer.share()
+        report.skipped = len(segments) * len(cache.shards) - len(todo)
+        pending = sum(task.shard.samples * len(task.segment.views) for task in todo)
         on_progress(Progress(0, len(todo), "", "", 0, pending))
-        for done, (segment, position, shard) in enumerate(todo, start=1):
-            fields, quality = run_task(index, config, teacher, segment, shard, cache.size, threads)
-            record = commit_task(cache, segment, position, fields, quality)
+        threads = caching.render_threads or max(1, len(os.sched_getaffinity(0)) // backend.beside)
+        job = Job(store.url, index, config, cache.size, threads, described)
+        # Another run may be at the same cache: what it has finished by now needn't be done twice.
+        fresh = (task for task in todo if not store.exists(task.segment.commit(task.shard.name)))
+        for done, outcome in enumerate(backend.run(job, fresh), start=1):
+            if outcome.record is None:
+                report.failed.append(outcome)
+                continue
             report.tasks += 1
-            report.bytes += sum(f["bytes"] for f in record["files"].values())
-            report.quality.add(quality)
-            on_progress(Progress(done, len(todo), shard.name, segment.name, quality.views, pending))
+            report.bytes += sum(f["bytes"] for f in outcome.record["files"].values())
+            report.quality.add(outcome.quality)
+            task = outcome.task
+            on_progress(Progress(done, len(todo), task.shard.name, task.segment.name, outcome.quality.views, pending))
+    cache.refresh()
     report.seconds = time.monotonic() - began
     return cache, report
 
@@ -136,18 +143,28 @@ def _open(
     store: Store,
     index: Index,
     config: ViewsConfig,
-    teacher: Teacher,
+    teacher: Described,
     views: Sequence[View],
     caching: CachingConfig,
 ) -> Cache:
-    size = teacher.built.input_size
-    identity = make_identity(index, config, teacher, size)
+    size = int(teacher.identity["input_size"])
+    identity = make_identity(index, config, teacher.identity, size)
     if not store.exists(STORE_RECORD):
         return create(store, identity, render_canaries(index, config, views, size))
     cache = Cache(store)
     require_identity(store, identity, cache.identity)
     check_canaries(cache, index, config, caching.pixels)
     return cache
+
+
+def _todo(cache: Cache, index: Index, segments: Sequence[Segment]) -> list[Task]:
+    shards = {s.name: s for s in index.shards}
+    return [
+        Task(segment, position, shards[s["name"]])
+        for segment in segments
+        for position, s in enumerate(cache.shards)
+        if (segment.name, s["name"]) not in cache.commits
+    ]
 
 
 def _segments(cache: Cache, encoding: Encoding, views: list[View], numerics: dict[str, Any]) -> list[Segment]:
@@ -175,14 +192,14 @@ def _segments(cache: Cache, encoding: Encoding, views: list[View], numerics: dic
     return there
 
 
-def provenance(index: Index, teacher: Teacher) -> dict[str, Any]:
+def provenance(index: Index, teacher: Described) -> dict[str, Any]:
     """Where, when and with what a run was done; compared by nobody, but `kdpipe verify` looks there for inputs."""
     packages = ["kdpipe", "torch", "torchvision", "timm", "zarr", "numcodecs", "numpy"]
-    weights = teacher.config.weights
+    weights = teacher.config["weights"]
     return {
         "shards": str(index.path),
         "samples": len(index),
-        "teacher": teacher.config.model_dump(mode="json") | {"weights": weights and os.path.abspath(weights)},
+        "teacher": teacher.config | {"weights": weights and os.path.abspath(weights)},
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "host": platform.node(),
         "machine": platform.machine(),

@@ -52,7 +52,7 @@ class Order:
     def places(self, rank: int, world: int) -> np.ndarray:
         """Place of each position in this process's part of its batch; -1 where another process has it. int64 (N,).
 
-        Units are dealt in turn: with lanes a multiple of the processes, each reads lanes of its own until lanes run out.
+        Units are dealt in turn: with lanes a multiple of the processes, each reads lanes of its own until some run out.
         """
         lengths = np.diff(self.bounds)
         mine = self.units % world == rank

@@ -39,10 +39,19 @@ class Progress:
     loss: float | None
 
 
+_ASK_EVERY = 10  # steps
+
 OnStep = Callable[[Progress], None]
 
 
-def train(job: Job, out: str | Path, *, say: Say = print, on_step: OnStep = lambda _: None) -> dict[str, Any]:
+def train(
+    job: Job,
+    out: str | Path,
+    *,
+    say: Say = print,
+    on_step: OnStep = lambda _: None,
+    stop: Callable[[], bool] = lambda: False,
+) -> dict[str, Any] | None:
     """Train a student, or go on with it where `out` has a checkpoint of the same job.
 
     Args:
@@ -50,9 +59,11 @@ def train(job: Job, out: str | Path, *, say: Say = print, on_step: OnStep = lamb
         out: folder of the run; see `trainer.files`.
         say: told remarks, one line each, in the first process only.
         on_step: told of every step, in the first process only.
+        stop: asked after every step whether to make a checkpoint and leave; of several processes the first
+            decides, now and then.
 
     Returns:
-        What summary.json holds.
+        What summary.json holds; None if it was stopped.
 
     Raises:
         CheckpointError: `out` holds something else, a checkpoint of another job, or can't be written; or
@@ -71,7 +82,7 @@ def train(job: Job, out: str | Path, *, say: Say = print, on_step: OnStep = lamb
             begun = folder.read_state()["config"] if going_on else None
             plan = prepare(job, ranks, say, begun)
             try:
-                return _Run(plan, folder, say, on_step).fit(going_on)
+                return _Run(plan, folder, say, on_step, stop).fit(going_on)
             finally:
                 plan.close()
         finally:
@@ -81,8 +92,10 @@ def train(job: Job, out: str | Path, *, say: Say = print, on_step: OnStep = lamb
 class _Run:
     """What changes while training; all of it is in a checkpoint."""
 
-    def __init__(self, plan: Plan, folder: RunFolder, say: Say, on_step: OnStep) -> None:
-        self.plan, self.folder, self.say, self.on_step = plan, folder, say, on_step
+    def __init__(
+        self, plan: Plan, folder: RunFolder, say: Say, on_step: OnStep, stop: Callable[[], bool]
+    ) -> None:
+        self.plan, self.folder, self.say, self.on_step, self._stop = plan, folder, say, on_step, stop
         self.epochs = plan.job.train.epochs
         self.epoch = 0  # finished epochs
         self.step = 0  # finished steps of the epoch that runs
@@ -100,7 +113,7 @@ class _Run:
         """Of the whole run, evaluation and interrupted parts included as far as they were saved."""
         return self._earlier + time.monotonic() - self._began
 
-    def fit(self, going_on: bool) -> dict[str, Any]:
+    def fit(self, going_on: bool) -> dict[str, Any] | None:
         """Train to the end; see `train`."""
         if going_on:
             self._restore()
@@ -112,11 +125,16 @@ class _Run:
             return self.folder.read_json(SUMMARY) or self._summarise()
         while self.epoch < self.epochs:
             seconds, images = self.training_seconds, self.images
-            self._train_epoch()
+            if not self._train_epoch():
+                return None
             self._end_epoch((self.images - images) / max(1e-9, self.training_seconds - seconds))
+            if self.epoch < self.epochs and self._stopped():
+                self._save()
+                return None
         return self._summarise()
 
-    def _train_epoch(self) -> None:
+    def _train_epoch(self) -> bool:
+        """The rest of the epoch; False if it was stopped on the way, with a checkpoint made."""
         plan, steps = self.plan, self.plan.loader.steps
         every = plan.job.train.checkpoint_steps
         mark = time.monotonic()
@@ -127,11 +145,20 @@ class _Run:
             self.images += batch.global_rows
             self.training_seconds += time.monotonic() - mark
             self.on_step(self._progress())
+            if self.step < steps and self._stopped():
+                self._save()
+                return False
             if every and self.step % every == 0 and self.step < steps:
                 self._save()
             mark = time.monotonic()
         self.losses.fetch(self.epoch)
         self.training_seconds += time.monotonic() - mark
+        return True
+
+    def _stopped(self) -> bool:
+        # Agreeing makes several processes wait for each other, so they don't ask at every step.
+        ranks = self.plan.ranks
+        return (ranks.world == 1 or self.step % _ASK_EVERY == 0) and ranks.agree(self._stop())
 
     def _seen(self) -> int:
         samples = len(self.plan.loader)

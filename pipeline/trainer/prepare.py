@@ -20,6 +20,7 @@ from pipeline.trainer.config import TrainConfig
 from pipeline.trainer.ranks import Ranks
 from pipeline.trainer.step import Step, TargetsOf, build_student
 from pipeline.views import ViewsConfig
+from pipeline.views.block import labelling_index
 
 Say = Callable[[str], None]
 
@@ -88,7 +89,7 @@ def prepare(job: Job, ranks: Ranks, say: Say, begun: dict[str, Any] | None = Non
     if reader is not None and begun is not None:
         _keep_views(reader, begun["cache"])
     built = build_student(job.student, job.train, _classes(job, reader))
-    for index in (job.index, *([job.validation] if job.validation else [])):
+    for index in (labelling_index(job.index, job.views), *([job.validation] if job.validation else [])):
         index.check_labels(built.num_classes)
     for idle in job.views.remarks():
         say(idle)
@@ -106,7 +107,7 @@ def prepare(job: Job, ranks: Ranks, say: Say, begun: dict[str, Any] | None = Non
         labelled_only=labelled_only,
         **common,
     )
-    _remark_labels(job, objective.needs, say)
+    _remark_labels(job, objective.needs, loader, say)
     remark = loader.require_epochs(job.train.epochs)
     if remark:
         say(remark)
@@ -163,7 +164,7 @@ def _classes(job: Job, reader: CacheReader | None) -> int | None:
     """Number of classes where neither the student's config nor its weights say it."""
     if reader is not None:
         return reader.encoding.num_classes
-    largest = int(np.max(job.index.labels))
+    largest = int(np.max(labelling_index(job.index, job.views).labels))
     return job.index.num_classes or (largest + 1 if largest >= 0 else None)
 
 
@@ -191,10 +192,20 @@ def _check_fit(views: ViewsConfig, reader: CacheReader, built: Built, say: Say) 
     return report
 
 
-def _remark_labels(job: Job, needs: Needs, say: Say) -> None:
+def _remark_labels(job: Job, needs: Needs, loader: Loader, say: Say) -> None:
     total, without = len(job.index), job.index.unlabelled
     if not needs.labels or not without:
         return
+    if job.views.mixes:
+        known = loader.labelled(0)
+        if not known and not needs.targets:
+            raise TrainingError(
+                "no view would have a label: of a mixed pair both must be known",
+                where=job.index.path,
+                found=f"{without} of {total} samples unlabelled",
+                do="Train without views.mixup and views.cutmix, or on labelled samples",
+            )
+        say(f"mixing leaves {known} of {total - without} labels in epoch 1: of a pair both samples must have one")
     if not needs.targets:
         say(f"{without} of {total} samples have no label and are left out")
     elif without == total:

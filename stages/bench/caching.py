@@ -34,7 +34,7 @@ def caching(index: Index, folder: Path, size: int = 224, repeats: int = 5) -> di
     encoding = Encoding.of(TargetsConfig(), teacher.num_classes)
     segment = Segment(0, encoding, tuple(range(PER_IMAGE_VIEWS)), teacher.numerics())
     store = Store(folder / "caching.zarr")
-    identity = make_identity(index, views, teacher, size)
+    identity = make_identity(index, views, teacher.identity(), size)
     cache = create(store, identity, render_canaries(index, views, [0], size))
     add_segment(cache, segment)
 

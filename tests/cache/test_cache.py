@@ -307,7 +307,8 @@ def test_a_shard_without_any_label_can_be_cached(tmp_path):
     assert check_integrity(cache.store)[0] == []
 
 
-def test_one_process_writes(world, tmp_path):
+def test_nobody_writes_beside_one_who_deletes(world, tmp_path, monkeypatch):
+    monkeypatch.setattr("pipeline.cache.locks._PATIENCE", 0.3)
     store = Store(tmp_path / "c")
     with store.lock(), pytest.raises(CacheError, match="another process is writing here"):
         make_cache(world, tmp_path / "c", views=(0,))

@@ -118,7 +118,7 @@ def test_views_that_do_not_fit_a_decode_are_refused(world, six_views):
         loader(world, six_views, loader=config).require_epochs(6)
     with pytest.raises(TrainingError, match=r"different partners.*views\.mix_every 1.*multiple of 4"):
         loader(world, None, RECIPE, loader=config).require_epochs(8)
-    with pytest.raises(TrainingError, match="last pass would show only a part.*found 6 epochs, 4 of them a pass"):
+    with pytest.raises(TrainingError, match=r"last pass would show only a part.*found 6 epochs, 4 of them a pass"):
         loader(world, None, loader=config).require_epochs(6)
     with pytest.raises(TrainingError, match="no sample for some processes; found 16; allowed: at least 24"):
         loader(world, None, RECIPE.model_copy(update={"mix_every": 4}), loader=config, world=3)

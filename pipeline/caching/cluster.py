@@ -1,0 +1,214 @@
+"""Tasks on dask workers: a local cluster of one process a device, or whatever cluster the user runs.
+
+A worker loads the teacher once, does a task from tar to commit by itself, and answers with the commit's record: no
+pixel and no target ever travels. The client keeps a bounded number of tasks in flight, so that neither it nor the
+scheduler knows more than a few at a time.
+"""
+
+import logging
+import os
+import socket
+from asyncio import CancelledError
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from distributed import Client, Future, LocalCluster, WorkerPlugin, as_completed, get_worker
+from distributed.client import ClosedClientError, FuturesCancelledError
+from distributed.comm import CommClosedError
+from distributed.scheduler import KilledWorker
+
+from pipeline.cache import Cache, Store
+from pipeline.caching.backend import Described, Job, Outcome, Task, do
+from pipeline.errors import CacheError, IdentityError, KdpipeError, TeacherError
+from pipeline.fingerprint import differences
+from pipeline.teacher import Teacher, TeacherConfig
+
+# Tasks in flight for each worker: one that it does and one that waits, so that it never does.
+_AHEAD = 2
+# A task that fails is tried again, on another worker if there is one: machines fail more often than data.
+_ATTEMPTS = 3
+_PLUGIN = "kdpipe-teacher"
+# What a client meets whose scheduler has died, depending on what it was doing.
+_GONE = (CommClosedError, ClosedClientError, CancelledError, FuturesCancelledError)
+
+
+class TeacherPlugin(WorkerPlugin):
+    """Keeps a worker's teacher, loaded when the first task comes, and its open cache."""
+
+    name = _PLUGIN
+
+    def __init__(self, config: TeacherConfig, num_classes: int | None, devices: list[str]) -> None:
+        self._config, self._num_classes, self._devices = config, num_classes, devices
+        self._teacher: Teacher | None = None
+        self._described: Described | None = None
+        self._caches: dict[str, Cache] = {}
+
+    def setup(self, worker: Any) -> None:
+        """Called by dask in each worker, also in those that come later. Workers of a local cluster are numbered."""
+        if self._devices and isinstance(worker.name, int):
+            device = self._devices[worker.name % len(self._devices)]
+            self._config = self._config.model_copy(update={"device": device})
+
+    def described(self) -> Described:
+        """The teacher, loaded if it isn't yet."""
+        if self._described is None:
+            self._teacher = Teacher(self._config, self._num_classes)
+            self._described = Described.of(self._teacher)
+        return self._described
+
+    def do(self, job: Job, task: Task) -> dict[str, Any]:
+        """One task with the teacher that the run was begun with."""
+        _require_same(self.described(), job.teacher, socket.gethostname())
+        assert self._teacher is not None
+        if job.url not in self._caches:
+            self._caches[job.url] = Cache(Store(job.url))
+        return do(job, task, self._teacher, self._caches[job.url])
+
+
+class Cluster:
+    """The workers of a dask cluster.
+
+    Args:
+        client: connected.
+        teacher: which teacher, and how it is run.
+        num_classes: used when neither the config nor the weights say.
+        devices: of the numbered workers of a local cluster, in turn; by default as the config says.
+        beside: workers that share this machine's cores.
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        teacher: TeacherConfig,
+        num_classes: int | None,
+        devices: list[str] | None = None,
+        beside: int = 1,
+    ) -> None:
+        self._client, self.beside = client, beside
+        weights = teacher.weights and os.path.abspath(teacher.weights)
+        plugin = TeacherPlugin(teacher.model_copy(update={"weights": weights}), num_classes, devices or [])
+        client.register_plugin(plugin)
+
+    def describe(self) -> Described:
+        """See Backend. Every worker loads its teacher; they must all be the same, run in the same way."""
+        self._client.wait_for_workers(1)
+        answers = self._client.run(_describe, on_error="return")
+        first: Described | None = None
+        for worker, answer in answers.items():
+            if isinstance(answer, KdpipeError):
+                raise answer
+            if not isinstance(answer, Described):
+                raise TeacherError(f"a worker can't load the teacher: {answer}", where=worker)
+            first = first or answer
+            _require_same(answer, first, worker)
+        assert first is not None
+        return first
+
+    def run(self, job: Job, tasks: Iterator[Task]) -> Iterator[Outcome]:
+        """See Backend."""
+        try:
+            yield from self._run(job, tasks)
+        except (*_GONE, TimeoutError) as e:
+            raise CacheError(
+                "the scheduler is gone", where=job.url, do="Repeat the command: finished tasks are kept"
+            ) from e
+
+    def _run(self, job: Job, tasks: Iterator[Task]) -> Iterator[Outcome]:
+        flying: dict[Future, tuple[Task, int]] = {}
+        ended = as_completed([], loop=self._client.loop, raise_errors=False)
+
+        def submit(task: Task, attempt: int) -> None:
+            future = self._client.submit(_do, job, task, pure=False)
+            flying[future] = (task, attempt)
+            ended.add(future)
+
+        def top_up() -> None:
+            room = _AHEAD * max(1, len(self._client.nthreads())) - len(flying)
+            for _, task in zip(range(room), tasks, strict=False):
+                submit(task, 1)
+
+        top_up()
+        for future in ended:
+            task, attempt = flying.pop(future)
+            if future.status in ("cancelled", "lost") or self._client.status != "running":
+                raise CommClosedError(f"task {future.status}, client {self._client.status}")
+            if future.status == "finished":
+                yield Outcome(task, future.result())
+            else:
+                error = future.exception()
+                if isinstance(error, _GONE):
+                    raise error
+                if attempt < _ATTEMPTS and not isinstance(error, KilledWorker):
+                    submit(task, attempt + 1)
+                else:
+                    yield Outcome(task, None, error)
+            top_up()
+
+
+@contextmanager
+def local_client(workers: int) -> Iterator[Client]:
+    """A client of a cluster of single-threaded processes on this machine, which ends with the context."""
+    cluster = LocalCluster(
+        n_workers=workers,
+        threads_per_worker=1,
+        processes=True,
+        # The teacher's memory is the user's affair; dask would kill a worker that comes near its share.
+        memory_limit=0,
+        dashboard_address="127.0.0.1:0",
+        silence_logs=logging.ERROR,
+    )
+    with cluster, Client(cluster) as client:
+        yield client
+
+
+@contextmanager
+def user_client(address: str) -> Iterator[Client]:
+    """A client of a cluster that the user runs.
+
+    Raises:
+        CacheError: nobody answers there.
+    """
+    try:
+        client = Client(address)
+    except (OSError, ValueError) as e:  # dask raises both, with its own words
+        raise CacheError(
+            f"no dask scheduler answers: {e}", where=address, do="Start one with dask scheduler, or mend the address"
+        ) from e
+    with client:
+        yield client
+
+
+def devices_here() -> list[str]:
+    """Devices of this machine, one a worker: all of CUDA's, else the CPU."""
+    return [f"cuda:{i}" for i in range(torch.cuda.device_count())] or ["cpu"]
+
+
+def _describe(dask_worker: Any) -> Described:
+    return _plugin(dask_worker).described()
+
+
+def _do(job: Job, task: Task) -> dict[str, Any]:
+    return _plugin(get_worker()).do(job, task)
+
+
+def _plugin(worker: Any) -> TeacherPlugin:
+    plugin = worker.plugins[_PLUGIN]
+    assert isinstance(plugin, TeacherPlugin)
+    return plugin
+
+
+def _require_same(ours: Described, theirs: Described, worker: str) -> None:
+    """Refuse a worker whose teacher is another one, or is run in another way."""
+    for mine, other in ((ours.identity, theirs.identity), (ours.numerics, theirs.numerics)):
+        found = differences(mine, other)
+        if found:
+            name, here, there = found[0]
+            raise IdentityError(
+                f"this worker's teacher has another {name}",
+                where=worker,
+                found=here,
+                allowed=there,
+                do=f"Give all workers the same weights and devices, or set teacher.{name}",
+            )

@@ -1,0 +1,191 @@
+"""Tasks on dask workers: the bytes of one process, whoever comes, fails or leaves."""
+
+import threading
+
+import pytest
+from distributed import Client, LocalCluster
+
+import pipeline.caching.backend as backend
+from pipeline.cache import Store, check_integrity
+from pipeline.caching import CachingConfig, cache_views
+from pipeline.caching.cluster import Cluster
+from pipeline.errors import CacheError, IdentityError, ShardError, TeacherError
+from pipeline.targets import TargetsConfig
+from pipeline.teacher import TeacherConfig
+from tests.tiny import CLASSES, RECIPE, SIZE, make_cache, tree
+
+# dask leaves sockets to the garbage collector and has events of its own loop.
+pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.usefixtures("quiet")]
+SETTINGS = {
+    "model": "tests.tiny:network",
+    "num_classes": CLASSES,
+    "input_size": SIZE,
+    "batch_size": 8,
+    "threads": 1,
+    "mean": (0.5, 0.5, 0.5),
+    "std": (0.25, 0.25, 0.25),
+}
+
+
+@pytest.fixture(scope="module")
+def quiet():
+    import logging
+
+    logging.getLogger("distributed").setLevel(logging.CRITICAL)
+
+
+@pytest.fixture
+def client():
+    """Two workers that are threads of this process: everything but processes, and quick."""
+    with (
+        LocalCluster(n_workers=2, threads_per_worker=1, processes=False, dashboard_address=None) as cluster,
+        Client(cluster) as client,
+    ):
+        yield client
+
+
+def teacher(client: Client, **changes: object) -> Cluster:
+    return Cluster(client, TeacherConfig.model_validate(SETTINGS | changes), None)
+
+
+def cached(world, out, who, views=(0, 1, "center")):
+    caching = CachingConfig(render_threads=1)
+    return cache_views(str(out), world.index, RECIPE, who, TargetsConfig(k=4), views, caching=caching)
+
+
+def test_workers_leave_the_bytes_of_one_process(world, client, tmp_path):
+    seen = []
+    cache, report = cache_views(
+        str(tmp_path / "c"),
+        world.index,
+        RECIPE,
+        teacher(client),
+        TargetsConfig(k=4),
+        (0, 1, "center"),
+        on_progress=lambda p: seen.append((p.done, p.views, p.pending)),
+    )
+    make_cache(world, tmp_path / "alone", views=(0, 1, "center"), config=RECIPE)
+    assert tree(tmp_path / "c") == tree(tmp_path / "alone")
+    assert (report.tasks, report.skipped, report.failed) == (6, 0, [])
+    assert seen[0] == (0, 0, 94 * 3)
+    assert sum(views for _, views, _ in seen) == 94 * 3
+    assert cache.views() == [0, 1, "center"]
+    _, again = cached(world, tmp_path / "c", teacher(client))
+    assert (again.tasks, again.skipped) == (0, 6)
+
+
+def test_a_task_that_fails_does_not_stop_the_others(world, client, tmp_path, monkeypatch):
+    do = backend.do
+
+    def failing(job, task, *args):
+        if task.shard.name == "shard-0001.tar":
+            raise ShardError("image can't be decoded", where=task.shard.name)
+        return do(job, task, *args)
+
+    with monkeypatch.context() as m:
+        m.setattr("pipeline.caching.cluster.do", failing)
+        _, report = cached(world, tmp_path / "c", teacher(client))
+    assert report.tasks == 4
+    assert [o.task.shard.name for o in report.failed] == ["shard-0001.tar"] * 2
+    assert all(isinstance(o.error, ShardError) for o in report.failed)
+    assert "can't be decoded" in str(report.failed[0].error)
+    _, report = cached(world, tmp_path / "c", teacher(client))
+    assert (report.tasks, report.skipped) == (2, 4)
+    make_cache(world, tmp_path / "alone", views=(0, 1, "center"), config=RECIPE)
+    assert tree(tmp_path / "c") == tree(tmp_path / "alone")
+
+
+def test_a_task_that_fails_now_and_then_is_tried_again(world, client, tmp_path, monkeypatch):
+    do, failed, lock = backend.do, set(), threading.Lock()
+
+    def flaky(job, task, *args):
+        with lock:
+            name = (task.segment.name, task.shard.name)
+            first = name not in failed
+            failed.add(name)
+        if first:
+            raise OSError("the network has gone for a walk")
+        return do(job, task, *args)
+
+    monkeypatch.setattr("pipeline.caching.cluster.do", flaky)
+    _, report = cached(world, tmp_path / "c", teacher(client))
+    assert (report.tasks, report.failed) == (6, [])
+
+
+def test_workers_that_come_late_and_leave(world, tmp_path, monkeypatch):
+    do, count = backend.do, iter(range(100))
+    with (
+        LocalCluster(n_workers=1, threads_per_worker=1, processes=False, dashboard_address=None) as cluster,
+        Client(cluster) as client,
+    ):
+
+        def moving(*args):
+            number = next(count)
+            if number in (1, 3):
+                client.sync(cluster.scale, 3 if number == 1 else 1)
+            return do(*args)
+
+        monkeypatch.setattr("pipeline.caching.cluster.do", moving)
+        _, report = cached(world, tmp_path / "c", teacher(client))
+    assert report.failed == []
+    make_cache(world, tmp_path / "alone", views=(0, 1, "center"), config=RECIPE)
+    assert tree(tmp_path / "c") == tree(tmp_path / "alone")
+
+
+def test_two_clients_at_one_cache_at_once(world, tmp_path):
+    results = []
+
+    def run() -> None:
+        with (
+            LocalCluster(n_workers=1, threads_per_worker=1, processes=False, dashboard_address=None) as cluster,
+            Client(cluster, set_as_default=False) as client,
+        ):
+            results.append(cached(world, tmp_path / "c", teacher(client))[1])
+
+    threads = [threading.Thread(target=run) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(results) == 2
+    assert 6 <= sum(r.tasks for r in results) <= 12
+    make_cache(world, tmp_path / "alone", views=(0, 1, "center"), config=RECIPE)
+    assert tree(tmp_path / "c") == tree(tmp_path / "alone")
+    assert check_integrity(Store(tmp_path / "c"))[0] == []
+
+
+def test_a_teacher_that_cannot_be_loaded_is_one_line(world, client, tmp_path):
+    with pytest.raises(TeacherError, match=r"no such module|can't be|cannot|No module"):
+        cached(world, tmp_path / "c", teacher(client, model="tests.nowhere:network"))
+    assert not (tmp_path / "c").exists()
+
+
+def test_a_worker_with_other_weights_is_refused(world, client, tmp_path, monkeypatch):
+    """It describes itself, and is asked again at its first task."""
+    who = teacher(client)
+    described = who.describe()
+    other = {**described.identity, "weights": "0" * 64}
+    monkeypatch.setattr(who, "describe", lambda: type(described)(other, described.numerics, described.config))
+    _, report = cached(world, tmp_path / "c", who, views=(0,))
+    assert report.tasks == 0
+    assert all(isinstance(o.error, IdentityError) for o in report.failed)
+    assert "another weights" in str(report.failed[0].error)
+
+
+def test_a_lost_scheduler_says_how_to_go_on(world, tmp_path, monkeypatch):
+    do, count = backend.do, iter(range(100))
+    cluster = LocalCluster(n_workers=1, threads_per_worker=1, processes=False, dashboard_address=None)
+    client = Client(cluster)
+
+    def dying(*args):
+        if next(count) == 2:
+            threading.Thread(target=client.close).start()
+        return do(*args)
+
+    monkeypatch.setattr("pipeline.caching.cluster.do", dying)
+    with pytest.raises(CacheError, match=r"scheduler is gone.*Repeat the command"):
+        cached(world, tmp_path / "c", teacher(client))
+    cluster.close()
+    make_cache(world, tmp_path / "c", views=(0, 1, "center"), config=RECIPE)
+    make_cache(world, tmp_path / "alone", views=(0, 1, "center"), config=RECIPE)
+    assert tree(tmp_path / "c") == tree(tmp_path / "alone")
