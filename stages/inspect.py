@@ -1,34 +1,62 @@
-"""`kdpipe inspect`: what a cache holds."""
+"""`kdpipe inspect`: what a cache holds, and what the teacher says in it."""
 
 import json
-import sys
 from typing import Any
 
 import click
-from rich.console import Console
-from rich.table import Table
 
 from pipeline.cache import Cache, Store
+from pipeline.cache.commit import read_provenance
+from pipeline.cache.judged import ViewLabels
 from pipeline.cache.layout import describe
+from pipeline.cache.statistics import choose_blocks, committed_blocks, read_statistics
+from pipeline.errors import CacheError, KdpipeError
+from pipeline.shards import Index
+from stages.inspect_tables import print_records, print_statistics
+from stages.progress import Progress
 
 
 @click.command()
 @click.argument("cache")
+@click.option("--shards", help="Index of the shards, for the labels [default: the one it was cached from].")
+@click.option("--samples", type=click.IntRange(1), help="Samples to read [default: all, up to 4 million views].")
+@click.option("--seed", default=0, show_default=True, help="Choice of those samples, in whole blocks.")
+@click.option("--top", type=click.IntRange(0), default=10, show_default=True, help="Confused pairs, contradictions.")
+@click.option("--no-statistics", is_flag=True, help="Records alone: don't read the arrays.")
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
-def inspect(cache: str, as_json: bool) -> None:
-    """Print a cache's identity, how complete it is, and bytes by array."""
-    report = describe_cache(Cache(Store(cache)))
+def inspect(
+    cache: str,
+    shards: str | None,
+    samples: int | None,
+    seed: int,
+    top: int,
+    no_statistics: bool,
+    as_json: bool,
+) -> None:
+    """Print what a cache is of, how complete it is, its bytes, and what its teacher says.
+
+    The teacher's part is read from the arrays: accuracy and calibration by view, probability inside the first k
+    classes, how sure it is, which classes it confuses, and which samples it contradicts, which is where to look
+    for wrong labels. What needs labels is left out without an index.
+    """
+    held = Cache(Store(cache))
+    report = describe_cache(held)
+    if not no_statistics:
+        report["statistics"] = _statistics(held, shards, samples, seed, top)
     if as_json:
         click.echo(json.dumps(report))
-    else:
-        _print(report)
+        return
+    print_records(report)
+    if not no_statistics:
+        print_statistics(report["statistics"])
 
 
 def describe_cache(cache: Cache) -> dict[str, Any]:
-    """Identity, completeness by segment, bytes by array, and the teacher's quality on what is there."""
+    """Identity, completeness by shard and segment, bytes by array, and the teacher's quality on what is there."""
     segments = []
     for segment in cache.segments:
         names = cache.committed(segment)
+        there = set(names)
         sizes = {f.name: 0 for f in segment.encoding.fields()}
         for name in names:
             for path, entry in cache.commits[segment.name, name]["files"].items():
@@ -42,7 +70,7 @@ def describe_cache(cache: Cache) -> dict[str, Any]:
                 "numerics": segment.numerics,
                 "shards_done": len(names),
                 "shards": len(cache.shards),
-                "missing": [s["name"] for s in cache.shards if s["name"] not in set(names)],
+                "missing": [s["name"] for s in cache.shards if s["name"] not in there],
                 "bytes": sizes,
                 "bytes_per_view": sum(sizes.values()) / max(1, quality.views),
                 **quality.means(),
@@ -56,35 +84,53 @@ def describe_cache(cache: Cache) -> dict[str, Any]:
         "samples": samples,
         "complete_views": describe(cache.views()),
         "complete": all(not s["missing"] for s in segments) and bool(segments),
+        "shards": _by_what_is_there(cache),
         "bytes": sum(sum(s["bytes"].values()) for s in segments),
         "segments": segments,
     }
 
 
-def _print(report: dict[str, Any]) -> None:
-    # In a log nothing is cut off for want of columns.
-    console = Console() if sys.stdout.isatty() else Console(width=200)
-    identity = report["identity"]
-    teacher, views = identity["teacher"], identity["views"]
-    facts = Table(show_header=False, box=None)
-    rows = {
-        "cache": report["cache"],
-        "root": report["root"],
-        "samples": f"{report['samples']} in {len(identity['shards'])} shards, blocks of {identity['block_size']}",
-        "teacher": f"{teacher['model']}, {teacher['num_classes']} classes, weights {teacher['weights'][:16]}",
-        "rendered": f"{identity['render_size']} px, {views['interpolation']}, scale {views['scale']}, "
-        f"seed {views['seed']}, policy {views['version']}",
-        "complete views": report["complete_views"] or "none",
-        "complete": "yes" if report["complete"] else "no",
+def _by_what_is_there(cache: Cache) -> list[dict[str, Any]]:
+    """Shards that have the same segments, together; in the order of the shards."""
+    groups: dict[tuple[str, ...], dict[str, Any]] = {}
+    for shard in cache.shards:
+        done = tuple(s.name for s in cache.segments if (s.name, shard["name"]) in cache.commits)
+        missing = [s.name for s in cache.segments if s.name not in done]
+        group = groups.setdefault(done, {"done": list(done), "missing": missing, "samples": 0, "names": []})
+        group["samples"] += shard["samples"]
+        group["names"].append(shard["name"])
+    return list(groups.values())
+
+
+def _statistics(cache: Cache, shards: str | None, samples: int | None, seed: int, top: int) -> dict[str, Any]:
+    remark, labels = None, None
+    try:
+        labels = _labels(cache, shards)
+    except KdpipeError as e:
+        if shards:
+            raise
+        remark = f"without labels: {e}"
+    blocks = choose_blocks(cache, samples, seed)
+    all_samples = sum(len(block.rows) for block in committed_blocks(cache))
+    with Progress(sum(len(block.rows) for block in blocks), "samples", "reading") as progress:
+        found = read_statistics(cache, blocks, labels, top=top, on_samples=progress.advance)
+    unknown = {} if labels else {"labelled": None, "mixed": None}
+    pairs = sorted(found.confusions.items(), key=lambda item: (-item[1], item[0]))[:top]
+    return {
+        "samples": found.samples,
+        "of_samples": all_samples,
+        "seed": seed if found.samples < all_samples else None,
+        "labels": str(labels.index.path) if labels else None,
+        "remark": remark,
+        "views": [tally.summary() | unknown for tally in found.tallies if tally.views],
+        "unmixed": found.unmixed,
+        "confusions": [{"label": label, "said": said, "views": n} for (label, said), n in pairs],
+        "contradictions": found.contradictions,
     }
-    for name, value in rows.items():
-        facts.add_row(name, str(value))
-    console.print(facts)
-    table = Table("segment", "views", "shards", "array", "bytes", "bytes a view", "top-1 %", "retained", "loss, nats")
-    for s in report["segments"]:
-        for i, (array, size) in enumerate(s["bytes"].items()):
-            top1 = "" if s["teacher_top1"] is None else f"{100 * s['teacher_top1']:.2f}"
-            first = (s["name"], s["span"], f"{s['shards_done']}/{s['shards']}") if i == 0 else ("", "", "")
-            last = (top1, f"{s['retained_mass']:.5f}", f"{s['encoding_loss']:.2g}") if i == 0 else ("", "", "")
-            table.add_row(*first, array, str(size), f"{size / max(1, s['views']):.1f}", *last)
-    console.print(table)
+
+
+def _labels(cache: Cache, shards: str | None) -> ViewLabels:
+    runs = read_provenance(cache.store)
+    if not shards and not runs:
+        raise CacheError("provenance is missing", where=cache.store, do="Pass --shards")
+    return ViewLabels(cache, Index.open(shards or runs[-1]["shards"]))
