@@ -1,0 +1,111 @@
+"""Finished tasks on their way to another segment or another cache; no stored value changes.
+
+A task's files lie in it as its segment's views and its cache's padded rows say. Where both are the same on the
+other side, bytes are copied; where not, values are read and written anew, which gives the bytes that caching them
+there would have given.
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from pipeline.cache.cache import Cache
+from pipeline.cache.commit import write_arrays, write_record
+from pipeline.cache.layout import Segment, padded_rows
+from pipeline.cache.read import ArrayReader
+from pipeline.cache.store import Store
+from pipeline.errors import CorruptionError
+from pipeline.fingerprint import sha256
+from pipeline.targets import Quality
+from pipeline.views import View
+
+# Called with (tasks done, tasks to do): once with 0 done, then after each.
+OnTask = Callable[[int, int], None]
+
+
+class Source:
+    """The finished tasks of an open cache, to be copied."""
+
+    def __init__(self, cache: Cache) -> None:
+        self.cache = cache
+        self._arrays = ArrayReader(cache)
+        self._position = {s["name"]: i for i, s in enumerate(cache.shards)}
+        self._rows = rows_of(cache)
+
+    def copy(self, segment: Segment, shard: str, target: Cache, into: Segment, *, digests: bool = True) -> int:
+        """Commit a task of `segment` in the segment `into` of `target`; its stored bytes there.
+
+        Args:
+            segment, shard: the finished task here.
+            target, into: where it goes. The views of `into` are some or all of those of `segment`.
+            digests: whether files that are read in part are checked whole before. Without, only the chunks that
+                are needed are read, each under its own checksum. Files that are copied are always checked.
+
+        Raises:
+            CorruptionError: a file here has not the bytes that were committed; it is named.
+        """
+        record = self.cache.commits[segment.name, shard]
+        here = self._position[shard]
+        there = next(i for i, s in enumerate(target.shards) if s["name"] == shard)
+        quality = Quality(**record["quality"])
+        if into.views == segment.views and rows_of(target) == self._rows:
+            files = {}
+            for field in segment.encoding.fields():
+                name, other = segment.chunk(field.name, here), into.chunk(field.name, there)
+                files[other] = record["files"][name]
+                copy_file(self.cache.store, name, target.store, other, files[other]["sha256"])
+        else:
+            if digests:
+                for name, entry in record["files"].items():
+                    read_checked(self.cache.store, name, entry["sha256"])
+            fields = self._read(segment, shard, into.views)
+            files = write_arrays(target, into, there, fields)
+            quality = share(quality, len(into.views), len(segment.views))
+        write_record(target, into, there, files, quality)
+        return sum(int(entry["bytes"]) for entry in files.values())
+
+    def _read(self, segment: Segment, shard: str, views: Sequence[View]) -> dict[str, np.ndarray]:
+        """Views of a task by field name: (views, samples, ...)."""
+        samples = self.cache.shards[self._position[shard]]["samples"]
+        parts = [self._arrays.read(segment, shard, view, 0, samples) for view in views]
+        return {name: np.stack([part[name] for part in parts]) for name in parts[0]}
+
+
+def rows_of(cache: Cache) -> int:
+    """Padded rows of a cache's arrays."""
+    return padded_rows(cache.shards, int(cache.identity["block_size"]))
+
+
+def read_checked(store: Store, name: str, digest: str) -> bytes:
+    """A file that must have this sha256.
+
+    Raises:
+        CorruptionError: it has another one.
+        CacheError: it is missing.
+    """
+    data = store.read(name)
+    if sha256(data) != digest:
+        raise CorruptionError(
+            "its bytes are not those that were committed (sha256 differs)",
+            where=f"{store}/{name}",
+            do="kdpipe verify lists all damage; delete the damaged tasks' records and repeat kdpipe cache-teacher",
+        )
+    return data
+
+
+def copy_file(source: Store, name: str, target: Store, other: str, digest: str) -> None:
+    """Copy a file whole or not at all, unless it is there already; its sha256 is checked on the way."""
+    if target.size(other) is not None and sha256(target.read(other)) == digest:
+        return
+    target.put(other, read_checked(source, name, digest))
+
+
+def share(quality: Quality, part: int, whole: int) -> Quality:
+    """The share that `part` of `whole` views have in a task's sums, which are kept for all of them together.
+
+    Its means are those of the whole, but for the rounding of counts.
+    """
+    if part == whole:
+        return quality
+    counts = {name: round(getattr(quality, name) * part / whole) for name in ("views", "labelled", "top1", "top5")}
+    return Quality(**counts, retained_mass=quality.retained_mass * part / whole, kl=quality.kl * part / whole)
