@@ -1,0 +1,127 @@
+"""`kdpipe plan`: what a cache would weigh and take, before anything is spent on it."""
+
+import json
+import sys
+import time
+from typing import Any
+
+import click
+
+from pipeline.caching.forecast import forecast, sampled
+from pipeline.caching.measure import Measured, measure
+from pipeline.errors import ConfigError
+from pipeline.objectives import build_objective
+from pipeline.shards import Index
+from pipeline.targets import Encoding
+from pipeline.teacher import Teacher
+from pipeline.trainer import Job
+from pipeline.trainer.forecast import forecast_student
+from stages import params
+from stages.cache_teacher import _overrides, parse_views
+from stages.plan_text import show
+
+
+@click.command()
+@click.option("--shards", required=True, help="Index of the shards, from kdpipe index.")
+@click.option("--teacher", help="timm name, hub name, or package.module:factory.")
+@click.option("--weights", help="safetensors file or weights-only pickle.")
+@click.option("--pretrained", is_flag=True, default=None, help="timm's published weights from its hub.")
+@click.option("--model-kwargs", multiple=True, metavar="KEY=VALUE", help="Argument of the model; repeatable.")
+@click.option("--num-classes", type=int, help="Classes, where weights and index don't say.")
+@click.option("--views", default="0:1", show_default=True, help="0:100, 7, center, five-crop, or 0:4,center.")
+@click.option("--targets", type=click.Choice(["topk", "dense"]), help="What to keep of each view.")
+@click.option("--k", type=int, help="Classes kept by topk [default: 16].")
+@click.option("--dtype", type=click.Choice(["float16", "float32"]), help="Of log-probs or logits.")
+@click.option("--input-size", type=int, help="Side the teacher sees, pixels [default: the model's own].")
+@click.option("--batch-size", type=int, help="Views a forward of the teacher.")
+@click.option("--amp-dtype", type=click.Choice(["float32", "bfloat16", "float16"]), help="Autocast dtype.")
+@click.option("--limit", type=int, help="Only the first N samples.")
+@click.option("--student", help="timm name of a student: also forecast its training, with the cache and without.")
+@click.option("--epochs", type=int, help="Of the student.")
+@click.option("--student-batch-size", type=int, help="Samples a step of the student.")
+@click.option("--workers", default="1,2,4,8", show_default=True, help="Numbers of workers to forecast for.")
+@click.option("--seconds", type=click.FloatRange(min=1), default=60, show_default=True, help="To spend on measuring.")
+@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON; seconds and bytes.")
+@params.options
+def plan(
+    shards: str,
+    views: str,
+    limit: int | None,
+    workers: str,
+    seconds: float,
+    as_json: bool,
+    params_file: str | None,
+    sets: tuple[str, ...],
+    epochs: int | None,
+    student: str | None,
+    student_batch_size: int | None,
+    **flags: Any,
+) -> None:
+    """Forecast bytes and hours of a cache from 2 % of the samples and a minute; nothing is written.
+
+    Takes the options of cache-teacher. Ranges come from the spread of what was measured.
+    """
+    training = {"student.model": student, "train.epochs": epochs, "train.batch_size": student_batch_size}
+    settings = params.load(params_file, sets, _overrides(flags) | training)
+    counts, wanted = _workers(workers), parse_views(views)
+    if student is not None and not build_objective(settings.objective).needs.targets:
+        raise ConfigError("the objective takes nothing from a teacher", found=settings.objective.name, allowed="kd ...")
+    index = Index.open(shards).limit(limit)
+    began = time.monotonic()
+    teacher = Teacher(settings.teacher, index.num_classes)
+    loading = time.monotonic() - began
+    seconds = max(1.0, seconds - loading)
+    measured = measure(
+        index,
+        settings.views,
+        teacher,
+        settings.targets,
+        wanted,
+        caching=settings.caching,
+        seconds=seconds * (0.75 if student else 1.0),
+        say=lambda what: click.echo(f"plan: {what}", err=True) if sys.stderr.isatty() else None,
+    )
+    encoding = Encoding.of(settings.targets, teacher.num_classes)
+    report: dict[str, Any] = {
+        "shards": str(index.path),
+        "view_spec": views,
+        "teacher": {**teacher.built.metadata(), "device": str(teacher.device), "render_threads": measured.threads},
+        "sampled": sampled(index, measured),
+        **forecast(index, measured, encoding, wanted, counts, loading),
+        "student": None,
+    }
+    if student is not None:
+        job = Job(index, settings.views, settings.student, settings.objective, settings.train, settings.loader)
+        alone = forecast(index, measured, encoding, wanted, [1], loading)["workers"][0]["seconds"]
+        report["student"] = forecast_student(job, measured, encoding, teacher.built, alone, 0.25 * seconds)
+    report["remarks"] = _remarks(report, measured, settings.views.remarks())
+    if as_json:
+        click.echo(json.dumps(report))
+    else:
+        show(report)
+
+
+def _workers(text: str) -> list[int]:
+    try:
+        found = [int(word) for word in text.split(",")]
+    except ValueError:
+        found = [0]
+    if min(found) < 1:
+        raise ConfigError("not numbers of workers", where="--workers", found=text, allowed="1,2,4,8")
+    return found
+
+
+def _remarks(report: dict[str, Any], measured: Measured, others: list[str]) -> list[str]:
+    device, threads = report["teacher"]["device"], measured.threads
+    found = [*others, f"each worker is counted as a machine like this one: {threads} render threads, one {device}"]
+    alone = report["seconds_alone"]
+    if device == "cpu":
+        found.append("teacher and rendering share the cores: more workers on one machine gain little")
+    elif alone["rendering"] > alone["teacher"]:
+        waits = 100 * (1 - alone["teacher"] / alone["rendering"])
+        found.append(f"render threads bind: the device waits {waits:.0f} % of the time; give it more cores")
+    if report["sampled"]["share"] > 0.02:
+        found.append("the set is small: more than 2 % of it was looked at")
+    if len(measured.sample) < 2:
+        found.append("a single block: its spread, and so the ranges of bytes, are unknown")
+    return found

@@ -1,0 +1,108 @@
+"""A forecast for people: tables, with ranges in units one can read."""
+
+import sys
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+Range = dict[str, Any]
+_BYTES = ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1, "B"))
+_SECONDS = ((86400, "days"), (3600, "h"), (60, "min"), (1, "s"))
+
+
+def show(report: dict[str, Any]) -> None:
+    """Print a forecast."""
+    # In a log nothing is cut off for want of columns.
+    console = Console() if sys.stdout.isatty() else Console(width=200)
+    for table in (_facts(report), _encodings(report), _workers(report), _student(report)):
+        if table is not None:
+            console.print(table)
+    for remark in report["remarks"]:
+        console.print(f"- {remark}", markup=False, highlight=False)
+
+
+def size(value: Range) -> str:
+    """Bytes: 12.3 to 14.1 GB."""
+    return _span(value, _BYTES)
+
+
+def duration(value: Range) -> str:
+    """Seconds: 1.2 to 1.4 h."""
+    return _span(value, _SECONDS)
+
+
+def _span(value: Range, units: tuple[tuple[float, str], ...]) -> str:
+    """A range in the unit of its middle."""
+    per, unit = next((u for u in units if value["mid"] >= u[0]), units[-1])
+    low, high = (_number(value[name] / per) for name in ("low", "high"))
+    return f"{low} {unit}" if low == high else f"{low} to {high} {unit}"
+
+
+def _number(value: float) -> str:
+    """Three digits, without an exponent."""
+    digits = 0 if value >= 100 or value == 0 else 1 if value >= 10 else 2
+    return f"{value:.{digits}f}"
+
+
+def _facts(report: dict[str, Any]) -> Table:
+    t, s, alone = report["teacher"], report["sampled"], report["seconds_alone"]
+    accuracy = f", top-1 {100 * s['teacher_top1']:.1f} % on the sample" if s["teacher_top1"] is not None else ""
+    total = sum(alone.values()) or 1
+    shares = ", ".join(f"{name} {100 * value / total:.0f} %" for name, value in alone.items())
+    rates = report["views_per_second"]
+    rows = {
+        "caching": f"{report['samples']} samples x {report['views'] // report['samples']} views "
+        f"({report['view_spec']}) in {report['tasks']} tasks",
+        "teacher": f"{t['model']} at {t['input_size']} px on {t['device']}, {t['num_classes']} classes{accuracy}",
+        "looked at": f"{s['samples']} samples ({100 * s['share']:.1f} %), {s['views']} views each, "
+        f"{s['seconds']:.0f} s",
+        "work": f"{shares}; {report['binds']} binds",
+        "speed": f"{_number(rates['low'])} to {_number(rates['high'])} views/s, {report['teacher']['render_threads']} "
+        f"render threads; {_number(report['startup_seconds'])} s to start",
+        "device time": f"{duration(report['device_seconds'])} of the teacher's forward",
+    }
+    table = Table(show_header=False, box=None)
+    for name, value in rows.items():
+        table.add_row(name, value)
+    return table
+
+
+def _encodings(report: dict[str, Any]) -> Table:
+    table = Table("encoding", "bytes", "bytes a view", "files", "retained", "loss, nats")
+    for e in report["encodings"]:
+        mass, nats = e["retained_mass"], e["encoding_loss"]
+        table.add_row(
+            e["name"] + (" *" if e["chosen"] else ""),
+            size(e["bytes"]),
+            f"{e['bytes_per_view']['mid']:.1f}",
+            str(e["files"]),
+            "" if mass is None else f"{mass:.5f}",
+            "too large for it" if nats is None else f"{max(0.0, nats):.2g}",
+            style="bold" if e["chosen"] else None,
+        )
+    return table
+
+
+def _workers(report: dict[str, Any]) -> Table:
+    table = Table("workers", "wall time")
+    for w in report["workers"]:
+        table.add_row(str(w["workers"]), duration(w["seconds"]))
+    return table
+
+
+def _student(report: dict[str, Any]) -> Table | None:
+    s = report["student"]
+    if s is None:
+        return None
+    table = Table("student", "from the cache", "teacher beside it", "cache pays from")
+    least, most = (s["break_even_students"][name] for name in ("low", "high"))
+    pays = "never" if least is None else f"{_number(least)} to {'any' if most is None else _number(most)} students"
+    name = f"{s['model']} at {s['input_size']} px, {s['epochs']} epochs, batch {s['batch_size']}"
+    table.add_row(name, duration(s["seconds_cached"]), duration(s["seconds_online"]), pays)
+    table.caption = f"storage must deliver {size(_exactly(s['read_bytes_per_second']))} a second"
+    return table
+
+
+def _exactly(value: float) -> Range:
+    return {"low": value, "mid": value, "high": value}
