@@ -10,6 +10,7 @@ import click
 
 from pipeline.cache import Cache
 from pipeline.cache.layout import describe
+from pipeline.cache.record import CacheRecord
 from pipeline.caching import Progress as Step
 from pipeline.caching import Report, cache_views
 from pipeline.caching.backend import Backend
@@ -43,7 +44,8 @@ _VIEWS = 10_000_000  # numbers below this
 @click.option("--limit", type=int, help="Only the first N samples.")
 @click.option("--workers", type=click.IntRange(1), help="Processes on this machine [default: one a GPU].")
 @click.option("--scheduler", help="Address of a dask cluster of yours, tcp://host:port.")
-@click.option("--out", required=True, help="The cache: a folder or fsspec URL; an unfinished one goes on.")
+@click.option("--out", required=True, help="The cache: a folder or URL, {identity} in it filled in; it goes on.")
+@click.option("--record", help="Also write which targets these are, as JSON without times, for --cache elsewhere.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
 @params.options
 def cache_teacher(
@@ -53,6 +55,7 @@ def cache_teacher(
     workers: int | None,
     scheduler: str | None,
     out: str,
+    record: str | None,
     as_json: bool,
     params_file: str | None,
     sets: tuple[str, ...],
@@ -93,6 +96,8 @@ def cache_teacher(
             if progress is not None:
                 progress.close()
     encoding = Encoding.of(settings.targets, cache.num_classes)
+    if record and not report.failed:
+        CacheRecord.of(cache, encoding, wanted).write(record)
     summary = summarise(cache, report, encoding, wanted)
     click.echo(json.dumps(summary) if as_json else _text(summary))
     if report.failed:

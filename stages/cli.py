@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from pipeline.errors import KdpipeError
+from stages.signals import Stopped, stopping
 
 # Where each command lives and what it does. They are imported when called: torch and timm take seconds to
 # import, and `kdpipe --help` should not. In the order in which one runs them.
@@ -14,11 +15,14 @@ COMMANDS = {
     "prepare": ("stages.prepare:prepare", "Make shards from an image folder or the digits."),
     "index": ("stages.index:index", "Index a set of shards."),
     "view": ("stages.view:view", "Draw a sheet of samples' views: look before you spend."),
+    "plan": ("stages.plan:plan", "Forecast a cache's bytes and hours, and what it saves."),
     "cache-teacher": ("stages.cache_teacher:cache_teacher", "Run a teacher and keep its targets in a cache."),
     "verify": ("stages.verify:verify", "Check a cache: every byte, and a sample of views run again."),
     "inspect": ("stages.inspect:inspect", "Print what a cache holds."),
+    "cache": ("stages.cache:cache", "Look after caches: list, make room, merge, move."),
     "train-student": ("stages.train_student:train_student", "Train a model, from a cache or from labels alone."),
     "evaluate": ("stages.evaluate:evaluate", "Score a model."),
+    "report": ("stages.report:report", "Compare teacher, students and twins in one table."),
     "demo": ("stages.demo:demo", "All of it on scikit-learn's digits, in minutes."),
     "bench": ("stages.bench:bench", "Measure what the documentation claims."),
 }
@@ -44,9 +48,13 @@ class Stages(click.Group):
             formatter.write_dl([(name, summary) for name, (_, summary) in COMMANDS.items()])
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run, turning a user's mistake into one line on stderr."""
+        """Run, turning a user's mistake, or a signal, into one line on stderr."""
         try:
-            return super().invoke(ctx)
+            with stopping():
+                return super().invoke(ctx)
+        except Stopped as e:
+            click.echo(str(e), err=True)
+            ctx.exit(e.code)
         except KdpipeError as e:
             click.echo(f"error: {e}", err=True)
             ctx.exit(2)

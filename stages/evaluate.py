@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from pipeline.cache import CacheReader
+from pipeline.cache.record import open_reader
 from pipeline.errors import ConfigError
 from pipeline.evaluation import Metrics
 from pipeline.evaluation import evaluate as score
@@ -23,7 +23,7 @@ _OF_MODEL = ("model", "model_kwargs", "num_classes", "input_size", "mean", "std"
 @click.command("evaluate")
 @click.argument("file", required=False)
 @click.option("--shards", required=True, help="Index of the shards, from kdpipe index.")
-@click.option("--cache", help="A cache with these views: agreement with its teacher.")
+@click.option("--cache", help="A cache with these views, or its record: agreement with its teacher.")
 @click.option("--views", type=click.Choice(list(CROPS)), default="center", show_default=True, help="What to score on.")
 @click.option("--model", help="timm name, hub name, or package.module:factory [default: what FILE says].")
 @click.option("--weights", help="safetensors file or weights-only pickle; the same as FILE.")
@@ -71,7 +71,7 @@ def evaluate(
     policy, crops = settings.views, CROPS[views]
     if "views" in said and not params_file and not any(word.startswith("views.") for word in sets):
         policy = ViewsConfig(**said["views"])
-    reader = CacheReader(cache, index, policy, num_classes=teacher.num_classes) if cache else None
+    reader = open_reader(cache, index, policy, num_classes=teacher.num_classes) if cache else None
     loader = Loader(
         index,
         policy,

@@ -37,7 +37,7 @@ FLAGS = {
 @click.command("train-student")
 @click.option("--shards", required=True, help="Index of the training shards, from kdpipe index.")
 @click.option("--val", help="Index of the validation shards.")
-@click.option("--cache", help="The teacher's targets, from kdpipe cache-teacher.")
+@click.option("--cache", help="The teacher's targets, from kdpipe cache-teacher: a cache, or its --record.")
 @click.option("--student", help="timm name, hub name, or package.module:factory.")
 @click.option("--weights", help="Weights to start from [default: random].")
 @click.option("--pretrained", is_flag=True, default=None, help="Start from timm's published weights.")
@@ -58,6 +58,8 @@ FLAGS = {
 @click.option("--pixels", type=click.Choice(["exact", "within-1"]), help="How the cache's canaries must look here.")
 @click.option("--limit", type=int, help="Only the first N training samples.")
 @click.option("--out", required=True, help="Folder of the run; an unfinished one goes on.")
+@click.option("--replace", is_flag=True, help="Delete a run of another job in --out, instead of refusing it.")
+@click.option("--dvclive", is_flag=True, help="Log each epoch with dvclive too, in OUT/dvclive.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
 @params.options
 def train_student(
@@ -66,6 +68,8 @@ def train_student(
     cache: str | None,
     limit: int | None,
     out: str,
+    replace: bool,
+    dvclive: bool,
     as_json: bool,
     params_file: str | None,
     sets: tuple[str, ...],
@@ -91,7 +95,7 @@ def train_student(
         loader=settings.loader,
     )
     with _Shown() as shown, asked() as stop:
-        summary = train(job, out, say=shown.say, on_step=shown.step, stop=stop)
+        summary = train(job, out, say=shown.say, on_step=shown.step, stop=stop, replace=replace, dvclive=dvclive)
     if summary is None:
         raise stop.stopped()
     click.echo(json.dumps(summary) if as_json else _text(summary, out))

@@ -1,5 +1,8 @@
 """params.yaml, the presets and dvc.yaml say what the code does."""
 
+import itertools
+import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -10,12 +13,28 @@ from stages.params import Params
 from tests.test_readme import parse
 
 ROOT = Path(__file__).parent.parent
-STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
-KEYS = ["cmd", "deps", "params", "outs"]
+DVC = yaml.safe_load((ROOT / "dvc.yaml").read_text())
+KEYS = ["matrix", "cmd", "deps", "params", "outs"]
+NAMES = ["prepare", "train_teacher", "cache_teacher", "train_student", "train_twin", "evaluate", "report"]
+VARS = {name: value for entry in DVC["vars"] for name, value in entry.items()}
+
+
+def expand(stage: dict) -> list[dict]:
+    """The stage once for each combination of its matrix, as DVC does, with ${} filled in."""
+    axes = {name: VARS[v[2:-1]] if isinstance(v, str) else v for name, v in stage.get("matrix", {}).items()}
+    text = yaml.safe_dump({key: value for key, value in stage.items() if key != "matrix"}, width=10**6)
+    return [
+        yaml.safe_load(re.sub(r"\$\{(?:item\.)?(\w+)\}", lambda m, one=(VARS | item): str(one[m[1]]), text))
+        for item in (dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values()))
+    ]
+
+
+STAGES = [(name, one) for name, stage in DVC["stages"].items() for one in expand(stage)]
 
 
 def commands(stage: dict) -> list[str]:
-    return [stage["cmd"]] if isinstance(stage["cmd"], str) else stage["cmd"]
+    lines = [stage["cmd"]] if isinstance(stage["cmd"], str) else stage["cmd"]
+    return [line for line in lines if not line.startswith(("mkdir -p ", "cd runs/dvc/begun/"))]
 
 
 def paths(entries: list) -> list[str]:
@@ -38,26 +57,63 @@ def test_presets_load(path):
 
 
 def test_dvc_has_the_stages_in_order():
-    assert list(STAGES) == ["prepare", "index", "train_teacher", "cache_teacher", "train_student", "evaluate"]
+    assert list(DVC["stages"]) == NAMES
 
 
-@pytest.mark.parametrize("name", STAGES)
-def test_dvc_stage(name):
-    stage = STAGES[name]
-    assert list(stage) == [key for key in KEYS if key in stage], "keys in order cmd, deps, params, outs"
+@pytest.mark.parametrize("name", NAMES)
+def test_dvc_keys_are_in_order(name):
+    stage = DVC["stages"][name]
+    assert list(stage) == [key for key in KEYS if key in stage]
+
+
+@pytest.mark.parametrize("at", range(len(STAGES)), ids=[f"{name}-{i}" for i, (name, _) in enumerate(STAGES)])
+def test_dvc_stage(at):
+    stage = STAGES[at][1]
     for line in commands(stage):
         assert line.startswith("kdpipe ")
-        parse(line.split(">")[0].split()[1:])
-    made = {path for other in list(STAGES)[: list(STAGES).index(name)] for path in paths(STAGES[other]["outs"])}
+        parse(shlex.split(line.split(">")[0])[1:])
+    made = {path for _, other in STAGES[:at] for path in paths(other["outs"])}
     for dep in stage["deps"]:
-        assert (ROOT / dep).exists() or any(dep == out or dep.startswith(f"{out}/") for out in made), dep
+        known = (ROOT / dep).exists() or any(dep == out or dep.startswith(f"{out}/") for out in made)
+        assert known or any(out.startswith(f"{dep}/") for out in made), dep
     for entry in stage.get("params", []):
         for file, sections in entry.items():
             assert set(sections) <= yaml.safe_load((ROOT / file).read_text()).keys()
 
 
+def test_dvc_watches_every_section_of_its_presets_that_a_stage_reads():
+    watched = {s for _, stage in STAGES for e in stage.get("params", []) for s in e.get("presets/digits.yaml", [])}
+    assert watched == yaml.safe_load((ROOT / "presets" / "digits.yaml").read_text()).keys()
+
+
 def test_dvc_never_owns_a_cache():
     # DVC deletes or copies what it owns: an interrupted cache could not go on.
-    outs = [path for stage in STAGES.values() for path in paths(stage["outs"])]
-    assert not any(".zarr" in path for path in outs)
-    assert set(yaml.safe_load((ROOT / "dvc.yaml").read_text())["metrics"]) <= set(outs)
+    assert not any(".zarr" in path or "caches" in path for _, stage in STAGES for path in paths(stage["outs"]))
+
+
+def test_dvc_owns_no_unfinished_run():
+    # It would delete it before it could go on; and of an out that persists DVC forgets what it was before.
+    assert not any(entry for _, stage in STAGES for entry in stage["outs"] if not isinstance(entry, str))
+    for _, stage in STAGES:
+        runs = {line.split(" --out ")[1].split()[0] for line in commands(stage) if " train-student " in line}
+        assert not runs & set(paths(stage["outs"]))
+
+
+def test_dvc_shows_what_the_stages_make():
+    outs = [path for _, stage in STAGES for path in paths(stage["outs"])]
+    assert sorted(DVC["metrics"]) == sorted(path for path in outs if path.startswith("runs/dvc/evaluations/"))
+    runs = {
+        out for (name, stage) in STAGES if name in {"train_teacher", "train_student"} for out in paths(stage["outs"])
+    }
+    for plot in DVC["plots"]:
+        for settings in plot.values():
+            assert {path.split("/dvclive/")[0] for path in settings["y"]} == runs
+
+
+def test_twins_have_as_many_steps_as_students():
+    images, labelled = 1438, 143  # of what `kdpipe prepare digits --labelled 0.1` leaves for training
+    train = yaml.safe_load((ROOT / "presets" / "digits.yaml").read_text())["train"]
+    command = next(commands(stage)[0] for name, stage in STAGES if name == "train_twin")
+    epochs = int(command.split("--epochs ")[1].split()[0])
+    steps, alone = (-(-count // train["batch_size"]) for count in (images, labelled))
+    assert abs(epochs * alone - train["epochs"] * steps) < alone

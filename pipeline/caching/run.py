@@ -17,6 +17,7 @@ from pipeline.cache.cache import require_identity
 from pipeline.cache.commit import sweep, write_provenance
 from pipeline.cache.layout import STORE_RECORD, padded_rows, runs
 from pipeline.cache.locks import adding, writing
+from pipeline.cache.record import place
 from pipeline.caching.backend import Backend, Described, InProcess, Job, Outcome, Task
 from pipeline.caching.identity import check_canaries, make_identity, render_canaries
 from pipeline.config import Config
@@ -84,7 +85,7 @@ def cache_views(
     more views appends a segment. A task that fails doesn't stop the others; the report names it.
 
     Args:
-        url: local folder or fsspec URL.
+        url: local folder or fsspec URL; `{identity}` in it stands for 16 digits of the cache's identity.
         index: the samples.
         config: the views' policy and seed.
         teacher: loaded here, or who does the tasks.
@@ -107,10 +108,11 @@ def cache_views(
     num_classes = int(described.identity["num_classes"])
     labelling_index(index, config).check_labels(num_classes)
     encoding = Encoding.of(targets, num_classes)
-    store, report = Store(url), Report()
+    identity = make_identity(index, config, described.identity, int(described.identity["input_size"]))
+    store, report = Store(place(url, identity)), Report()
     with writing(store) as writer:
         with adding(store):
-            cache = _open(store, index, config, described, views, caching)
+            cache = _open(store, index, config, identity, views, caching)
             if writer.alone:
                 sweep(cache)
             segments = _segments(cache, encoding, list(views), described.numerics)
@@ -143,14 +145,12 @@ def _open(
     store: Store,
     index: Index,
     config: ViewsConfig,
-    teacher: Described,
+    identity: dict[str, Any],
     views: Sequence[View],
     caching: CachingConfig,
 ) -> Cache:
-    size = int(teacher.identity["input_size"])
-    identity = make_identity(index, config, teacher.identity, size)
     if not store.exists(STORE_RECORD):
-        return create(store, identity, render_canaries(index, config, views, size))
+        return create(store, identity, render_canaries(index, config, views, identity["render_size"]))
     cache = Cache(store)
     require_identity(store, identity, cache.identity)
     check_canaries(cache, index, config, caching.pixels)

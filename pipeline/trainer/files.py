@@ -83,6 +83,12 @@ class RunFolder:
         """Let other runs have the folder."""
         self._lock.release()
 
+    def clear(self) -> None:
+        """Delete the run, its checkpoint last: until then it is another job's, to be refused or deleted again."""
+        with self._writing(""):
+            for name in (SUMMARY, METRICS, LAST, BEST, CHECKPOINT):
+                (self.path / name).unlink(missing_ok=True)
+
     def write_tensors(self, name: str, tensors: dict[str, torch.Tensor], key: str, header: dict[str, Any]) -> None:
         """One safetensors file; `header` as JSON under one key, because several come in random order."""
         with self._whole(name) as path:

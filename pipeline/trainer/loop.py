@@ -14,6 +14,7 @@ from pipeline.evaluation import Metrics, evaluate
 from pipeline.fingerprint import differences
 from pipeline.models import METADATA_KEY
 from pipeline.trainer.files import BEST, LAST, SUMMARY, RunFolder
+from pipeline.trainer.live import LiveLog
 from pipeline.trainer.losses import LossLog
 from pipeline.trainer.prepare import Job, Plan, Say, prepare
 from pipeline.trainer.ranks import joined
@@ -51,6 +52,8 @@ def train(
     say: Say = print,
     on_step: OnStep = lambda _: None,
     stop: Callable[[], bool] = lambda: False,
+    replace: bool = False,
+    dvclive: bool = False,
 ) -> dict[str, Any] | None:
     """Train a student, or go on with it where `out` has a checkpoint of the same job.
 
@@ -61,6 +64,8 @@ def train(
         on_step: told of every step, in the first process only.
         stop: asked after every step whether to make a checkpoint and leave; of several processes the first
             decides, now and then.
+        replace: delete a run of another job in `out` and begin anew, instead of refusing it.
+        dvclive: log each epoch with dvclive too, in the folder dvclive of `out`.
 
     Returns:
         What summary.json holds; None if it was stopped.
@@ -77,15 +82,24 @@ def train(
         if job.train.threads is not None:
             torch.set_num_threads(job.train.threads)
         folder = RunFolder(out)
+        live = LiveLog(folder.path, dvclive and ranks.first)
         try:
             going_on = ranks.agree(ranks.first and folder.open())
             begun = folder.read_state()["config"] if going_on else None
-            plan = prepare(job, ranks, say, begun)
+            # What replaces a run owes nothing to it, not even the views it began with.
+            plan = prepare(job, ranks, say, None if replace else begun)
             try:
-                return _Run(plan, folder, say, on_step, stop).fit(going_on)
+                if replace and begun is not None and differences(plan.identity, begun):
+                    say(f"{folder} is of another job and is replaced")
+                    going_on = False
+                    if ranks.first:
+                        live.clear()
+                        folder.clear()
+                return _Run(plan, folder, live, say, on_step, stop).fit(going_on)
             finally:
                 plan.close()
         finally:
+            live.close()
             folder.close()
 
 
@@ -93,9 +107,10 @@ class _Run:
     """What changes while training; all of it is in a checkpoint."""
 
     def __init__(
-        self, plan: Plan, folder: RunFolder, say: Say, on_step: OnStep, stop: Callable[[], bool]
+        self, plan: Plan, folder: RunFolder, live: LiveLog, say: Say, on_step: OnStep, stop: Callable[[], bool]
     ) -> None:
-        self.plan, self.folder, self.say, self.on_step, self._stop = plan, folder, say, on_step, stop
+        self.plan, self.folder, self.live = plan, folder, live
+        self.say, self.on_step, self._stop = say, on_step, stop
         self.epochs = plan.job.train.epochs
         self.epoch = 0  # finished epochs
         self.step = 0  # finished steps of the epoch that runs
@@ -117,6 +132,7 @@ class _Run:
         """Train to the end; see `train`."""
         if going_on:
             self._restore()
+            self.live.update()
         else:
             # Before the first step, so that the folder belongs to this job from now on.
             self._save()
@@ -199,6 +215,7 @@ class _Run:
         timing = {"seconds": round(self.seconds, 3), "images_per_second": round(speed, 1)}
         if self.plan.ranks.first:
             self.metrics_bytes = self.folder.append_metrics({**self.line, "timing": timing})
+            self.live.update()
             names = [name for name, wanted in ((LAST, due), (BEST, better)) if wanted]
             if names:
                 weights, header = self._weights(scores)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.cache import CacheReader
+from pipeline.cache.record import open_reader
 from pipeline.caching.identity import check_canaries
 from pipeline.errors import IdentityError, TrainingError
 from pipeline.fingerprint import canonical_json, fingerprint
@@ -147,7 +148,7 @@ def _open_cache(job: Job, needs: Needs, say: Say) -> CacheReader | None:
             f"objective {job.objective.name} needs a teacher's targets",
             do="Pass --cache (kdpipe cache-teacher makes one), or --objective none",
         )
-    reader = CacheReader(job.cache, job.index, job.views, dense=needs.dense, num_classes=job.student.num_classes)
+    reader = open_reader(job.cache, job.index, job.views, dense=needs.dense, num_classes=job.student.num_classes)
     check_canaries(reader.cache, job.index, job.views, job.loader.pixels)
     return reader
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 import pipeline.cache.commit as commit
+import pipeline.caching.backend as backend
 import pipeline.caching.task as task
 from pipeline.cache import Store, check_integrity
 from pipeline.cache.store import PARTIAL
@@ -63,9 +64,7 @@ def record_first(index: str, out: str) -> None:
             children.die()
         return commit.write_record(cache, segment, shard, commit.write_arrays(cache, segment, shard, fields), quality)
 
-    import pipeline.caching.run as run
-
-    run.commit_task = commit_task
+    backend.commit_task = commit_task
     caching(index, out)
 
 

@@ -1,0 +1,144 @@
+"""A small file that says which cached targets are meant: where they are, which, and a digest of them.
+
+A store outlives its users: it gets more views and encodings, and others read it meanwhile. Whoever trains from a
+record reads exactly what was asked for when it was written, whatever else has come since.
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from pipeline.cache.cache import Cache
+from pipeline.cache.layout import Segment, in_order
+from pipeline.cache.read import CacheReader, Selection
+from pipeline.errors import CacheError, IdentityError, TargetsError
+from pipeline.fingerprint import fingerprint
+from pipeline.shards import Index
+from pipeline.targets import Encoding, Quality
+from pipeline.views import View, ViewsConfig
+
+PLACE = "{identity}"
+_SUFFIX = ".json"
+
+
+@dataclass(frozen=True)
+class CacheRecord:
+    """What a cache holds of the views that were asked for. No path but the cache's own, no time, no host.
+
+    Attributes:
+        cache: folder or URL of the store.
+        teacher: its name.
+        identity: digest of what it is a cache of.
+        encoding: of the targets, as `Encoding.json`.
+        views: those asked for, numbers first.
+        root: digest over identity and the finished tasks that hold them; equal for equal content.
+        samples: of the cache.
+        bytes: stored, of those tasks.
+        quality: of those tasks, as `Quality.means`.
+    """
+
+    cache: str
+    teacher: str
+    identity: str
+    encoding: dict[str, Any]
+    views: list[View]
+    root: str
+    samples: int
+    bytes: int
+    quality: dict[str, Any]
+
+    @classmethod
+    def of(cls, cache: Cache, encoding: Encoding, views: list[View]) -> Self:
+        """Describe these views in this encoding."""
+        segments = _segments(cache, encoding, views)
+        quality = Quality()
+        for segment in segments:
+            quality.add(cache.quality(segment))
+        return cls(
+            cache=cache.store.url,
+            teacher=str(cache.identity["teacher"]["model"]),
+            identity=fingerprint(cache.identity),
+            encoding=encoding.json(),
+            views=in_order(views),
+            root=_root(cache, segments),
+            samples=sum(shard["samples"] for shard in cache.shards),
+            bytes=sum(cache.bytes(segment) for segment in segments),
+            quality=quality.means(),
+        )
+
+    def write(self, path: str) -> None:
+        """Leave it as JSON, the folder made if need be.
+
+        Raises:
+            CacheError: it can't be written.
+        """
+        try:
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+            Path(path).write_text(json.dumps(asdict(self), indent=2, allow_nan=False) + "\n")
+        except OSError as e:
+            raise CacheError(f"can't be written: {e.strerror}", where=path, do="Choose another --record") from e
+
+    @classmethod
+    def read(cls, path: str) -> Self:
+        """Read what `write` wrote.
+
+        Raises:
+            CacheError: not there, or no record.
+        """
+        try:
+            return cls(**json.loads(Path(path).read_text()))
+        except (OSError, ValueError, TypeError) as e:
+            do = "Make one with kdpipe cache-teacher --record, or name the cache itself"
+            raise CacheError("no record of a cache", where=path, do=do) from e
+
+
+def place(out: str, identity: dict[str, Any]) -> str:
+    """`out` with {identity} replaced by the first 16 hex digits of the identity's digest."""
+    return out.replace(PLACE, fingerprint(identity)[:16])
+
+
+def open_reader(
+    where: str, index: Index, views: ViewsConfig | None = None, *, dense: bool = False, num_classes: int | None = None
+) -> CacheReader:
+    """A reader of a cache, or of what a record (a name that ends in .json) says of one.
+
+    Raises:
+        CacheError, IdentityError, TargetsError: as `CacheReader`, or the store is not what the record says.
+    """
+    if not where.endswith(_SUFFIX):
+        return CacheReader(where, index, views, dense=dense, num_classes=num_classes)
+    said = CacheRecord.read(where)
+    reader = CacheReader(said.cache, index, views, dense=dense, num_classes=num_classes)
+    cache, encoding = reader.cache, Encoding(**said.encoding)
+    segments = _segments(cache, encoding, said.views)
+    if fingerprint(cache.identity) != said.identity or _root(cache, segments) != said.root:
+        raise IdentityError(
+            "the cache holds other targets than its record says",
+            where=where,
+            found=said.cache,
+            do="Repeat the kdpipe cache-teacher that wrote the record",
+        )
+    if dense and not encoding.dense:
+        raise TargetsError(
+            "this objective needs every class and the record is of the top k",
+            where=where,
+            found=encoding.name,
+            do="Cache dense targets: kdpipe cache-teacher --targets dense, or use temperature 1",
+        )
+    found: dict[View, Segment] = {}
+    for segment in segments:
+        for view in set(segment.views) & set(said.views):
+            found.setdefault(view, segment)
+    reader.selection = Selection(encoding, found)
+    return reader
+
+
+def _segments(cache: Cache, encoding: Encoding, views: list[View]) -> list[Segment]:
+    return [s for s in cache.segments if s.encoding == encoding and set(s.views) & set(views)]
+
+
+def _root(cache: Cache, segments: list[Segment]) -> str:
+    names = {segment.name for segment in segments}
+    commits = {f"{n}/{shard}": fingerprint(record) for (n, shard), record in cache.commits.items() if n in names}
+    return fingerprint({"identity": cache.identity, "commits": commits})

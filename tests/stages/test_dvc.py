@@ -1,0 +1,161 @@
+"""dvc.yaml does what docs/dvc.md says, with a DVC of its own on a pipeline cut short."""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from stages import dvc_deps
+
+ROOT = dvc_deps.ROOT
+TEXT = (ROOT / "dvc.yaml").read_text()
+STAGES = yaml.safe_load(TEXT)["stages"]
+RUNNING = re.compile(r"Running stage '([^']+)'")
+LOADED = """
+import importlib, sys
+importlib.import_module(sys.argv[1])
+print(*(m.__file__ for n, m in sys.modules.items() if n.partition(".")[0] in ("pipeline", "stages")), sep="\\n")
+"""
+
+
+def test_the_lists_of_code_are_as_the_imports_are():
+    assert dvc_deps.rewrite(TEXT, dvc_deps.code_of(TEXT)) == TEXT, "run python -m stages.dvc_deps"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["cache_teacher", "train_student", "evaluate", "report"])
+def test_what_python_loads_is_among_the_dependencies(name):
+    module = f"stages.{name}"
+    loaded = subprocess.run(
+        [sys.executable, "-c", LOADED, module], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.split()
+    files = {Path(path).relative_to(ROOT) for path in loaded if Path(path).stat().st_size}
+    deps = {Path(dep) for dep in STAGES[name]["deps"]}
+    assert files
+    assert [f for f in sorted(files) if not deps & {f, *f.parents}] == []
+
+
+def test_the_generator_mends_only_what_it_owns():
+    assert (
+        dvc_deps.rewrite(TEXT.replace("      - pipeline/views\n", "      - pipeline/old.py\n"), dvc_deps.code_of(TEXT))
+        == TEXT
+    )
+
+
+class Project:
+    """A repository with the code, and dvc.yaml and presets cut to seconds."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        for name in ("pipeline", "stages", "presets", ".dvc"):
+            ignored = shutil.ignore_patterns("__pycache__", "tmp", "cache" if name == ".dvc" else "")
+            shutil.copytree(ROOT / name, folder / name, ignore=ignored)
+        for name in (".dvcignore", ".gitignore"):
+            shutil.copy(ROOT / name, folder / name)
+        text = TEXT.replace("[test_byobnet, test_resnet]", "[test_byobnet]").replace("--views 0:8", "--views 0:2")
+        text = text.replace("[kd, soft-ce]", "[kd]").replace("[kd, soft-ce, none]", "[kd, none]")
+        text = re.sub("^.*(test_byobnet-soft-ce|test_resnet).*\n", "", text, flags=re.MULTILINE)
+        (folder / "dvc.yaml").write_text(text.replace("--epochs 46 --set train.eval_every=46", "--epochs 2"))
+        self.put("digits", "train", epochs=2)
+        self.put("digits-teacher", "train", epochs=2)
+        binaries = str(Path(sys.executable).parent)
+        person = {f"GIT_{who}_{what}": "a@b.invalid" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
+        self.env = {
+            **os.environ,
+            **person,
+            "PATH": f"{binaries}{os.pathsep}{os.environ['PATH']}",
+            "PYTHONPATH": str(folder),
+            "OMP_NUM_THREADS": "1",
+            "DVC_NO_ANALYTICS": "1",
+            "HOME": str(folder),
+        }
+        for command in (["git", "init", "-q"], ["git", "add", "-A"], ["git", "commit", "-qm", "begin"]):
+            subprocess.run(command, cwd=folder, env=self.env, check=True, capture_output=True)
+
+    def put(self, preset: str, section: str, **values: object) -> None:
+        path = self.folder / "presets" / f"{preset}.yaml"
+        tree = yaml.safe_load(path.read_text())
+        tree[section].update(values)
+        path.write_text(yaml.safe_dump(tree))
+
+    def dvc(self, *words: str) -> str:
+        command = [sys.executable, "-m", "dvc", *words]
+        done = subprocess.run(command, cwd=self.folder, env=self.env, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout + done.stderr
+
+    def repro(self, *words: str) -> list[str]:
+        """The stages that ran."""
+        return RUNNING.findall(self.dvc("repro", *words))
+
+    def killed_when(self, path: str, *words: str) -> None:
+        """`dvc repro`, killed with all its children once a file is there."""
+        command = [sys.executable, "-m", "dvc", "repro", *words]
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        child = subprocess.Popen(command, cwd=self.folder, env=self.env, start_new_session=True, **quiet)
+        end = time.monotonic() + 180
+        while not list(self.folder.glob(path)) and child.poll() is None and time.monotonic() < end:
+            time.sleep(0.01)
+        assert child.poll() is None, "it was over before it could be killed"
+        os.killpg(child.pid, signal.SIGKILL)
+        child.wait()
+
+    def stores(self) -> set[str]:
+        return {path.name for path in (self.folder / "caches").iterdir()}
+
+    def text(self, path: str) -> str:
+        return (self.folder / path).read_text()
+
+
+@pytest.mark.slow
+def test_repro(tmp_path):
+    pytest.importorskip("dvc", reason="DVC is not installed: pip install 'kdpipe[dvc]'")
+    project = Project(tmp_path)
+    student, follow = "train_student@test_byobnet-kd", {"evaluate@test_byobnet-kd", "report"}
+
+    # Killed in the cache and in a run: both go on, and what was finished is not done again.
+    project.killed_when("caches/*/commits/*/train-0001.tar.json")
+    said = project.dvc("repro", "cache_teacher")
+    assert RUNNING.findall(said) == ["cache_teacher"]
+    assert "6 tasks done, 0 were there" not in said
+    project.put("digits", "train", epochs=30)
+    project.killed_when("runs/dvc/begun/test_byobnet-kd/last.safetensors", student)
+    assert "going on at epoch" in project.dvc("repro", student)
+    project.put("digits", "train", epochs=2)
+    assert {student, *follow} <= set(project.repro())
+    assert project.repro() == []
+    first = project.text("runs/dvc/report.json"), project.text("runs/dvc/cache.json")
+    stores = project.stores()
+    assert len(stores) == 2
+
+    # A loss weight: students and what follows them.
+    project.put("digits", "objective", alpha=0.5)
+    ran = project.repro()
+    assert student in ran
+    assert set(ran) <= {student, *follow}
+    assert project.stores() == stores
+
+    # Another teacher: another store beside the first. Back: nothing runs.
+    project.put("digits-teacher", "train", epochs=3)
+    ran = project.repro()
+    assert {"train_teacher", "cache_teacher", student} <= set(ran)
+    assert not {"prepare", "train_twin@test_byobnet"} & set(ran)
+    assert project.stores() > stores
+    project.put("digits", "objective", alpha=0.9)
+    project.put("digits-teacher", "train", epochs=2)
+    assert project.repro() == []
+    assert (project.text("runs/dvc/report.json"), project.text("runs/dvc/cache.json")) == first
+
+    assert "agreement_top1" in project.dvc("metrics", "show")
+    assert project.dvc("plots", "show").strip().endswith("index.html")
+    said = project.dvc("exp", "run", "--set-param", "presets/digits.yaml:objective.alpha=0.7")
+    assert set(RUNNING.findall(said)) == {student, *follow}
+    assert "alpha: 0.7" in project.text("presets/digits.yaml")
+    assert "0.7" in project.dvc("exp", "show", "--csv")
