@@ -160,7 +160,7 @@ class TestTime:
         began = time.monotonic()
         slow = {"model": "tests.caching.test_forecast:sleepy", "batch_size": 16}
         said, measured = foreseen(large, list(range(100)), seconds=4, **slow)
-        assert time.monotonic() - began < 8
+        assert time.monotonic() - began < 20
         assert said["binds"] == "teacher"
         batches = sum(-(-n // 16) for n in np.diff(large.index.block_first)) * 100
         assert said["device_seconds"]["mid"] == pytest.approx(0.25 * batches, rel=0.2)
@@ -177,7 +177,7 @@ class TestTime:
             str(tmp_path / "c"), large.index, policy, teacher(), TargetsConfig(k=4), views, caching=THREADS
         )
         # Loose: the machine may have other work in one of the two.
-        assert report.seconds / 3 < said["workers"][0]["seconds"]["mid"] < 3 * report.seconds
+        assert report.seconds / 6 < said["workers"][0]["seconds"]["mid"] < 6 * report.seconds
 
 
 class TestRefusals:
