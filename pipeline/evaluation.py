@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import distributed
 
+from pipeline.cache.tally import BINS
 from pipeline.errors import TrainingError
 from pipeline.loader import Batch
 from pipeline.targets import Encoding, kl
 
-BINS = 15
 Metrics = dict[str, float | int | None]
 _COUNTS = ("samples", "labelled", "top1", "top5", "nll", "cached", "agreement_top1", "agreement_top5", "kl")
 

@@ -43,6 +43,11 @@ def resolve_device(device: str) -> torch.device:
     return resolved
 
 
+def devices_here() -> list[str]:
+    """Devices of this machine, one a worker: all of CUDA's, else the CPU."""
+    return [f"cuda:{i}" for i in range(torch.cuda.device_count())] or ["cpu"]
+
+
 class Teacher:
     """A frozen model on a device: views in, TeacherOutput out.
 

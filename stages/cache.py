@@ -15,7 +15,8 @@ from pipeline.cache.listing import find_caches, summarise
 from pipeline.cache.merge import merge as run_merge
 from pipeline.cache.transfer import transfer
 from stages.cache_room import drop_views, gc
-from stages.cache_shared import json_option, parse, say, showing
+from stages.cache_shared import json_option, say, showing
+from stages.caching_options import parse_views
 
 
 @click.group()
@@ -108,7 +109,7 @@ def push(cache: str, url: str, views: str | None, shards: str | None, as_json: b
 
 def _transfer(source: str, target: str, views: str | None, shards: str | None, as_json: bool) -> None:
     with showing("copying") as on_task:
-        copied, report = transfer(source, target, None if views is None else parse(views), shards, on_task)
+        copied, report = transfer(source, target, None if views is None else parse_views(views), shards, on_task)
     _copied(copied, vars(report), as_json)
 
 

@@ -12,9 +12,11 @@ from pipeline.cache.drop import drop_views as run_drop
 from pipeline.cache.drop import plan_drop
 from pipeline.cache.layout import describe
 from pipeline.cache.listing import find_caches
+from pipeline.cache.locks import alone
 from pipeline.cache.manage import orphans, remove_cache, remove_orphans, wanted
 from pipeline.errors import CacheError, ConfigError
-from stages.cache_shared import json_option, parse, say, showing
+from stages.cache_shared import json_option, say, showing
+from stages.caching_options import parse_views
 
 
 def _deleting(function: Callable[..., None]) -> Callable[..., None]:
@@ -101,9 +103,9 @@ def _unwanted(folder: str, keep: Sequence[str], left: list[str]) -> list[dict[st
 @json_option
 def drop_views(cache: str, views: str, encoding: str | None, **flags: bool) -> None:
     """Delete views from CACHE. Other views of the same segments move to new segments, unchanged."""
-    unwanted = parse(views)
+    unwanted = parse_views(views)
     store = Cache(Store(cache)).store
-    with store.lock():
+    with alone(store):
         plan = plan_drop(Cache(store), unwanted, encoding)
     lines = [f"{cache}: segment {s.name}" for s in plan.gone]
     lines += [f"{cache}: of these, views {describe(list(new.views))} move to {new.name}" for _, new in plan.kept]
@@ -151,7 +153,7 @@ def _unless_busy(store: Store, left: list[str]) -> Iterator[bool]:
     """Hold a cache's lock; False, and a line, if another process does."""
     with ExitStack() as held:
         try:
-            held.enter_context(store.lock())
+            held.enter_context(alone(store))
         except CacheError as e:
             left.append(store.url)
             click.echo(f"left alone: {e}", err=True)

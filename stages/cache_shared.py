@@ -8,21 +8,12 @@ from typing import Any
 import click
 
 from pipeline.cache.copying import OnTask
-from pipeline.views import View
 from stages.progress import Progress
 
 
 def json_option(function: Callable[..., None]) -> Callable[..., None]:
     """Add --json to a command, which takes it as `as_json`."""
     return click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")(function)
-
-
-def parse(text: str) -> list[View]:
-    """The syntax of --views."""
-    # It brings torch and timm, which ls and gc do without.
-    from stages.cache_teacher import parse_views
-
-    return parse_views(text)
 
 
 def say(report: dict[str, Any], text: str, as_json: bool) -> None:

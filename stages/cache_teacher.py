@@ -14,33 +14,20 @@ from pipeline.cache.record import CacheRecord
 from pipeline.caching import Progress as Step
 from pipeline.caching import Report, cache_views
 from pipeline.caching.backend import Backend
-from pipeline.caching.cluster import Cluster, devices_here, local_client, user_client
 from pipeline.errors import ConfigError
 from pipeline.shards import Index
 from pipeline.targets import Encoding, Quality
-from pipeline.teacher import Teacher, TeacherConfig
-from pipeline.views import CROPS, View
+from pipeline.teacher import Teacher, TeacherConfig, devices_here
+from pipeline.views import View
 from stages import params
+from stages.caching_options import caching_options, overrides, parse_views
 from stages.progress import Progress
 from stages.signals import resume
-
-_VIEWS = 10_000_000  # numbers below this
 
 
 @click.command("cache-teacher")
 @click.option("--shards", required=True, help="Index of the shards, from kdpipe index.")
-@click.option("--teacher", help="timm name, hub name, or package.module:factory.")
-@click.option("--weights", help="safetensors file or weights-only pickle.")
-@click.option("--pretrained", is_flag=True, default=None, help="timm's published weights from its hub.")
-@click.option("--model-kwargs", multiple=True, metavar="KEY=VALUE", help="Argument of the model; repeatable.")
-@click.option("--num-classes", type=int, help="Classes, where weights and index don't say.")
-@click.option("--views", default="0:1", show_default=True, help="0:4, 7, center, five-crop, or 0:4,center.")
-@click.option("--targets", type=click.Choice(["topk", "dense"]), help="What to keep of each view.")
-@click.option("--k", type=int, help="Classes kept by topk [default: 16].")
-@click.option("--dtype", type=click.Choice(["float16", "float32"]), help="Of log-probs or logits.")
-@click.option("--input-size", type=int, help="Side the teacher sees, pixels [default: the model's own].")
-@click.option("--batch-size", type=int, help="Views a forward.")
-@click.option("--amp-dtype", type=click.Choice(["float32", "bfloat16", "float16"]), help="Autocast dtype.")
+@caching_options
 @click.option("--limit", type=int, help="Only the first N samples.")
 @click.option("--workers", type=click.IntRange(1), help="Processes on this machine [default: one a GPU].")
 @click.option("--scheduler", help="Address of a dask cluster of yours, tcp://host:port.")
@@ -66,7 +53,7 @@ def cache_teacher(
     Tasks already in the cache are skipped: repeat the command after an interruption, or with more views. A task
     that fails is named at the end (exit 1), all others are done.
     """
-    settings = params.load(params_file, sets, _overrides(flags))
+    settings = params.load(params_file, sets, overrides(flags))
     index = Index.open(shards).limit(limit)
     wanted = parse_views(views)
     for remark in settings.views.remarks():
@@ -118,6 +105,9 @@ def backend(
     if scheduler is None and workers is None and (len(devices_here()) == 1 or config.device != "auto"):
         yield Teacher(config, num_classes)
         return
+    # dask.distributed takes a second to import, and most runs need none of it.
+    from pipeline.caching.cluster import Cluster, local_client, user_client
+
     if scheduler is not None:
         with user_client(scheduler) as client:
             click.echo(f"workers: {len(client.nthreads())} now; dashboard: {client.dashboard_link}", err=True)
@@ -152,42 +142,6 @@ def summarise(cache: Cache, report: Report, encoding: Encoding, wanted: list[Vie
         "seconds": report.seconds,
         "views_per_second": report.quality.views / report.seconds if report.tasks else None,
         "root": cache.root_digest(),
-    }
-
-
-def parse_views(text: str) -> list[View]:
-    """The syntax of --views: numbers, a:b with b exclusive, center, five-crop; joined by commas."""
-    found: list[View] = []
-    for part in text.split(","):
-        start, colon, stop = part.strip().partition(":")
-        try:
-            more: list[View] = (
-                list(CROPS[part.strip()])
-                if part.strip() in CROPS
-                else list(range(int(start), min(_VIEWS + 1, int(stop) if colon else int(start) + 1)))
-            )
-        except ValueError:
-            more = []
-        if not more or (isinstance(more[0], int) and not 0 <= more[0] <= int(more[-1]) < _VIEWS):
-            allowed = "0:4, 7, center, five-crop, or 0:4,center"
-            raise ConfigError("no views", where="--views", found=part, allowed=allowed)
-        found += [v for v in more if v not in found]
-    return found
-
-
-def _overrides(flags: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "teacher.model": flags["teacher"],
-        "teacher.weights": flags["weights"],
-        "teacher.pretrained": flags["pretrained"],
-        "teacher.model_kwargs": params.key_values(flags["model_kwargs"]),
-        "teacher.num_classes": flags["num_classes"],
-        "teacher.input_size": flags["input_size"],
-        "teacher.batch_size": flags["batch_size"],
-        "teacher.amp_dtype": flags["amp_dtype"],
-        "targets.kind": flags["targets"],
-        "targets.k": flags["k"],
-        "targets.dtype": flags["dtype"],
     }
 
 

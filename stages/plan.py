@@ -17,24 +17,13 @@ from pipeline.teacher import Teacher
 from pipeline.trainer import Job
 from pipeline.trainer.forecast import forecast_student
 from stages import params
-from stages.cache_teacher import _overrides, parse_views
+from stages.caching_options import caching_options, overrides, parse_views
 from stages.plan_text import show
 
 
 @click.command()
 @click.option("--shards", required=True, help="Index of the shards, from kdpipe index.")
-@click.option("--teacher", help="timm name, hub name, or package.module:factory.")
-@click.option("--weights", help="safetensors file or weights-only pickle.")
-@click.option("--pretrained", is_flag=True, default=None, help="timm's published weights from its hub.")
-@click.option("--model-kwargs", multiple=True, metavar="KEY=VALUE", help="Argument of the model; repeatable.")
-@click.option("--num-classes", type=int, help="Classes, where weights and index don't say.")
-@click.option("--views", default="0:1", show_default=True, help="0:100, 7, center, five-crop, or 0:4,center.")
-@click.option("--targets", type=click.Choice(["topk", "dense"]), help="What to keep of each view.")
-@click.option("--k", type=int, help="Classes kept by topk [default: 16].")
-@click.option("--dtype", type=click.Choice(["float16", "float32"]), help="Of log-probs or logits.")
-@click.option("--input-size", type=int, help="Side the teacher sees, pixels [default: the model's own].")
-@click.option("--batch-size", type=int, help="Views a forward of the teacher.")
-@click.option("--amp-dtype", type=click.Choice(["float32", "bfloat16", "float16"]), help="Autocast dtype.")
+@caching_options
 @click.option("--limit", type=int, help="Only the first N samples.")
 @click.option("--student", help="timm name of a student: also forecast its training, with the cache and without.")
 @click.option("--epochs", type=int, help="Of the student.")
@@ -62,7 +51,7 @@ def plan(
     Takes the options of cache-teacher. Ranges come from the spread of what was measured.
     """
     training = {"student.model": student, "train.epochs": epochs, "train.batch_size": student_batch_size}
-    settings = params.load(params_file, sets, _overrides(flags) | training)
+    settings = params.load(params_file, sets, overrides(flags) | training)
     counts, wanted = _workers(workers), parse_views(views)
     if student is not None and not build_objective(settings.objective).needs.targets:
         raise ConfigError("the objective takes nothing from a teacher", found=settings.objective.name, allowed="kd ...")

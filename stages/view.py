@@ -23,7 +23,7 @@ from pipeline.views import Erased, View, ViewsConfig
 from pipeline.views.block import block_views, decode_sample, paired_index, render_rows
 from pipeline.views.erasing import noise_values
 from stages import params
-from stages.cache_teacher import parse_views
+from stages.caching_options import parse_views
 
 SIZE = 224
 _CELL = 160  # smallest width of a cell: smaller views are shown in larger pixels

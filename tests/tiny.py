@@ -28,6 +28,16 @@ RECIPE = ViewsConfig(
 )
 POLICIES = {"plain": VIEWS, "recipe": RECIPE}
 
+SETTINGS = {
+    "model": "tests.tiny:network",
+    "num_classes": CLASSES,
+    "input_size": SIZE,
+    "batch_size": 8,
+    "threads": 1,
+    "mean": (0.5, 0.5, 0.5),
+    "std": (0.25, 0.25, 0.25),
+}
+
 
 def network(num_classes: int = CLASSES, width: int = 8, seed: int = 0) -> nn.Module:
     """A convolution and a linear layer with weights of their own; a factory as users write one."""
@@ -47,16 +57,7 @@ def network(num_classes: int = CLASSES, width: int = 8, seed: int = 0) -> nn.Mod
 
 def teacher(**changes: object) -> Teacher:
     """The tiny network as a teacher on one CPU thread."""
-    settings = {
-        "model": "tests.tiny:network",
-        "num_classes": CLASSES,
-        "input_size": SIZE,
-        "batch_size": 8,
-        "threads": 1,
-        "mean": (0.5, 0.5, 0.5),
-        "std": (0.25, 0.25, 0.25),
-    }
-    return Teacher(TeacherConfig.model_validate(settings | changes))
+    return Teacher(TeacherConfig.model_validate(SETTINGS | changes))
 
 
 @dataclass(frozen=True)

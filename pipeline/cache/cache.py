@@ -56,7 +56,7 @@ class Cache:
         said = self.identity["views"]
         if said["version"] != POLICY_VERSION:
             raise IdentityError(
-                "its views are of another version of the policy",
+                "its views are of another policy version",
                 where=self.store,
                 found=said["version"],
                 allowed=POLICY_VERSION,
@@ -76,6 +76,7 @@ class Cache:
         for record in records:
             check_files(self.store, record["files"])
         self.segments = sorted((Segment.parse(record["segment"]) for record in records), key=lambda s: s.number)
+        self._require_described(names)
         present = set(names)
         self.commits = {
             (segment.name, shard["name"]): read_record(self.store, segment.commit(shard["name"]))
@@ -83,6 +84,20 @@ class Cache:
             for shard in self.shards
             if segment.commit(shard["name"]) in present
         }
+
+    def _require_described(self, names: list[str]) -> None:
+        """Records of finished tasks without their segment's: their arrays would look like leftovers, and be swept."""
+        described = {segment.name for segment in self.segments}
+        for folder, tasks in tasks_by_segment(names).items():
+            record = f"commits/{folder}/segment.json"
+            # A segment that was added while the names were listed is no such case.
+            if folder not in described and not self.store.exists(record):
+                raise CorruptionError(
+                    f"the record of segment {folder} is missing",
+                    where=f"{self.store}/{record}",
+                    found=f"{len(tasks)} finished tasks that need it",
+                    do=f"Restore it from a copy; or delete commits/{folder}, and cache-teacher does these tasks again",
+                )
 
     def committed(self, segment: Segment) -> list[str]:
         """Names of the shards whose task of this segment is finished."""
@@ -114,6 +129,16 @@ class Cache:
         """One digest over identity and all commits: equal for caches with equal content."""
         commits = {f"{name}/{shard}": fingerprint(record) for (name, shard), record in self.commits.items()}
         return fingerprint({"identity": self.identity, "commits": commits})
+
+
+def tasks_by_segment(names: list[str]) -> dict[str, list[str]]:
+    """Of the names of files below commits/, the records of tasks, by the folder of their segment."""
+    found: dict[str, list[str]] = {}
+    for name in names:
+        folder, _, file = name.removeprefix("commits/").partition("/")
+        if file.endswith(".json") and file != "segment.json":
+            found.setdefault(folder, []).append(name)
+    return found
 
 
 def check_files(store: Store, files: dict[str, str]) -> None:

@@ -35,10 +35,7 @@ def create(store: Store, identity: dict[str, Any], canaries: list[Canary]) -> Ca
     Raises:
         CacheError: something else is there, or it can't be written.
     """
-    ours = (ROOT, "canaries/", PROVENANCE)
-    there = [name for name in store.files() if not (name.startswith(ours) or name.endswith(PARTIAL))]
-    if there:
-        raise CacheError("not empty and not a cache", where=store, found=there[0], do="Choose another --out")
+    require_empty(store, "Choose another --out")
     with store.writing(""):
         # What an interrupted creation left. Zarr's own overwriting would take the folder away, and with it its lock.
         for name in [ROOT, *store.files("canaries")]:
@@ -65,10 +62,18 @@ def create(store: Store, identity: dict[str, Any], canaries: list[Canary]) -> Ca
     return Cache(store)
 
 
+def require_empty(store: Store, do: str) -> None:
+    """Raise CacheError if a place holds anything but what an interrupted creation of a cache left."""
+    ours = (ROOT, "canaries/", PROVENANCE)
+    there = [name for name in store.files() if not (name.startswith(ours) or name.endswith(PARTIAL))]
+    if there:
+        raise CacheError("not empty and not a cache", where=store, found=there[0], do=do)
+
+
 def sweep(cache: Cache) -> None:
     """Delete what interrupted writes left: temporary files, and arrays that no record vouches for.
 
-    Only for the one process that writes; see `Store.lock`.
+    Only for the one process that writes; see `locks`.
     """
     store = cache.store
     store.sweep()

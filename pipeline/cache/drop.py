@@ -7,6 +7,7 @@ from pipeline.cache.cache import Cache
 from pipeline.cache.commit import add_segment
 from pipeline.cache.copying import OnTask, Source
 from pipeline.cache.layout import Segment, describe, in_order, runs
+from pipeline.cache.locks import alone
 from pipeline.cache.manage import orphans, remove_orphans, remove_records
 from pipeline.cache.store import Store
 from pipeline.errors import ConfigError
@@ -79,7 +80,7 @@ def drop_views(
         CacheError: somebody is writing to the cache.
     """
     Cache(store)  # before the lock, which would make the folder
-    with store.lock():
+    with alone(store):
         cache = Cache(store)
         plan = plan_drop(cache, views, encoding)
         for _, new in plan.kept:

@@ -8,12 +8,11 @@ import numpy as np
 from pipeline.cache.cache import Cache
 from pipeline.cache.read import require_match
 from pipeline.cache.tally import Answers
-from pipeline.errors import CacheError, IdentityError
+from pipeline.errors import CacheError
 from pipeline.shards import Index
 from pipeline.views import View
 from pipeline.views.block import paired_index
 from pipeline.views.mixing import MixingDraws
-from pipeline.views.policy import POLICY_VERSION
 
 
 class ViewLabels:
@@ -25,18 +24,9 @@ class ViewLabels:
     """
 
     def __init__(self, cache: Cache, index: Index) -> None:
-        version = cache.identity["views"]["version"]
-        if version != POLICY_VERSION:
-            raise IdentityError(
-                "the cache's views are of another policy version",
-                where=cache.store,
-                found=version,
-                allowed=POLICY_VERSION,
-                do="Use the release of kdpipe that made it, or make another cache",
-            )
+        self._config = cache.views_config
         there = {s["name"]: s["samples"] for s in cache.shards}
         self.index = index.limit(sum(there.values()))
-        self._config = cache.views_config
         require_match(cache, self.index, self._config, None)
         self._shards = {shard.name: shard for shard in self.index.shards}
         if len(self.index) < sum(there.values()):

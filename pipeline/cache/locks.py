@@ -82,6 +82,35 @@ def adding(store: Store) -> Iterator[None]:
         lock.release()
 
 
+@contextmanager
+def alone(store: Store) -> Iterator[None]:
+    """Be the only process that writes, as who deletes must. Behind a URL another one is not seen.
+
+    Raises:
+        CacheError: another process is writing, or the folder can't be made.
+    """
+    if store.local is None:
+        yield
+        return
+    lock = FolderLock(store.local)
+    with store.writing(""):
+        store.local.mkdir(parents=True, exist_ok=True)
+        free = lock.take()
+    if not free:
+        raise _busy(store)
+    try:
+        yield
+    finally:
+        lock.release()
+        with suppress(OSError):
+            # Refused before anything was written: leave no trace.
+            store.local.rmdir()
+
+
+def _busy(store: Store) -> CacheError:
+    return CacheError("another process is writing here", where=store, do="Wait until it has ended")
+
+
 def _either(lock: FolderLock) -> str | None:
     return "alone" if lock.take() else "beside others" if lock.take(shared=True) else None
 
@@ -91,6 +120,6 @@ def _patiently(store: Store, attempt: Callable[[], T]) -> T:
     began = time.monotonic()
     while not (got := attempt()):
         if time.monotonic() - began > _PATIENCE:
-            raise CacheError("another process is writing here", where=store, do="Wait until it has ended")
+            raise _busy(store)
         time.sleep(_PAUSE)
     return got

@@ -24,7 +24,7 @@ from pipeline.errors import CacheError, ConfigError
 def orphans(cache: Cache) -> dict[str, int]:
     """Files that no record vouches for and their bytes: what interrupted writes left, and anything foreign.
 
-    Only true while nobody writes: see `Store.lock`.
+    Only true while nobody writes: see `locks`.
     """
     store = cache.store
     known = {STORE_RECORD, CANARY_LABELS, PROVENANCE, *read_record(store, STORE_RECORD)["files"]}

@@ -11,6 +11,7 @@ from pipeline.cache.commit import add_segment, create, read_canaries, read_prove
 from pipeline.cache.copying import OnTask, Source, rows_of
 from pipeline.cache.layout import PROVENANCE, STORE_RECORD, Segment, runs
 from pipeline.cache.listing import place_of
+from pipeline.cache.locks import alone
 from pipeline.cache.manage import remove_orphans
 from pipeline.cache.records import seal
 from pipeline.cache.store import Store
@@ -18,7 +19,7 @@ from pipeline.errors import CacheError, ConfigError, IdentityError
 from pipeline.fingerprint import differences
 from pipeline.targets import Encoding
 from pipeline.views import View
-from pipeline.views.canaries import COUNT, Canary
+from pipeline.views.canaries import COUNT, Canary, spread
 
 # Which sources hold something: (position among the sources, segment).
 _Holders = list[tuple[int, Segment]]
@@ -65,7 +66,7 @@ def merge(out: str, sources: Sequence[str], on_task: OnTask = lambda *_: None) -
     identity = merged_identity(caches)
     parts = plan_merge(caches, identity["shards"])
     canaries, report = spread_canaries(caches), Merged()
-    with store.lock():
+    with alone(store):
         cache = _open(store, identity, canaries, parts)
         for part in parts:
             if part.segment not in cache.segments:
@@ -183,8 +184,7 @@ def spread_canaries(caches: Sequence[Cache]) -> list[Canary]:
         for canary in read_canaries(cache):
             found.setdefault((canary.shard, canary.key, canary.view), canary)
     ordered = sorted(found.values(), key=lambda canary: canary.shard)
-    count = min(COUNT, len(ordered))
-    return [ordered[i] for i in sorted({round(i * (len(ordered) - 1) / max(1, count - 1)) for i in range(count)})]
+    return [ordered[i] for i in spread(len(ordered), COUNT)]
 
 
 def _open(store: Store, identity: dict[str, Any], canaries: list[Canary], parts: Sequence[Part]) -> Cache:

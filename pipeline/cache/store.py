@@ -6,8 +6,6 @@ object store a put is atomic by itself.
 
 import os
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +15,7 @@ import zarr.abc.store
 from zarr.storage import FsspecStore, LocalStore
 
 from pipeline.errors import CacheError, KdpipeError
-from pipeline.files import FolderLock, fsync
+from pipeline.files import fsync
 
 # Blosc's worker threads append their parts as they finish, which makes the bytes depend on timing.
 numcodecs.blosc.use_threads = False
@@ -149,30 +147,6 @@ class Store:
         """Force the name of the store itself to disk."""
         if self.local is not None:
             fsync(self.local.absolute().parent)
-
-    @contextmanager
-    def lock(self) -> Iterator[None]:
-        """Be the only process that writes here. On a local disk another one is refused; elsewhere it is not seen.
-
-        Raises:
-            CacheError: another process is writing, or the folder can't be made.
-        """
-        if self.local is None:
-            yield
-            return
-        lock = FolderLock(self.local)
-        with self.writing(""):
-            self.local.mkdir(parents=True, exist_ok=True)
-            free = lock.take()
-        if not free:
-            raise CacheError("another process is writing here", where=self, do="Wait until it has ended")
-        try:
-            yield
-        finally:
-            lock.release()
-            with suppress(OSError):
-                # Refused before anything was written: leave no trace.
-                self.local.rmdir()
 
     def remove(self, name: str) -> None:
         """Delete a file; nothing if it has gone already."""

@@ -10,7 +10,7 @@ import torch
 from pipeline.targets import Encoding
 from pipeline.views import View
 
-# Of every histogram; pipeline.evaluation, which is to the right, has as many for its calibration error.
+# Of every histogram, and of the calibration error.
 BINS = 15
 _EDGES = np.linspace(0, 1, BINS + 1)[1:-1]
 

@@ -6,12 +6,13 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 
 from pipeline.cache.cache import Cache, require_identity
-from pipeline.cache.commit import add_segment, read_provenance
+from pipeline.cache.commit import add_segment, read_provenance, require_empty
 from pipeline.cache.copying import OnTask, Source, copy_file
-from pipeline.cache.layout import PROVENANCE, ROOT, STORE_RECORD, Segment, describe, in_order, runs
+from pipeline.cache.layout import PROVENANCE, STORE_RECORD, Segment, describe, in_order, runs
 from pipeline.cache.listing import place_of
+from pipeline.cache.locks import alone
 from pipeline.cache.records import read_record, seal
-from pipeline.cache.store import PARTIAL, Store
+from pipeline.cache.store import Store
 from pipeline.errors import CacheError, ConfigError, IdentityError
 from pipeline.fingerprint import differences
 from pipeline.views import View
@@ -61,7 +62,7 @@ def transfer(
     if place_of(source) == place_of(target):
         raise ConfigError("a cache can't be copied onto itself", where=target)
     report = Transfer()
-    with store.lock():
+    with alone(store):
         cache = _open(origin, store)
         pairs = pieces(origin, cache, wanted)
         for _, piece in pairs:
@@ -132,10 +133,7 @@ def _open(origin: Cache, store: Store) -> Cache:
     """The target, made with the origin's identity and canaries if it isn't there."""
     fresh = not store.exists(STORE_RECORD)
     if fresh:
-        ours = (ROOT, "canaries/", PROVENANCE)
-        foreign = [name for name in store.files() if not (name.startswith(ours) or name.endswith(PARTIAL))]
-        if foreign:
-            raise CacheError("not empty and not a cache", where=store, found=foreign[0], do="Choose another place")
+        require_empty(store, "Choose another place")
         record = read_record(origin.store, STORE_RECORD)
         for name, digest in record["files"].items():
             copy_file(origin.store, name, store, name, digest)

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 
 from pipeline.cache import Segment
-from pipeline.cache.layout import padded_rows, runs
+from pipeline.cache.layout import padded_rows
 from pipeline.caching.estimate import Estimate
 from pipeline.caching.measure import Measured
-from pipeline.caching.run import _TASK_BYTES
+from pipeline.caching.run import portions
 from pipeline.caching.weigh import Weight, index_bytes, loss
 from pipeline.shards import Index
 from pipeline.targets import Encoding, Quality
@@ -125,8 +125,7 @@ def _encoding(index: Index, measured: Measured, weight: Weight, views: Sequence[
 
 
 def _segments(index: Index, encoding: Encoding, views: Sequence[View]) -> list[Segment]:
-    most = max(1, _TASK_BYTES // (_padded(index) * encoding.nbytes))
-    return [Segment(n, encoding, some, {}) for n, some in enumerate(runs(list(views), most))]
+    return [Segment(n, encoding, some, {}) for n, some in enumerate(portions(list(views), _padded(index), encoding))]
 
 
 def _groups(segment: Segment, group: int) -> list[int]:

@@ -8,7 +8,7 @@ from pipeline.cache import Cache, read_canaries
 from pipeline.shards import BlockReader, Index
 from pipeline.views import View, ViewsConfig
 from pipeline.views.block import paired_index, render_rows
-from pipeline.views.canaries import COUNT, Canary, Pixels, compare
+from pipeline.views.canaries import COUNT, Canary, Pixels, compare, spread
 
 # Canaries lie in few blocks, so that checking them on remote shards reads megabytes, not gigabytes.
 _BLOCKS = 8
@@ -21,13 +21,13 @@ def make_identity(index: Index, views: ViewsConfig, teacher: dict[str, Any], siz
 
 def render_canaries(index: Index, config: ViewsConfig, views: Sequence[View], size: int) -> list[Canary]:
     """Up to 64 views spread over up to 8 blocks, with the requested views in turn."""
-    chosen = _spread(index.blocks, _BLOCKS)
+    chosen = spread(index.blocks, _BLOCKS)
     each = -(-COUNT // len(chosen))
     canaries: list[Canary] = []
     reader = BlockReader(paired_index(index, config.cached))
     for block in chosen:
         rows = index.rows(block)
-        for place in _spread(len(rows), each):
+        for place in spread(len(rows), each):
             view = views[len(canaries) % len(views)]
             canaries.append(_canary(index, reader, config, rows[place], view, size))
     reader.close()
@@ -65,9 +65,3 @@ def _canary(index: Index, reader: BlockReader, config: ViewsConfig, row: int, vi
     with ThreadPoolExecutor(1) as pool:
         pixels = render_rows(reader, config.cached, range(row, row + 1), [view], size, pool).pixels[0, 0]
     return Canary(index.shard_of(row).name, index.key(row), view, pixels)
-
-
-def _spread(total: int, count: int) -> list[int]:
-    """Up to `count` of range(total): the first, the last and those evenly between."""
-    count = min(total, count)
-    return sorted({round(i * (total - 1) / max(1, count - 1)) for i in range(count)})

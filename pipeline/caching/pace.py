@@ -2,7 +2,7 @@
 
 import itertools
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
@@ -11,7 +11,7 @@ import torch
 
 from pipeline.caching.estimate import Estimate
 from pipeline.caching.sample import Answered, choose_blocks, choose_views, cut
-from pipeline.caching.task import _BUFFER_BYTES
+from pipeline.caching.task import one_ahead, views_a_step
 from pipeline.errors import TeacherError
 from pipeline.shards import BlockReader, Index
 from pipeline.targets import Encoding, quality
@@ -92,7 +92,7 @@ def rehearse(
         TeacherError: the teacher answers with NaN or infinity.
     """
     size, batch = teacher.built.input_size, teacher.config.batch_size
-    group = max(1, _BUFFER_BYTES // (index.block_size * size * size * 3))
+    group = views_a_step(index, size)
     blocks, few = choose_blocks(index), choose_views(views, min(4, group))
     reader = BlockReader(paired_index(index, config))
     with ThreadPoolExecutor(threads) as pool:
@@ -196,7 +196,7 @@ def _run(
     answered: list[Answered] = []
     marks: list[float] = []
     asked: list[float] = []
-    for rows, rendered in _ahead(order, lambda rows: render(rows, views)):
+    for rows, rendered in one_ahead(order, lambda rows: render(rows, views)):
         marks.append(time.perf_counter())
         logits = []
         for view in range(len(views)):
@@ -227,17 +227,3 @@ def _ask(teacher: Teacher, encoding: Encoding, rendered: Rendered, view: int) ->
         raise TeacherError("the teacher answered with NaN or infinity", do="Use --amp-dtype bfloat16 or float32")
     quality(output, labels, encoding, encoding.encode(output, labels))
     return output.logits.cpu()
-
-
-def _ahead(order: list[range], render: Callable[[range], Rendered]) -> Iterator[tuple[range, Rendered]]:
-    """Each piece rendered, while the caller works on the one before."""
-    with ThreadPoolExecutor(1) as ahead:
-        coming = ahead.submit(render, order[0])
-        try:
-            for i, rows in enumerate(order):
-                waiting = coming
-                if i + 1 < len(order):
-                    coming = ahead.submit(render, order[i + 1])
-                yield rows, waiting.result()
-        finally:
-            ahead.shutdown(wait=True, cancel_futures=True)

@@ -3,7 +3,7 @@
 import os
 import platform
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -183,13 +183,18 @@ def _segments(cache: Cache, encoding: Encoding, views: list[View], numerics: dic
                 do=f"Go on with --set teacher.{name}={then}",
             )
     covered = {view for s in there for view in s.views}
-    most = max(1, _TASK_BYTES // (padded_rows(cache.shards, int(cache.identity["block_size"])) * encoding.nbytes))
-    for views_of_one in runs([v for v in views if v not in covered], most):
+    rows = padded_rows(cache.shards, int(cache.identity["block_size"]))
+    for views_of_one in portions([v for v in views if v not in covered], rows, encoding):
         number = max((s.number for s in cache.segments), default=-1) + 1
         segment = Segment(number, encoding, views_of_one, numerics)
         add_segment(cache, segment)
         there.append(segment)
     return there
+
+
+def portions(views: list[View], rows: int, encoding: Encoding) -> Iterator[tuple[View, ...]]:
+    """Views as segments hold them, whose tasks have arrays of so many padded rows."""
+    return runs(views, max(1, _TASK_BYTES // (rows * encoding.nbytes)))
 
 
 def provenance(index: Index, teacher: Described) -> dict[str, Any]:

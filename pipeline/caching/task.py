@@ -1,8 +1,9 @@
 """The work of one task: one shard of one segment, from tar to arrays."""
 
 import itertools
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -18,6 +19,9 @@ from pipeline.views.block import Rendered, paired_index, render_rows
 
 # Rendered views in flight: this many bytes being made while as many are before the teacher.
 _BUFFER_BYTES = 256 * 2**20
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 def run_task(
@@ -72,30 +76,43 @@ def run_task(
     return fields, total
 
 
+def views_a_step(index: Index, size: int) -> int:
+    """Views of a block that are rendered from one decoding, so that their pixels fit the buffer."""
+    return max(1, _BUFFER_BYTES // (index.block_size * size * size * 3))
+
+
+def one_ahead(items: Iterable[T], work: Callable[[T], R]) -> Iterator[tuple[T, R]]:
+    """Each item with what `work` makes of it, while the caller is busy with the one before."""
+    with ThreadPoolExecutor(1) as ahead:
+        waiting: tuple[T, Future[R]] | None = None
+        try:
+            for item in items:
+                coming = item, ahead.submit(work, item)
+                if waiting is not None:
+                    yield waiting[0], waiting[1].result()
+                waiting = coming
+            if waiting is not None:
+                yield waiting[0], waiting[1].result()
+        finally:
+            ahead.shutdown(wait=True, cancel_futures=True)
+
+
 def _rendered(
     index: Index, config: ViewsConfig, views: Sequence[View], shard: Shard, size: int, threads: int
 ) -> Iterator[tuple[range, int, Rendered]]:
     """(rows of a block, position of the first view, those views of them), one step ahead of the caller."""
-    group = max(1, _BUFFER_BYTES // (index.block_size * size * size * 3))
-    starts = range(0, len(views), group)
+    group = views_a_step(index, size)
     blocks = range(shard.first_block, shard.first_block + shard.blocks)
+    steps = itertools.product(map(index.rows, blocks), range(0, len(views), group))
     reader = BlockReader(paired_index(index, config))
-    with ThreadPoolExecutor(threads) as pool, ThreadPoolExecutor(1) as ahead:
+    with ThreadPoolExecutor(threads) as pool:
 
-        def render(block: int, start: int) -> tuple[range, int, Rendered]:
-            rows = index.rows(block)
-            return rows, start, render_rows(reader, config, rows, views[start : start + group], size, pool)
+        def render(step: tuple[range, int]) -> Rendered:
+            rows, start = step
+            return render_rows(reader, config, rows, views[start : start + group], size, pool)
 
-        steps = itertools.product(blocks, starts)
-        waiting = None
         try:
-            for block, start in steps:
-                coming = ahead.submit(render, block, start)
-                if waiting is not None:
-                    yield waiting.result()
-                waiting = coming
-            if waiting is not None:
-                yield waiting.result()
+            for (rows, start), rendered in one_ahead(steps, render):
+                yield rows, start, rendered
         finally:
-            ahead.shutdown(wait=True, cancel_futures=True)
             reader.close()

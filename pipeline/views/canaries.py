@@ -31,6 +31,12 @@ class Canary:
         return {"shard": self.shard, "key": self.key, "view": self.view}
 
 
+def spread(total: int, count: int) -> list[int]:
+    """Up to `count` of range(total): the first, the last and those evenly between."""
+    count = min(total, count)
+    return sorted({round(i * (total - 1) / max(1, count - 1)) for i in range(count)})
+
+
 def compare(canaries: Sequence[Canary], rendered: Sequence[np.ndarray], allow: Pixels) -> dict[str, Any]:
     """How far today's renderings (uint8, one a canary) are from the kept ones.
 

@@ -2,20 +2,18 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 
 from pipeline.errors import ViewError
 from pipeline.views.colour import ColourDraws
-from pipeline.views.draws import Corner, View, view_streams
+from pipeline.views.draws import FIVE_CROP, View, view_streams
 from pipeline.views.erasing import ErasingDraws
 from pipeline.views.geometry import Crop, Geometry, Whole
 from pipeline.views.mixing import Mix, MixingDraws
 from pipeline.views.policy import Interpolation, ViewsConfig
 from pipeline.views.resize import flip, resize, resize_whole
-
-_EVALUATION = ("center", *get_args(Corner))
 
 
 class BlockViews:
@@ -41,10 +39,10 @@ class BlockViews:
         self._geometry: Geometry | None = None
         self._colour: ColourDraws | None = None
         self._erasing: ErasingDraws | None = None
-        if view in _EVALUATION:
+        if view in FIVE_CROP:
             return
         if not isinstance(view, int) or view < 0:
-            raise ViewError("no such view", found=view, allowed=f"a number >= 0, or {', '.join(_EVALUATION)}")
+            raise ViewError("no such view", found=view, allowed=f"a number >= 0, or {', '.join(map(str, FIVE_CROP))}")
         hashes = view_streams(config.seed, shard, keys, view)
         self._geometry = Geometry(config, hashes)
         self._colour = ColourDraws(config, hashes)

@@ -4,12 +4,16 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
 from pipeline.shards import Index, build_index
 from pipeline.shards.prepare import prepare_digits
+
+# Of the papers, but for mixing, which is no part of a transform.
+RECIPE: dict[str, Any] = {"auto_augment": "rand-m9-mstd0.5-inc1", "re_prob": 0.25, "re_mode": "pixel"}
 
 
 @contextmanager

@@ -20,11 +20,11 @@ from pipeline.targets import Targets, TargetsConfig
 from pipeline.teacher import Teacher, TeacherConfig
 from pipeline.trainer import Step, TrainConfig, build_student
 from pipeline.views import Normalize, ViewsConfig
+from stages.bench.data import RECIPE
 
 _CROP = ViewsConfig(seed=1, scale=(0.3, 1.0), crop_pct=1.0)
-_RECIPE = {"auto_augment": "rand-m9-mstd0.5-inc1", "re_prob": 0.25, "re_mode": "pixel", "mixup": 0.8, "cutmix": 1.0}
 # Crop and flip alone; and the papers' recipe.
-POLICIES = {"crop": _CROP, "recipe": _CROP.model_copy(update=_RECIPE)}
+POLICIES = {"crop": _CROP, "recipe": _CROP.model_copy(update={**RECIPE, "mixup": 0.8, "cutmix": 1.0})}
 NETWORK = {"patch_size": 4, "depths": [1, 1, 1, 1], "dims": [16, 24, 32, 48]}
 # More classes than the digits have, so that the top 16 leave something out.
 CLASSES, BATCH, SIZE, K = 100, 32, 32, 16

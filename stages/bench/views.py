@@ -19,11 +19,11 @@ from pipeline.views.block import block_views, decode_sample
 from pipeline.views.ops import RAND_OPS
 from pipeline.views.policy import Interpolation
 from pipeline.views.resize import flip, resize
+from stages.bench.data import RECIPE
 from stages.bench.measure import interleaved, ratio
 
 Work = Callable[[], Any]
 
-RECIPE: dict[str, Any] = {"auto_augment": "rand-m9-mstd0.5-inc1", "re_prob": 0.25, "re_mode": "pixel"}
 VIEWS = ViewsConfig(scale=(0.08, 1.0), interpolation="bicubic", **RECIPE)
 PER_DECODE = 10
 _BATCH = 64  # the buffer to render into, views

@@ -17,18 +17,9 @@ from pipeline.errors import KdpipeError
 from pipeline.shards import Index
 from pipeline.targets import TargetsConfig
 from pipeline.teacher import Teacher, TeacherConfig
-from tests.tiny import CLASSES, RECIPE, SIZE, network
+from tests.tiny import CLASSES, RECIPE, SETTINGS, network
 
 VIEWS = (0, 1)
-SETTINGS = {
-    "model": "tests.caching.faulty:slow_network",
-    "num_classes": CLASSES,
-    "input_size": SIZE,
-    "batch_size": 8,
-    "threads": 1,
-    "mean": (0.5, 0.5, 0.5),
-    "std": (0.25, 0.25, 0.25),
-}
 
 
 class Slow(nn.Module):
@@ -50,7 +41,7 @@ def slow_network(num_classes: int = CLASSES) -> nn.Module:
 
 def cache(index: Index, out: str, client: Client | None = None) -> int:
     """Cache; how many tasks failed."""
-    config = TeacherConfig.model_validate(SETTINGS)
+    config = TeacherConfig.model_validate(SETTINGS | {"model": "tests.caching.faulty:slow_network"})
     who = Teacher(config) if client is None else Cluster(client, config, None)
     caching = CachingConfig(render_threads=1)
     _, report = cache_views(out, index, RECIPE, who, TargetsConfig(k=4), VIEWS, caching=caching)

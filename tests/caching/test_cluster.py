@@ -12,19 +12,10 @@ from pipeline.caching.cluster import Cluster
 from pipeline.errors import CacheError, IdentityError, ShardError, TeacherError
 from pipeline.targets import TargetsConfig
 from pipeline.teacher import TeacherConfig
-from tests.tiny import CLASSES, RECIPE, SIZE, make_cache, tree
+from tests.tiny import RECIPE, SETTINGS, make_cache, tree
 
 # dask leaves sockets to the garbage collector and has events of its own loop.
 pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.usefixtures("quiet")]
-SETTINGS = {
-    "model": "tests.tiny:network",
-    "num_classes": CLASSES,
-    "input_size": SIZE,
-    "batch_size": 8,
-    "threads": 1,
-    "mean": (0.5, 0.5, 0.5),
-    "std": (0.25, 0.25, 0.25),
-}
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ import click
 import pytest
 
 from pipeline.cache import Cache, Store
+from pipeline.cache.locks import alone
 from tests.cache.parts import part
 from tests.stages.running import kdpipe, refused
 from tests.tiny import make_cache, tree
@@ -69,7 +70,7 @@ def test_gc_of_a_folder_keeps_what_is_referred_to(folder, world, tmp_path):
     assert [c["cache"] for c in looked["caches"]] == [str(folder / "a")]
     assert not looked["deleted"]
     assert (folder / "a").exists()
-    with Store(folder / "a").lock():
+    with alone(Store(folder / "a")):
         busy = kdpipe("cache", "gc", *args, "--yes")
         assert "left alone" in busy.err
         assert (folder / "a").exists()
