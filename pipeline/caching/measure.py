@@ -15,6 +15,7 @@ from pipeline.shards import Index
 from pipeline.targets import Encoding, TargetsConfig
 from pipeline.teacher import Teacher
 from pipeline.views import View, ViewsConfig
+from pipeline.views.block import labelling_index
 from pipeline.views.canaries import COUNT
 
 
@@ -68,7 +69,7 @@ def measure(
     threads = (caching or CachingConfig()).render_threads or len(os.sched_getaffinity(0))
     encoding = Encoding.of(targets, teacher.num_classes)
     say("starting")
-    index.check_labels(teacher.num_classes)
+    labelling_index(index, config).check_labels(teacher.num_classes)
     index.verify()
     size = teacher.built.input_size
     teacher(np.zeros((1, size, size, 3), np.uint8))
