@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from distributed import Client, Future, LocalCluster, WorkerPlugin, as_completed, get_worker
 from distributed.client import ClosedClientError, FuturesCancelledError
 from distributed.comm import CommClosedError
@@ -142,6 +141,8 @@ class Cluster:
                     raise error
                 if attempt < _ATTEMPTS and not isinstance(error, KilledWorker):
                     submit(task, attempt + 1)
+                elif type(error) is CacheError:
+                    raise error  # A full disk is full for all: stop computing what can't be kept.
                 else:
                     yield Outcome(task, None, error)
             top_up()
@@ -157,7 +158,8 @@ def local_client(workers: int) -> Iterator[Client]:
         # The teacher's memory is the user's affair; dask would kill a worker that comes near its share.
         memory_limit=0,
         dashboard_address="127.0.0.1:0",
-        silence_logs=logging.ERROR,
+        # A task that fails is reported by the client, in one line.
+        silence_logs=logging.CRITICAL,
     )
     with cluster, Client(cluster) as client:
         yield client
@@ -178,11 +180,6 @@ def user_client(address: str) -> Iterator[Client]:
         ) from e
     with client:
         yield client
-
-
-def devices_here() -> list[str]:
-    """Devices of this machine, one a worker: all of CUDA's, else the CPU."""
-    return [f"cuda:{i}" for i in range(torch.cuda.device_count())] or ["cpu"]
 
 
 def _describe(dask_worker: Any) -> Described:
