@@ -7,17 +7,20 @@ scheduler knows more than a few at a time.
 
 import logging
 import os
+import pickle
 import socket
 from asyncio import CancelledError
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from distributed import Client, Future, LocalCluster, WorkerPlugin, as_completed, get_worker
+import dask
+from distributed import Client, Future, LocalCluster, WorkerPlugin, as_completed
 from distributed.client import ClosedClientError, FuturesCancelledError
 from distributed.comm import CommClosedError
 from distributed.scheduler import KilledWorker
 
+from pipeline import remote
 from pipeline.cache import Cache, Store
 from pipeline.caching.backend import Described, Job, Outcome, Task, do
 from pipeline.errors import CacheError, IdentityError, KdpipeError, TeacherError
@@ -28,7 +31,6 @@ from pipeline.teacher import Teacher, TeacherConfig
 _AHEAD = 2
 # A task that fails is tried again, on another worker if there is one: machines fail more often than data.
 _ATTEMPTS = 3
-_PLUGIN = "kdpipe-teacher"
 # What a client meets whose scheduler has died, depending on what it was doing.
 _GONE = (CommClosedError, ClosedClientError, CancelledError, FuturesCancelledError)
 
@@ -36,13 +38,13 @@ _GONE = (CommClosedError, ClosedClientError, CancelledError, FuturesCancelledErr
 class TeacherPlugin(WorkerPlugin):
     """Keeps a worker's teacher, loaded when the first task comes, and its open cache."""
 
-    name = _PLUGIN
+    name = remote.PLUGIN
 
     def __init__(self, config: TeacherConfig, num_classes: int | None, devices: list[str]) -> None:
         self._config, self._num_classes, self._devices = config, num_classes, devices
         self._teacher: Teacher | None = None
         self._described: Described | None = None
-        self._caches: dict[str, Cache] = {}
+        self._jobs: dict[bytes, tuple[Job, Cache]] = {}
 
     def setup(self, worker: Any) -> None:
         """Called by dask in each worker, also in those that come later. Workers of a local cluster are numbered."""
@@ -57,13 +59,15 @@ class TeacherPlugin(WorkerPlugin):
             self._described = Described.of(self._teacher)
         return self._described
 
-    def do(self, job: Job, task: Task) -> dict[str, Any]:
-        """One task with the teacher that the run was begun with."""
-        _require_same(self.described(), job.teacher, socket.gethostname())
+    def do(self, packed: bytes, task: bytes) -> dict[str, Any]:
+        """A pickled Task of a pickled Job, with the teacher that its run was begun with."""
+        if packed not in self._jobs:
+            job: Job = pickle.loads(packed)
+            _require_same(self.described(), job.teacher, socket.gethostname())
+            self._jobs[packed] = job, Cache(Store(job.url))
         assert self._teacher is not None
-        if job.url not in self._caches:
-            self._caches[job.url] = Cache(Store(job.url))
-        return do(job, task, self._teacher, self._caches[job.url])
+        job, cache = self._jobs[packed]
+        return do(job, pickle.loads(task), self._teacher, cache)
 
 
 class Cluster:
@@ -115,11 +119,14 @@ class Cluster:
             ) from e
 
     def _run(self, job: Job, tasks: Iterator[Task]) -> Iterator[Outcome]:
+        # As bytes: else the scheduler would unpickle it for every task, and so would the workers; and opening a large
+        # index takes longer than all the rest of scheduling.
+        packed = pickle.dumps(job)
         flying: dict[Future, tuple[Task, int]] = {}
         ended = as_completed([], loop=self._client.loop, raise_errors=False)
 
         def submit(task: Task, attempt: int) -> None:
-            future = self._client.submit(_do, job, task, pure=False)
+            future = self._client.submit(remote.do, packed, pickle.dumps(task), pure=False)
             flying[future] = (task, attempt)
             ended.add(future)
 
@@ -151,17 +158,21 @@ class Cluster:
 @contextmanager
 def local_client(workers: int) -> Iterator[Client]:
     """A client of a cluster of single-threaded processes on this machine, which ends with the context."""
-    cluster = LocalCluster(
-        n_workers=workers,
-        threads_per_worker=1,
-        processes=True,
-        # The teacher's memory is the user's affair; dask would kill a worker that comes near its share.
-        memory_limit=0,
-        dashboard_address="127.0.0.1:0",
-        # A task that fails is reported by the client, in one line.
-        silence_logs=logging.CRITICAL,
-    )
-    with cluster, Client(cluster) as client:
+    # dask looks at what its workers execute a hundred times a second, for a page that nobody opens here.
+    with (
+        dask.config.set({"distributed.worker.profile.enabled": False}),
+        LocalCluster(
+            n_workers=workers,
+            threads_per_worker=1,
+            processes=True,
+            # The teacher's memory is the user's affair; dask would kill a worker that comes near its share.
+            memory_limit=0,
+            dashboard_address="127.0.0.1:0",
+            # A task that fails is reported by the client, in one line.
+            silence_logs=logging.CRITICAL,
+        ) as cluster,
+        Client(cluster) as client,
+    ):
         yield client
 
 
@@ -186,12 +197,8 @@ def _describe(dask_worker: Any) -> Described:
     return _plugin(dask_worker).described()
 
 
-def _do(job: Job, task: Task) -> dict[str, Any]:
-    return _plugin(get_worker()).do(job, task)
-
-
 def _plugin(worker: Any) -> TeacherPlugin:
-    plugin = worker.plugins[_PLUGIN]
+    plugin = worker.plugins[remote.PLUGIN]
     assert isinstance(plugin, TeacherPlugin)
     return plugin
 
