@@ -6,6 +6,7 @@ from typing import Any
 import click
 
 from pipeline.cache.record import open_reader
+from pipeline.caching.identity import check_readers_canaries
 from pipeline.errors import ConfigError
 from pipeline.evaluation import Metrics
 from pipeline.evaluation import evaluate as score
@@ -72,6 +73,15 @@ def evaluate(
     if "views" in said and not params_file and not any(word.startswith("views.") for word in sets):
         policy = ViewsConfig(**said["views"])
     reader = open_reader(cache, index, policy, num_classes=teacher.num_classes) if cache else None
+    if reader is not None:
+        check_readers_canaries(
+            reader.cache,
+            index,
+            policy,
+            settings.loader.pixels,
+            asked="pixels" in settings.loader.model_fields_set,
+            say=lambda text: click.echo(text, err=True),
+        )
     loader = Loader(
         index,
         policy,

@@ -13,7 +13,7 @@ from pipeline.errors import ConfigError
 from pipeline.objectives import build_objective
 from pipeline.shards import Index
 from pipeline.targets import Encoding
-from pipeline.teacher import Teacher
+from pipeline.teacher import Teacher, devices_here
 from pipeline.trainer import Job
 from pipeline.trainer.forecast import forecast_student
 from stages import params
@@ -28,7 +28,7 @@ from stages.plan_text import show
 @click.option("--student", help="timm name of a student: also forecast its training, with the cache and without.")
 @click.option("--epochs", type=int, help="Of the student.")
 @click.option("--student-batch-size", type=int, help="Samples a step of the student.")
-@click.option("--workers", default="1,2,4,8", show_default=True, help="Numbers of workers to forecast for.")
+@click.option("--machines", default="1,2,4,8", show_default=True, help="Numbers of machines like this one.")
 @click.option("--seconds", type=click.FloatRange(min=1), default=60, show_default=True, help="To spend on measuring.")
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON; seconds and bytes.")
 @params.options
@@ -36,7 +36,7 @@ def plan(
     shards: str,
     views: str,
     limit: int | None,
-    workers: str,
+    machines: str,
     seconds: float,
     as_json: bool,
     params_file: str | None,
@@ -52,7 +52,7 @@ def plan(
     """
     training = {"student.model": student, "train.epochs": epochs, "train.batch_size": student_batch_size}
     settings = params.load(params_file, sets, overrides(flags) | training)
-    counts, wanted = _workers(workers), parse_views(views)
+    counts, wanted = _machines(machines), parse_views(views)
     if student is not None and not build_objective(settings.objective).needs.targets:
         raise ConfigError("the objective takes nothing from a teacher", found=settings.objective.name, allowed="kd ...")
     index = Index.open(shards).limit(limit)
@@ -81,7 +81,7 @@ def plan(
     }
     if student is not None:
         job = Job(index, settings.views, settings.student, settings.objective, settings.train, settings.loader)
-        alone = forecast(index, measured, encoding, wanted, [1], loading)["workers"][0]["seconds"]
+        alone = forecast(index, measured, encoding, wanted, [1], loading)["machines"][0]["seconds"]
         report["student"] = forecast_student(job, measured, encoding, teacher.built, alone, 0.25 * seconds)
     report["remarks"] = _remarks(report, measured, settings.views.remarks())
     if as_json:
@@ -90,22 +90,25 @@ def plan(
         show(report)
 
 
-def _workers(text: str) -> list[int]:
+def _machines(text: str) -> list[int]:
     try:
         found = [int(word) for word in text.split(",")]
     except ValueError:
         found = [0]
     if min(found) < 1:
-        raise ConfigError("not numbers of workers", where="--workers", found=text, allowed="1,2,4,8")
+        raise ConfigError("not numbers of machines", where="--machines", found=text, allowed="1,2,4,8")
     return found
 
 
 def _remarks(report: dict[str, Any], measured: Measured, others: list[str]) -> list[str]:
     device, threads = report["teacher"]["device"], measured.threads
-    found = [*others, f"each worker is counted as a machine like this one: {threads} render threads, one {device}"]
+    found = [*others, f"a machine is counted with what was measured here: one {device}, {threads} render threads"]
+    gpus = len(devices_here())
+    if device != "cpu" and gpus > 1:
+        found.append(f"cache-teacher uses all {gpus} GPUs here: while the teacher binds, as fast as {gpus} machines")
     alone = report["seconds_alone"]
     if device == "cpu":
-        found.append("teacher and rendering share the cores: more workers on one machine gain little")
+        found.append("teacher and rendering share the cores: cache-teacher --workers N on one machine gains little")
     elif alone["rendering"] > alone["teacher"]:
         waits = 100 * (1 - alone["teacher"] / alone["rendering"])
         found.append(f"render threads bind: the device waits {waits:.0f} % of the time; give it more cores")

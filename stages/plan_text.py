@@ -15,7 +15,7 @@ def show(report: dict[str, Any]) -> None:
     """Print a forecast."""
     # In a log nothing is cut off for want of columns.
     console = Console() if sys.stdout.isatty() else Console(width=200)
-    for table in (_facts(report), _encodings(report), _workers(report), _student(report)):
+    for table in (_facts(report), _encodings(report), _machines(report), _student(report)):
         if table is not None:
             console.print(table)
     for remark in report["remarks"]:
@@ -84,10 +84,10 @@ def _encodings(report: dict[str, Any]) -> Table:
     return table
 
 
-def _workers(report: dict[str, Any]) -> Table:
-    table = Table("workers", "wall time")
-    for w in report["workers"]:
-        table.add_row(str(w["workers"]), duration(w["seconds"]))
+def _machines(report: dict[str, Any]) -> Table:
+    table = Table("machines like this", "wall time")
+    for m in report["machines"]:
+        table.add_row(str(m["machines"]), duration(m["seconds"]))
     return table
 
 

@@ -93,7 +93,7 @@ class Cache:
             # A segment that was added while the names were listed is no such case.
             if folder not in described and not self.store.exists(record):
                 raise CorruptionError(
-                    f"the record of segment {folder} is missing",
+                    "a segment's record is missing",
                     where=f"{self.store}/{record}",
                     found=f"{len(tasks)} finished tasks that need it",
                     do=f"Restore it from a copy; or delete commits/{folder}, and cache-teacher does these tasks again",

@@ -93,11 +93,20 @@ def read_canaries(cache: Cache) -> list[Canary]:
 
 
 def add_segment(cache: Cache, segment: Segment) -> None:
-    """Create the empty arrays of a segment, then the record that makes it part of the cache."""
+    """Create the empty arrays of a segment, then the record that makes it part of the cache.
+
+    Raises:
+        CacheError: it can't be written, or there are records of such a segment, which others may have added meanwhile.
+    """
     store, shards = cache.store, cache.shards
-    # Records of tasks whose segment record has gone vouch for arrays that are about to be made anew.
-    for name in store.files(f"commits/{segment.name}"):
-        store.remove(name)
+    # They would vouch for arrays that are about to be made anew.
+    there = [name for name in store.files(f"commits/{segment.name}") if not name.endswith(PARTIAL)]
+    if there:
+        raise CacheError(
+            f"there are records of segment {segment.name} already",
+            where=f"{store}/{there[0]}",
+            do="Repeat the command: if another run has added it, this one goes on with it",
+        )
     block = int(cache.identity["block_size"])
     rows = padded_rows(shards, block)
     last = "class" if segment.encoding.kind == "dense" else "k"
@@ -155,9 +164,9 @@ def write_arrays(
             padded[:, :samples] = data
             array[:, shard] = padded
             name = segment.chunk(field.name, shard)
-            store.sync(name)
             written = store.read(name)
             files[name] = {"bytes": len(written), "sha256": sha256(written)}
+        store.sync(*files)
     return files
 
 
@@ -189,8 +198,7 @@ def read_provenance(store: Store) -> list[dict[str, Any]]:
 
 
 def _vouch(store: Store, record: str, content: dict[str, Any], files: list[str]) -> None:
-    for name in files:
-        store.sync(name)
+    store.sync(*files)
     store.put(record, seal({**content, "files": {name: sha256(store.read(name)) for name in files}}))
 
 

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import zarr
 
+from pipeline.cache.cache import tasks_by_segment
 from pipeline.cache.layout import FORMAT, PROVENANCE, ROOT, STORE_RECORD, Segment
 from pipeline.cache.records import read_record
 from pipeline.cache.store import Store
@@ -41,10 +42,22 @@ def check_integrity(store: Store) -> tuple[list[Problem], dict[str, int]]:
             segments[segment.name] = segment
             check.expect(segment.record == name, name, f"it describes segment {segment.name}")
     shards = check.shards()
-    for name in (n for n in records if not n.endswith("/segment.json")):
-        check.commit(name, segments, shards)
+    lost = []
+    for folder, tasks in tasks_by_segment(records).items():
+        if folder in segments:
+            for name in tasks:
+                check.commit(name, segments, shards)
+            continue
+        # What the segment's record vouched for can't be told, and is not foreign. A damaged one is listed already.
+        lost.append(f"segments/{folder}/")
+        for name in tasks:
+            check.arrays(name)
+        if f"commits/{folder}/segment.json" not in names:
+            check.problem(f"commits/{folder}/segment.json", f"missing: {len(tasks)} finished tasks need it")
     for name in sorted(set(names) - check.known):
-        check.problem(name, "foreign: nothing in the cache vouches for it (an interrupted write? cache-teacher sweeps)")
+        if not name.startswith(tuple(lost)):
+            what = "foreign: nothing in the cache vouches for it (an interrupted write? cache-teacher sweeps)"
+            check.problem(name, what)
     return check.problems, check.counts
 
 
@@ -110,6 +123,14 @@ class _Check:
             return {s["name"]: (i, s) for i, s in enumerate(identity["shards"])}
         except (CacheError, ValueError, KeyError, TypeError):
             return {}
+
+    def arrays(self, name: str) -> None:
+        """A task's record and its files, of a segment of which nothing else is known."""
+        content = self.record(name)
+        if content is not None:
+            self.counts["commits"] += 1
+            for file, entry in content["files"].items():
+                self.file(file, entry["sha256"], entry["bytes"])
 
     def commit(self, name: str, segments: dict[str, Segment], shards: dict[str, tuple[int, dict[str, Any]]]) -> None:
         """A task's record: that it belongs where it lies, and that its files are what it says."""

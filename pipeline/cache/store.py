@@ -36,6 +36,7 @@ class Store:
                 raise CacheError(f"no way to such a URL: {e}", where=self.url) from e
         else:
             self._fs, self._root = fsspec.filesystem("file"), str(self.local.absolute())
+        self._named: set[Path] = set()  # folders whose names are on disk
 
     def __str__(self) -> str:
         return self.url
@@ -125,23 +126,31 @@ class Store:
             temporary.replace(path)
             self.sync_folders(name)
 
-    def sync(self, name: str) -> None:
-        """Force a written file and the folders above it to disk; object stores have nothing to do."""
+    def sync(self, *names: str) -> None:
+        """Force written files and the folders above them to disk; object stores have nothing to do."""
         if self.local is None:
             return
-        fsync(self.local / name)
-        self.sync_folders(name)
+        for name in names:
+            fsync(self.local / name)
+        self.sync_folders(*names)
 
-    def sync_folders(self, name: str) -> None:
-        """fsync each folder from a file's own up to the root, so that its name survives a power cut."""
+    def sync_folders(self, *names: str) -> None:
+        """fsync the folders from files' own up to the root, so that their names survive a power cut.
+
+        Each is forced once; and above a folder whose own name this object has forced before, nothing is new.
+        """
         if self.local is None:
             return
-        folder = (self.local / name).parent
-        while True:
-            fsync(folder)
-            if folder in (self.local, folder.parent):
-                return
-            folder = folder.parent
+        forced: set[Path] = set()
+        for name in names:
+            folder = (self.local / name).parent
+            while folder not in forced:
+                fsync(folder)
+                forced.add(folder)
+                if folder in (self.local, folder.parent) or folder in self._named:
+                    break
+                folder = folder.parent
+        self._named |= forced - {self.local}
 
     def sync_parent(self) -> None:
         """Force the name of the store itself to disk."""
@@ -150,6 +159,7 @@ class Store:
 
     def remove(self, name: str) -> None:
         """Delete a file; nothing if it has gone already."""
+        self._named.clear()  # its folder may go next, and come again
         try:
             self._fs.rm_file(self.path(name))
         except FileNotFoundError:

@@ -18,7 +18,7 @@ from pipeline.views import View
 
 
 def forecast(
-    index: Index, measured: Measured, chosen: Encoding, views: Sequence[View], workers: Sequence[int], loading: float
+    index: Index, measured: Measured, chosen: Encoding, views: Sequence[View], machines: Sequence[int], loading: float
 ) -> dict[str, Any]:
     """What `cache_views` would make, and how long it would take.
 
@@ -26,7 +26,7 @@ def forecast(
         index, views: as measured.
         measured: see `measure`.
         chosen: the encoding whose time is forecast; the others' bytes are listed beside its own.
-        workers: for each of these numbers of workers, each with a device and render threads as here.
+        machines: for each of these numbers of machines, each with one worker, a device and render threads as here.
         loading: seconds that the teacher took to load.
 
     Returns:
@@ -50,7 +50,9 @@ def forecast(
         "binds": max(alone, key=alone.__getitem__),
         "views_per_second": Estimate.exactly(count).over(pace.spread * sum(tasks)).json(),
         "read_bytes_per_second": pace.read,
-        "workers": [{"workers": n, "seconds": (pace.spread * _makespan(tasks, n) + startup).json()} for n in workers],
+        "machines": [
+            {"machines": n, "seconds": (pace.spread * _makespan(tasks, n) + startup).json()} for n in machines
+        ],
     }
 
 
@@ -97,9 +99,9 @@ def _tasks(index: Index, measured: Measured, encoding: Encoding, views: Sequence
     return found
 
 
-def _makespan(tasks: list[float], workers: int) -> float:
-    """Seconds until the last of so many workers is done, each taking the next task when it is free."""
-    free = [0.0] * workers
+def _makespan(tasks: list[float], machines: int) -> float:
+    """Seconds until the last of so many machines is done, each taking the next task when it is free."""
+    free = [0.0] * machines
     for task in tasks:
         heapq.heapreplace(free, free[0] + task)
     return max(free)

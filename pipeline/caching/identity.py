@@ -1,10 +1,11 @@
 """What a cache is a cache of, and the few views kept as pixels to prove it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from pipeline.cache import Cache, read_canaries
+from pipeline.errors import ViewError
 from pipeline.shards import BlockReader, Index
 from pipeline.views import View, ViewsConfig
 from pipeline.views.block import paired_index, render_rows
@@ -37,7 +38,7 @@ def render_canaries(index: Index, config: ViewsConfig, views: Sequence[View], si
 def check_canaries(cache: Cache, index: Index, config: ViewsConfig, allow: Pixels) -> dict[str, Any]:
     """Render a cache's canaries again, as far as the index has their samples, and compare.
 
-    Returns: see `views.canaries.compare`.
+    Returns: see `views.canaries.compare`; `views` is 0 where the index has none of their samples.
 
     Raises:
         ViewError: they look different now.
@@ -59,6 +60,36 @@ def check_canaries(cache: Cache, index: Index, config: ViewsConfig, allow: Pixel
             now.append(_canary(index, reader, config, row, canary.view, cache.size).pixels)
     reader.close()
     return compare(kept, now, allow)
+
+
+def check_readers_canaries(
+    cache: Cache, index: Index, config: ViewsConfig, allow: Pixels, *, asked: bool, say: Callable[[str], None]
+) -> dict[str, Any]:
+    """As `check_canaries`, for an index that may be any part of the cache: where nothing can be compared, say so.
+
+    Args:
+        cache, index, config, allow: as there.
+        asked: whether somebody asked for `allow`, rather than leaving it at its default.
+        say: told a remark, if no canary is of the index's samples.
+
+    Raises:
+        ViewError: they look different now, or it was asked for and nothing can be compared.
+    """
+    report = check_canaries(cache, index, config, allow)
+    if not report["views"]:
+        kept = read_canaries(cache)
+        what = f"none of the cache's {len(kept)} canaries is of a sample of this index"
+        names = sorted({canary.shard for canary in kept})
+        some = ", ".join(names[:3]) + (" ..." if len(names) > 3 else "")
+        if asked:
+            raise ViewError(
+                f"pixels can't be compared: {what}",
+                where=index.path,
+                allowed=f"an index with one of the shards {some}",
+                do="Index one of them too; without --pixels (loader.pixels) it goes on unchecked",
+            )
+        say(f"PIXELS UNCHECKED: {what}; an index with one of the shards {some} would tell")
+    return report
 
 
 def _canary(index: Index, reader: BlockReader, config: ViewsConfig, row: int, view: View, size: int) -> Canary:

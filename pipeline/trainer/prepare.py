@@ -9,7 +9,7 @@ import numpy as np
 
 from pipeline.cache import CacheReader
 from pipeline.cache.record import open_reader
-from pipeline.caching.identity import check_canaries
+from pipeline.caching.identity import check_readers_canaries
 from pipeline.errors import IdentityError, TrainingError
 from pipeline.fingerprint import canonical_json, fingerprint
 from pipeline.loader import Batch, Loader, LoaderConfig
@@ -53,6 +53,7 @@ class Plan:
     Attributes:
         identity: what a resumed run must agree with.
         pixels: whether the student sees what the teacher saw, and if not, what is the same; None without a cache.
+            `exact` is None where `canaries`, how many were compared, is "unchecked".
     """
 
     job: Job
@@ -86,7 +87,7 @@ def prepare(job: Job, ranks: Ranks, say: Say, begun: dict[str, Any] | None = Non
         ShardError: a label is out of range.
     """
     objective = build_objective(job.objective)
-    reader = _open_cache(job, objective.needs, say)
+    reader, canaries = _open_cache(job, objective.needs, say)
     if reader is not None and begun is not None:
         _keep_views(reader, begun["cache"])
     built = build_student(job.student, job.train, _classes(job, reader))
@@ -94,7 +95,7 @@ def prepare(job: Job, ranks: Ranks, say: Say, begun: dict[str, Any] | None = Non
         index.check_labels(built.num_classes)
     for idle in job.views.remarks():
         say(idle)
-    pixels = None if reader is None else _check_fit(job.views, reader, built, say)
+    pixels = None if reader is None else _check_fit(job.views, reader, built, canaries, say)
     common: dict[str, Any] = {"loader": job.loader, "rank": ranks.rank, "world": ranks.world}
     batch, size = job.train.batch_size, built.input_size
     labelled_only = objective.needs.labels and not objective.needs.targets
@@ -138,19 +139,27 @@ def targets_of(reader: CacheReader | None) -> TargetsOf | None:
     return decode
 
 
-def _open_cache(job: Job, needs: Needs, say: Say) -> CacheReader | None:
+def _open_cache(job: Job, needs: Needs, say: Say) -> tuple[CacheReader | None, dict[str, Any]]:
+    """The cache's reader, and how its canaries look here."""
     if not needs.targets:
         if job.cache is not None:
             say(f"objective {job.objective.name} takes nothing from a teacher: the cache is not read")
-        return None
+        return None, {}
     if job.cache is None:
         raise TrainingError(
             f"objective {job.objective.name} needs a teacher's targets",
             do="Pass --cache (kdpipe cache-teacher makes one), or --objective none",
         )
     reader = open_reader(job.cache, job.index, job.views, dense=needs.dense, num_classes=job.student.num_classes)
-    check_canaries(reader.cache, job.index, job.views, job.loader.pixels)
-    return reader
+    canaries = check_readers_canaries(
+        reader.cache,
+        job.index,
+        job.views,
+        job.loader.pixels,
+        asked="pixels" in job.loader.model_fields_set,
+        say=say,
+    )
+    return reader, canaries
 
 
 def _keep_views(reader: CacheReader, begun: dict[str, Any] | None) -> None:
@@ -169,7 +178,9 @@ def _classes(job: Job, reader: CacheReader | None) -> int | None:
     return job.index.num_classes or (largest + 1 if largest >= 0 else None)
 
 
-def _check_fit(views: ViewsConfig, reader: CacheReader, built: Built, say: Say) -> dict[str, Any]:
+def _check_fit(
+    views: ViewsConfig, reader: CacheReader, built: Built, canaries: dict[str, Any], say: Say
+) -> dict[str, Any]:
     cached, size = reader.encoding.num_classes, reader.cache.size
     if built.num_classes != cached:
         raise IdentityError(
@@ -179,7 +190,13 @@ def _check_fit(views: ViewsConfig, reader: CacheReader, built: Built, say: Say) 
             allowed=cached,
             do="Set student.num_classes to the teacher's",
         )
-    report: dict[str, Any] = {"student": built.input_size, "teacher": size, "exact": built.input_size == size}
+    compared = canaries["views"]
+    report: dict[str, Any] = {
+        "student": built.input_size,
+        "teacher": size,
+        "exact": not canaries["levels"] if compared else None,
+        "canaries": compared or "unchecked",
+    }
     if views.mix == "targets" and views.mixes:
         say("mix targets: the student sees mixed views whose parts the teacher saw one by one")
         report["exact"] = False
@@ -189,7 +206,7 @@ def _check_fit(views: ViewsConfig, reader: CacheReader, built: Built, say: Say) 
             f"student sees {built.input_size} pixels a side, the teacher saw {size}: views share {', '.join(shared)}; "
             f"each has its own {', '.join(own)}"
         )
-        report |= {"shared": shared, "own": own}
+        report |= {"exact": False, "shared": shared, "own": own}
     return report
 
 

@@ -10,11 +10,9 @@ import torch
 import zarr
 from PIL import Image
 
-from pipeline.cache import ArrayReader, Cache, CacheReader, Store, add_segment, check_integrity
-from pipeline.cache.drop import drop_views
+from pipeline.cache import ArrayReader, Cache, CacheReader, Store, check_integrity
 from pipeline.cache.locks import alone
-from pipeline.cache.manage import remove_orphans
-from pipeline.errors import CacheError, CorruptionError, IdentityError, IndexFileError, TargetsError
+from pipeline.errors import CacheError, IdentityError, IndexFileError, TargetsError
 from pipeline.loader import Loader
 from pipeline.shards import Index, build_index
 from pipeline.targets import Encoding, TargetsConfig
@@ -317,59 +315,6 @@ def test_nobody_writes_beside_one_who_deletes(world, tmp_path, monkeypatch):
         make_cache(world, tmp_path / "c", views=(0,))
     assert not (tmp_path / "c").exists()
     make_cache(world, tmp_path / "c", views=(0,))
-
-
-class TestWithoutASegmentsRecord:
-    """Finished tasks are not lost by one deleted file."""
-
-    NAME = "000-top4-float16-v0-2"
-
-    @pytest.fixture
-    def whole(self, world, tmp_path) -> dict[str, bytes]:
-        make_cache(world, tmp_path / "c", views=(0, 1))
-        make_cache(world, tmp_path / "c", views=("center",))
-        whole = tree(tmp_path / "c")
-        (tmp_path / "c/commits" / self.NAME / "segment.json").rename(tmp_path / "segment.json")
-        return whole
-
-    def test_nothing_is_done_and_nothing_is_deleted(self, world, tmp_path, whole):
-        left, said = tree(tmp_path / "c"), rf"segment {self.NAME} is missing: .*segment.json; found 3 finished tasks"
-        works = [
-            lambda: make_cache(world, tmp_path / "c", views=(0, 1)),
-            lambda: make_cache(world, tmp_path / "c", views=(7,)),
-            lambda: CacheReader(str(tmp_path / "c"), world.index),
-            lambda: drop_views(Store(tmp_path / "c"), ["center"]),
-            lambda: remove_orphans(Store(tmp_path / "c")),
-        ]
-        for work in works:
-            with pytest.raises(CorruptionError, match=said):
-                work()
-        assert tree(tmp_path / "c") == left
-
-    def test_verify_calls_it_missing_and_its_arrays_not_foreign(self, tmp_path, whole):
-        missing = {"where": f"commits/{self.NAME}/segment.json", "what": "missing: 3 finished tasks need it"}
-        assert check_integrity(Store(tmp_path / "c"))[0] == [missing]
-        chunk = f"segments/{self.NAME}/log_prob/c/0/2/0/0"
-        (tmp_path / "c" / chunk).unlink()
-        assert [p["where"] for p in check_integrity(Store(tmp_path / "c"))[0]] == [chunk, missing["where"]]
-
-    def test_restored_it_goes_on(self, world, tmp_path, whole):
-        (tmp_path / "segment.json").rename(tmp_path / "c/commits" / self.NAME / "segment.json")
-        assert make_cache(world, tmp_path / "c", views=(0, 1)).views() == [0, 1, "center"]
-        assert tree(tmp_path / "c") == whole
-
-    def test_with_its_tasks_records_deleted_too_it_is_done_again(self, world, tmp_path, whole):
-        shutil.rmtree(tmp_path / "c/commits" / self.NAME)
-        cache = make_cache(world, tmp_path / "c", views=(0, 1))
-        assert check_integrity(cache.store)[0] == []
-        assert [s.views for s in cache.segments] == [("center",), (0, 1)]
-
-    def test_a_segment_that_another_run_adds_is_not_made_anew(self, world, tmp_path):
-        cache = make_cache(world, tmp_path / "c", views=(0, 1))
-        whole = tree(tmp_path / "c")
-        with pytest.raises(CacheError, match=f"records of segment {self.NAME} already"):
-            add_segment(cache, cache.segments[0])
-        assert tree(tmp_path / "c") == whole
 
 
 def test_arrays_that_nothing_vouches_for_are_swept(world, tmp_path):

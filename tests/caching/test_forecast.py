@@ -53,11 +53,11 @@ def large(tmp_path_factory) -> World:
     return World(folder, build_index(str(folder / "shards"), folder / "index", block_size=64))
 
 
-def foreseen(world: World, views, targets=None, workers=(1,), seconds=ENOUGH, policy=VIEWS, **changes):
+def foreseen(world: World, views, targets=None, machines=(1,), seconds=ENOUGH, policy=VIEWS, **changes):
     t, targets = teacher(**changes), targets or TargetsConfig(k=4)
     measured = measure(world.index, policy, t, targets, views, caching=THREADS, seconds=seconds)
     encoding = Encoding.of(targets, CLASSES)
-    return forecast(world.index, measured, encoding, views, workers, 0.0), measured
+    return forecast(world.index, measured, encoding, views, machines, 0.0), measured
 
 
 class TestBytes:
@@ -148,13 +148,13 @@ class TestSample:
 
 
 class TestTime:
-    def test_more_workers_take_less(self, large):
-        said, _ = foreseen(large, [0, 1, 2], workers=[1, 2, 3, 6, 60])
+    def test_more_machines_take_less(self, large):
+        said, _ = foreseen(large, [0, 1, 2], machines=[1, 2, 3, 6, 60])
         start = said["startup_seconds"]
-        first, *others = [w["seconds"]["mid"] - start for w in said["workers"]]
+        first, *others = [m["seconds"]["mid"] - start for m in said["machines"]]
         assert first / 2 <= others[0] < 0.6 * first
         assert others[2] == others[3] > first / 7  # there are only six tasks
-        assert all(w["seconds"]["low"] <= w["seconds"]["mid"] <= w["seconds"]["high"] for w in said["workers"])
+        assert all(m["seconds"]["low"] <= m["seconds"]["mid"] <= m["seconds"]["high"] for m in said["machines"])
 
     def test_a_slow_teacher_keeps_to_the_time_and_binds(self, large):
         began = time.monotonic()
@@ -164,7 +164,7 @@ class TestTime:
         assert said["binds"] == "teacher"
         batches = sum(-(-n // 16) for n in np.diff(large.index.block_first)) * 100
         assert said["device_seconds"]["mid"] == pytest.approx(0.25 * batches, rel=0.2)
-        assert said["workers"][0]["seconds"]["mid"] == pytest.approx(0.25 * batches, rel=0.25)
+        assert said["machines"][0]["seconds"]["mid"] == pytest.approx(0.25 * batches, rel=0.25)
         assert len(measured.sample) == 2
         assert sum(-(-len(part.rows) // 16) * len(part.views) for part in measured.sample) * 0.25 < 4
 
@@ -177,7 +177,7 @@ class TestTime:
             str(tmp_path / "c"), large.index, policy, teacher(), TargetsConfig(k=4), views, caching=THREADS
         )
         # Loose: the machine may have other work in one of the two.
-        assert report.seconds / 6 < said["workers"][0]["seconds"]["mid"] < 6 * report.seconds
+        assert report.seconds / 6 < said["machines"][0]["seconds"]["mid"] < 6 * report.seconds
 
 
 class TestRefusals:

@@ -3,10 +3,12 @@
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from pipeline.shards import Index
+from stages.plan import _remarks
 from stages.plan_text import duration, size
 from tests.stages.running import kdpipe, refused
 from tests.tiny import SIZE, World
@@ -39,7 +41,7 @@ def report(tmp_path_factory) -> tuple[dict, Path]:
     (folder / "tmp").mkdir()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("tempfile.tempdir", str(folder / "tmp"))
-        said = forecast(world, *STUDENT, "--views", "0:4,center", "--epochs", 3, "--workers", "1,3")
+        said = forecast(world, *STUDENT, "--views", "0:4,center", "--epochs", 3, "--machines", "1,3")
     return said, folder
 
 
@@ -56,7 +58,7 @@ def test_everything_is_in_json(report):
         "dense-float32",
     ]
     assert [e["name"] for e in said["encodings"] if e["chosen"]] == ["top4-float16"]
-    assert [w["workers"] for w in said["workers"]] == [1, 3]
+    assert [m["machines"] for m in said["machines"]] == [1, 3]
     assert said["sampled"]["samples"] <= 32
     assert any("small" in remark for remark in said["remarks"])
     student = said["student"]
@@ -65,7 +67,7 @@ def test_everything_is_in_json(report):
     assert 0 < student["seconds_cached"]["mid"] < student["seconds_online"]["mid"]
     saved = student["seconds_online"]["mid"] - student["seconds_cached"]["mid"]
     assert student["seconds_saved"]["mid"] == pytest.approx(saved)
-    assert student["break_even_students"]["mid"] == pytest.approx(said["workers"][0]["seconds"]["mid"] / saved)
+    assert student["break_even_students"]["mid"] == pytest.approx(said["machines"][0]["seconds"]["mid"] / saved)
 
 
 def test_no_file_is_left(report):
@@ -75,12 +77,21 @@ def test_no_file_is_left(report):
 
 
 def test_tables_for_people(world):
-    result = kdpipe("plan", "--shards", world.index_path, *TEACHER, "--views", "0:2", "--workers", "1,2", *STUDENT)
+    result = kdpipe("plan", "--shards", world.index_path, *TEACHER, "--views", "0:2", "--machines", "1,2", *STUDENT)
     assert result.code == 0, result.err
     assert re.search(r"top4-float16 \* .*\d+ (to \S+ )?k?B", result.out)
     assert re.search(r"1 +│ \d\S* (to \S+ )?(s|min)", result.out)
     assert "from the cache" in result.out
     assert "looked at" in result.out
+
+
+def test_several_gpus_are_said_to_be_used(world, report):
+    measured = SimpleNamespace(threads=8, sample=[0, 0])
+    said = {**report[0], "teacher": {"device": "cuda"}}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("stages.plan.devices_here", lambda: ["cuda:0", "cuda:1"])
+        assert any("uses all 2 GPUs" in remark for remark in _remarks(said, measured, []))
+        assert not any("GPUs" in remark for remark in _remarks(report[0], measured, []))
 
 
 def test_without_a_student_there_is_none(world):
@@ -118,9 +129,14 @@ class TestRefusals:
     def test_no_weights(self, world):
         assert "no weights" in refused("plan", "--shards", world.index_path, "--teacher", "resnet10t")
 
-    def test_workers(self, world):
+    def test_machines(self, world):
         for text in ("0", "1,x", ""):
-            assert "--workers" in refused("plan", "--shards", world.index_path, *TEACHER, "--workers", text)
+            assert "--machines" in refused("plan", "--shards", world.index_path, *TEACHER, "--machines", text)
+
+    def test_workers_are_cache_teachers(self, world):
+        result = kdpipe("plan", "--shards", world.index_path, *TEACHER, "--workers", 4)
+        assert result.code == 2
+        assert "--workers" in result.err
 
     def test_views(self, world):
         assert "no views" in refused("plan", "--shards", world.index_path, *TEACHER, "--views", "3:1")

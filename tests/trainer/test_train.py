@@ -118,7 +118,7 @@ def test_another_input_size_is_said(tmp_path, index, cache):
     assert "erased boxes" in pixels["shared"]
     assert "erased noise" in pixels["own"]
     same = train(tiny.make_job(index, cache=cache, epochs=1), tmp_path / "same", say=said.append)
-    assert same["pixels"] == {"student": 16, "teacher": 16, "exact": True}
+    assert same["pixels"] == {"student": 16, "teacher": 16, "exact": True, "canaries": 44}
 
 
 def test_objective_none_leaves_a_cache_alone(tmp_path, index):
