@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
 
-.PHONY: demo test test-slow lint format clean
+.PHONY: demo test test-slow bench lint format clean
 
 demo: $(VENV)/.demo
 	$(BIN)/kdpipe demo --out runs/demo
@@ -15,6 +15,11 @@ test: $(VENV)/.test
 # Minutes each: kills at every phase, corruption of every file, processes side by side.
 test-slow: $(VENV)/.test
 	$(BIN)/python -m pytest -m slow
+
+# Every claim of speed, size and exactness measured anew, into docs/benchmarks.md; leave the machine alone meanwhile.
+# PHOTOS=INDEX, an index of photographs for the benches that decode; the digits without.
+bench: $(VENV)/.demo
+	$(BIN)/kdpipe bench all --out docs/benchmarks.md $(if $(PHOTOS),--shards '$(PHOTOS)')
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .

@@ -1,5 +1,6 @@
 """Who does the tasks: this process here, workers of a dask cluster in `cluster`. Both answer the same questions."""
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -8,6 +9,7 @@ import numpy as np
 
 from pipeline.cache import Cache, Segment, Store, commit_task
 from pipeline.cache.locks import writing
+from pipeline.cache.records import read_record
 from pipeline.caching.task import run_task
 from pipeline.errors import CacheError, KdpipeError
 from pipeline.shards import Index
@@ -35,13 +37,17 @@ class Described:
 
 @dataclass(frozen=True)
 class Job:
-    """What all tasks of a run have in common; goes to the workers, who see the same paths."""
+    """What all tasks of a run have in common; goes to the workers, who see the same paths.
+
+    `threads` render in each task; None for the cores of the machine that does it, divided by the `beside` who do so.
+    """
 
     url: str
     index: Index
     config: ViewsConfig
     size: int
-    threads: int
+    threads: int | None
+    beside: int
     teacher: Described
 
 
@@ -91,10 +97,14 @@ class Backend(Protocol):
 
 
 def do(job: Job, task: Task, teacher: Teacher, cache: Cache) -> dict[str, Any]:
-    """One task from tar to commit; returns the record that was committed."""
+    """One task from tar to commit; returns the record that was committed, now or by somebody else meanwhile."""
+    committed = task.segment.commit(task.shard.name)
+    if cache.store.exists(committed):
+        return read_record(cache.store, committed)
+    threads = job.threads or max(1, len(os.sched_getaffinity(0)) // job.beside)
     with writing(cache.store) as writer:
         writer.share()
-        done = run_task(job.index, job.config, teacher, task.segment, task.shard, job.size, job.threads)
+        done = run_task(job.index, job.config, teacher, task.segment, task.shard, job.size, threads)
         return commit_task(cache, task.segment, task.position, *done)
 
 

@@ -123,8 +123,7 @@ def cache_views(
         report.skipped = len(segments) * len(cache.shards) - len(todo)
         pending = sum(task.shard.samples * len(task.segment.views) for task in todo)
         on_progress(Progress(0, len(todo), "", "", 0, pending))
-        threads = caching.render_threads or max(1, len(os.sched_getaffinity(0)) // backend.beside)
-        job = Job(store.url, index, config, cache.size, threads, described)
+        job = Job(store.url, index, config, cache.size, caching.render_threads, backend.beside, described)
         # Another run may be at the same cache: what it has finished by now needn't be done twice.
         fresh = (task for task in todo if not store.exists(task.segment.commit(task.shard.name)))
         for done, outcome in enumerate(backend.run(job, fresh), start=1):

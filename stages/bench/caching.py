@@ -17,7 +17,7 @@ from pipeline.shards import BlockReader, Index
 from pipeline.targets import Encoding, TargetsConfig
 from pipeline.teacher import Teacher, TeacherConfig
 from pipeline.views import ViewsConfig
-from stages.bench.measure import interleaved, ratio
+from stages.bench.measure import ratio, rounds, spread
 
 PER_IMAGE_VIEWS = 4
 
@@ -60,16 +60,14 @@ def caching(index: Index, folder: Path, size: int = 224, repeats: int = 5) -> di
             for _ in range(PER_IMAGE_VIEWS):
                 transform(Image.open(io.BytesIO(reader.image(row))).convert("RGB"))
 
-    times = interleaved(
-        {"ours": ours, "forward": forward, "peer": peer}, repeats, per=1000 * len(index) * PER_IMAGE_VIEWS
-    )
-    added = {name: times["ours"][name] - times["forward"][name] for name in ("median", "min", "max")}
+    times = rounds({"ours": ours, "forward": forward, "peer": peer}, repeats, per=1000 * len(index) * PER_IMAGE_VIEWS)
+    added = [whole - alone for whole, alone in zip(times["ours"], times["forward"], strict=True)]
     return {
-        "added_core_ms_per_view": added,
-        "forward_core_ms_per_view": times["forward"],
+        "added_core_ms_per_view": spread(added),
+        "forward_core_ms_per_view": spread(times["forward"]),
         "peer": "timm create_transform, one decode a view",
-        "peer_core_ms_per_view": times["peer"],
-        "ratio": ratio(added, times["peer"]),
+        "peer_core_ms_per_view": spread(times["peer"]),
+        "ratio": ratio(spread(added), spread(times["peer"])),
         "views_per_decode": PER_IMAGE_VIEWS,
         "images": len(index),
         "size": size,

@@ -1,22 +1,11 @@
-"""The commands `kdpipe bench NAME`."""
+"""The commands `kdpipe bench NAME`; each imports its bench when it runs, so that `--help` is quick."""
 
-import json
-import os
-import platform
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import click
-import torch
 
-from stages.bench.caching import caching as run_caching
-from stages.bench.data import index_or_digits, workplace
-from stages.bench.parity import POLICIES
-from stages.bench.parity import parity as run_parity
-from stages.bench.step import step as run_step
-from stages.bench.targets import targets as run_targets
-from stages.bench.views import views as run_views
+from stages.bench.sections import SECTIONS
 
 
 @click.group()
@@ -28,7 +17,7 @@ def bench() -> None:
 
 
 def _shards(function: Callable[..., None]) -> Callable[..., None]:
-    function = click.option("--limit", type=int, help="Only the first N samples.")(function)
+    function = click.option("--limit", type=click.IntRange(1), help="Only the first N samples.")(function)
     return click.option("--shards", help="Index of shards to run on [default: the digits].")(function)
 
 
@@ -36,92 +25,182 @@ def _json(function: Callable[..., None]) -> Callable[..., None]:
     return click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")(function)
 
 
+def _count(name: str, default: int, text: str | None = None) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    return click.option(name, type=click.IntRange(1), default=default, show_default=True, help=text)
+
+
+def _repeats(default: int) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    return _count("--repeats", default, "Rounds, after one to warm up.")
+
+
+_size = _count("--size", 224, "Render size, pixels.")
+
+
 @bench.command()
 @_shards
-@click.option("--policy", type=click.Choice(list(POLICIES)), default="recipe", show_default=True)
-@click.option("--steps", default=50, show_default=True)
+# Those of stages.bench.parity, whose import takes seconds.
+@click.option("--policy", type=click.Choice(["crop", "recipe"]), default="recipe", show_default=True)
+@_count("--steps", 50)
 @click.option("--device", default="cpu", show_default=True)
 @_json
 def parity(shards: str | None, limit: int | None, policy: str, steps: int, device: str, as_json: bool) -> None:
     """Loss differences between a student from the cache and one with the teacher online, over the steps."""
+    from stages.bench.data import index_or_digits, workplace
+    from stages.bench.parity import parity as run
+
     with workplace() as folder:
-        index = index_or_digits(shards, folder, limit)
-        _report("parity", run_parity(index, folder, policy, steps, device), as_json)
+        _report(run(index_or_digits(shards, folder, limit), folder, policy, steps, device), as_json)
 
 
 @bench.command()
 @_shards
-@click.option("--size", default=224, show_default=True, help="Render size, pixels.")
-@click.option("--repeats", default=5, show_default=True)
+@_size
+@_repeats(5)
 @_json
 def caching(shards: str | None, limit: int | None, size: int, repeats: int, as_json: bool) -> None:
     """Core-milliseconds a view that cache-teacher adds to the teacher's forward, at 4 views a decode."""
+    from stages.bench.caching import caching as run
+    from stages.bench.data import index_or_digits, workplace
+
     with workplace() as folder:
-        _report("caching", run_caching(index_or_digits(shards, folder, limit), folder, size, repeats), as_json)
+        index = index_or_digits(shards, folder, limit)
+        _report(run(index, folder, size, repeats) | _images(index), as_json)
 
 
 @bench.command()
 @_shards
 @click.option("--student", default="resnet18", show_default=True)
-@click.option("--size", default=64, show_default=True, help="Render size, pixels.")
-@click.option("--batch-size", default=64, show_default=True)
-@click.option("--steps", default=30, show_default=True)
+@_count("--size", 64, "Render size, pixels.")
+@_count("--batch-size", 64)
+@_count("--steps", 30)
 @_json
 def step(
     shards: str | None, limit: int | None, student: str, size: int, batch_size: int, steps: int, as_json: bool
 ) -> None:
     """A student's step from the cache against the same step without distillation."""
+    from stages.bench.data import index_or_digits, workplace
+    from stages.bench.step import step as run
+
     with workplace() as folder:
-        index = index_or_digits(shards, folder, limit)
-        _report("step", run_step(index, folder, student, size, batch_size, steps), as_json)
+        _report(run(index_or_digits(shards, folder, limit), folder, student, size, batch_size, steps), as_json)
 
 
 @bench.command()
-@click.option("--k", default=16, show_default=True)
-@click.option("--repeats", default=7, show_default=True)
+@_count("--k", 16, "Classes kept a view.")
+@_repeats(7)
 @_json
 def targets(k: int, repeats: int, as_json: bool) -> None:
     """Bytes a view, and core-microseconds a row to read targets in epoch order."""
+    from stages.bench.data import workplace
+    from stages.bench.targets import targets as run
+
     with workplace() as folder:
-        _report("targets", run_targets(folder, k=k, repeats=repeats), as_json)
+        _report(run(folder, k=k, repeats=repeats), as_json)
 
 
 @bench.command()
 @_shards
-@click.option("--size", default=224, show_default=True, help="Render size, pixels.")
-@click.option("--repeats", default=5, show_default=True)
+@_size
+@_repeats(5)
 @_json
 def views(shards: str | None, limit: int | None, size: int, repeats: int, as_json: bool) -> None:
     """Core-milliseconds a view under RandAugment and erasing against timm's transform, and of each operation.
 
     Give it --shards of photographs: the digits are so small that decoding them, most of a view's cost, is free.
     """
+    from stages.bench.data import index_or_digits, workplace
+    from stages.bench.views import views as run
+
     with workplace() as folder:
-        figures = run_views(index_or_digits(shards, folder, limit), size, repeats)
+        index = index_or_digits(shards, folder, limit)
+        figures = run(index, size, repeats) | _images(index)
     if not as_json:
         for name, op in figures.pop("operations").items():
             click.echo(f"{name:22} {op['ms']:.3f} ms, PIL {op['pil_ms']:.3f}, {op['ratio']:.1f} times as fast")
-    _report("views", figures, as_json)
+    _report(figures, as_json)
 
 
-def _report(name: str, figures: dict[str, Any], as_json: bool) -> None:
-    machine = f"{_processor()}, {len(os.sched_getaffinity(0))} cores, torch {torch.__version__}"
-    report = {"bench": name, **figures, "machine": machine}
-    if as_json:
-        click.echo(json.dumps(report))
-        return
-    for key, value in report.items():
-        shown = f"{value['median']:.4g} ({value['min']:.4g} to {value['max']:.4g})" if _timed(value) else value
-        click.echo(f"{key}: {shown}")
+@bench.command()
+@_shards
+@_count("--workers", 2, "Processes of each side, one thread each.")
+@_size
+@_repeats(5)
+@_json
+def workers(shards: str | None, limit: int | None, workers: int, size: int, repeats: int, as_json: bool) -> None:
+    """Dask workers against as many raw processes that run the same forward."""
+    from pipeline.shards import Index
+    from stages.bench.data import workplace
+    from stages.bench.workers import workers as run
+
+    index = None if shards is None else Index.open(shards).limit(limit)
+    with workplace() as folder:
+        _report(run(index, folder, workers, size, repeats, limit), as_json)
 
 
-def _timed(value: Any) -> bool:
-    return isinstance(value, dict) and "median" in value
+@bench.command()
+@_count("--workers", 64)
+@_count("--tasks", 5000)
+@click.option("--seconds", type=click.FloatRange(0, min_open=True), help="Of a task's sleep [default: measured here].")
+@_json
+def cluster(workers: int, tasks: int, seconds: float | None, as_json: bool) -> None:
+    """A simulated run on many workers: the teacher is a sleep of its measured time."""
+    from stages.bench.data import workplace
+    from stages.bench.simulated import simulated as run
+
+    with workplace() as folder:
+        _report(run(folder, workers, tasks, seconds), as_json)
 
 
-def _processor() -> str:
-    """The processor's name as the system tells it."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+@bench.command()
+@_count("--tasks", 40, "Many, to compare with one.")
+@_json
+def memory(tasks: int, as_json: bool) -> None:
+    """Peak memory of cache-teacher at one task and at many."""
+    from stages.bench.data import workplace
+    from stages.bench.memory import memory as run
+
+    with workplace() as folder:
+        _report(run(folder, tasks), as_json)
+
+
+@bench.command()
+@_count("--samples", 14_000_000)
+@_count("--readers", 4, "Processes that open it at the same time.")
+@_json
+def opening(samples: int, readers: int, as_json: bool) -> None:
+    """Seconds and memory to open a large index, alone and by several processes."""
+    from stages.bench.data import workplace
+    from stages.bench.opening import opening as run
+
+    with workplace() as folder:
+        _report(run(folder, samples, readers), as_json)
+
+
+@bench.command("all")
+@click.option("--shards", help="Index of photographs, for the benches that need some [default: the digits].")
+@click.option("--only", type=click.Choice([s.name for s in SECTIONS]), multiple=True, help="This bench; repeatable.")
+@click.option("--out", required=True, help="The document, NAME.md; its figures are kept beside it as NAME.json.")
+def every(shards: str | None, only: tuple[str, ...], out: str) -> None:
+    """Run every bench in a process of its own, one after the other, and draw the document of their figures.
+
+    A bench that fails (exit code 1 in the end) or is left out keeps its former section. A bound that isn't met is
+    said in the document and fails nothing.
+    """
+    from stages.bench.every import run_benches
+
+    failed = run_benches([s for s in SECTIONS if not only or s.name in only], shards, out)
+    if failed:
+        click.echo(f"{out}: failed: {', '.join(failed)}", err=True)
+        click.get_current_context().exit(1)
+    click.echo(out)
+
+
+def _images(index: Any) -> dict[str, Any]:
+    """What the images are like, for benches of which decoding is a part."""
+    return {"image_kb": float(index.image_size.mean()) / 1000}
+
+
+def _report(figures: dict[str, Any], as_json: bool) -> None:
+    from stages.bench.reporting import report
+
+    report(figures, as_json)

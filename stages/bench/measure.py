@@ -25,13 +25,18 @@ def interleaved(works: dict[str, Callable[[], Any]], repeats: int, per: float) -
         repeats: counted rounds.
         per: units in one call.
     """
+    return {name: spread(values) for name, values in rounds(works, repeats, per).items()}
+
+
+def rounds(works: dict[str, Callable[[], Any]], repeats: int, per: float) -> dict[str, list[float]]:
+    """Like `interleaved`, but every round's own figure."""
     samples: dict[str, list[float]] = {name: [] for name in works}
     for work in works.values():
         work()
     for _ in range(repeats):
         for name, work in works.items():
             samples[name].append(1e6 * core_seconds(work) / per)
-    return {name: spread(values) for name, values in samples.items()}
+    return samples
 
 
 def spread(values: list[float]) -> Timing:

@@ -1,10 +1,18 @@
 """The benches measure; the promise they measure is kept."""
 
+import importlib
 import json
+import re
+import subprocess
+import sys
+from unittest.mock import create_autospec
 
+import click
 import pytest
 
 from pipeline.views.ops import RAND_OPS
+from stages.bench.cli import bench
+from stages.bench.parity import POLICIES
 from tests.stages.running import kdpipe
 
 
@@ -12,6 +20,52 @@ def figures(*args: object) -> dict:
     result = kdpipe("bench", *args, "--json")
     assert result.code == 0, result.err
     return json.loads(result.out)
+
+
+@pytest.fixture
+def no_time(monkeypatch):
+    """The targets bench, done at once."""
+    found = {"median": 2.5, "min": 2.0, "max": 4.0}
+    monkeypatch.setattr("stages.bench.targets.targets", lambda folder, k, repeats: {"core_us_per_row": found, "k": k})
+
+
+def test_a_report_says_when_how_and_with_what(no_time):
+    report = figures("targets", "--k", 4)
+    assert (report["bench"], report["k"]) == ("targets", 4)
+    assert report["command"] == "kdpipe bench targets --k 4"
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d", report["date"])
+    assert re.fullmatch(r".+, \d+ cores", report["machine"])
+    packages = ["python", "torch", "timm", "zarr", "numcodecs", "Pillow", "opencv", "numpy", "distributed"]
+    assert sorted(report["versions"]) == sorted(packages)
+    assert all(re.match(r"\d+\.\d+", version) for version in report["versions"].values())
+
+
+def test_a_report_in_lines(no_time):
+    lines = kdpipe("bench", "targets").out.splitlines()
+    assert "core_us_per_row: 2.5 (2 to 4)" in lines
+    assert "command: kdpipe bench targets" in lines
+    assert any(line.startswith("versions: python ") for line in lines)
+
+
+@pytest.mark.parametrize("name", ["workers", "simulated", "memory", "opening", "targets"])
+def test_commands_call_their_bench(name, monkeypatch):
+    """With arguments that it takes, and its figures are printed."""
+    module = importlib.import_module(f"stages.bench.{name}")
+    real = getattr(module, name)
+    monkeypatch.setattr(module, name, create_autospec(real, return_value={"ratio": 0.5}))
+    assert figures("cluster" if name == "simulated" else name)["ratio"] == 0.5
+
+
+def test_help_is_quick():
+    code = "import sys, stages.bench.cli; print({'torch', 'timm', 'numpy'} & set(sys.modules))"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout == "set()\n"
+
+
+def test_policies_of_parity_are_all_offered():
+    choice = next(p.type for p in bench.commands["parity"].params if p.name == "policy")
+    assert isinstance(choice, click.Choice)
+    assert sorted(choice.choices) == sorted(POLICIES)
 
 
 def test_parity_of_cache_and_live_teacher():
@@ -36,9 +90,20 @@ def test_targets():
 
 
 @pytest.mark.slow
+def test_all_measures_and_draws(tmp_path):
+    out = tmp_path / "docs" / "benchmarks.md"
+    result = kdpipe("bench", "all", "--only", "targets", "--out", out)
+    assert result.code == 0, result.err
+    report = json.loads(out.with_suffix(".json").read_text())["targets"]
+    assert report["command"] == "kdpipe bench targets"
+    assert f"{report['bytes_per_view']:.1f} | 68.0 |" in out.read_text()
+
+
+@pytest.mark.slow
 def test_caching_and_step():
     report = figures("caching", "--limit", 300, "--size", 32, "--repeats", 2)
     assert report["views_per_decode"] == 4
+    assert 0 < report["image_kb"] < 1  # the digits
     assert report["ratio"] == pytest.approx(
         report["added_core_ms_per_view"]["median"] / report["peer_core_ms_per_view"]["median"]
     )

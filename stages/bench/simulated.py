@@ -1,0 +1,179 @@
+"""A run on many workers, simulated: all is real but for the teacher's forward, which is a sleep as long."""
+
+import asyncio
+import io
+import logging
+import multiprocessing
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import dask
+import numpy as np
+import psutil
+import torch
+from distributed import Client, Worker
+from PIL import Image
+from torch import nn
+
+from pipeline.caching import CachingConfig, Progress, cache_views
+from pipeline.caching.cluster import Cluster
+from pipeline.shards import Index, build_index
+from pipeline.shards.pack import Item, write_shards
+from pipeline.targets import TargetsConfig
+from pipeline.teacher import Teacher, TeacherConfig
+from pipeline.views import ViewsConfig
+from stages.bench.workers import BATCH, CLASSES
+
+# Workers of one process: they sleep most of the time, so a few processes hold many.
+_A_PROCESS = 8
+_SIZE = 32
+# The scheduler's memory is looked at when this share of the tasks is done, and at the end.
+_EARLY = 0.1
+
+
+class Sleeper(nn.Module):
+    """Sleeps as long as a teacher would work, give or take a fifth, and says next to nothing."""
+
+    def __init__(self, seconds: float, num_classes: int) -> None:
+        super().__init__()
+        self.seconds, self.head = seconds, nn.Linear(3, num_classes)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Logits (N, num_classes) of images (N, 3, S, S)."""
+        mean = x.mean(dim=(2, 3))
+        # As long for the same view, whoever does it.
+        time.sleep(self.seconds * random.Random(float(mean.sum())).uniform(0.8, 1.2))
+        return self.head(mean)
+
+
+def sleeper(seconds: float, num_classes: int) -> nn.Module:
+    """A Sleeper with weights that are the same everywhere."""
+    torch.manual_seed(0)
+    return Sleeper(seconds, num_classes)
+
+
+def simulated(folder: Path, workers: int = 64, tasks: int = 5000, seconds: float | None = None) -> dict[str, Any]:
+    """The share of workers' time that goes to the forward, and the scheduler's memory early and late.
+
+    The tasks are real: a shard is read, decoded, rendered, encoded and committed by a dask worker, which a
+    scheduler in a process of its own feeds from the client's window. Only the forward of its one sample is a sleep.
+
+    Args:
+        folder: for shards and cache.
+        workers: single-threaded dask workers, several a process.
+        tasks: shards.
+        seconds: of a task's forward; measured when None: one batch of 32 at 224 pixels by a ConvNeXt-T here.
+    """
+    index = _shards(folder, tasks)
+    slept = _measured() if seconds is None else seconds
+    config = TeacherConfig(
+        model="stages.bench.simulated:sleeper",
+        model_kwargs={"seconds": slept},
+        num_classes=10,
+        input_size=_SIZE,
+        batch_size=1,
+        threads=1,
+        device="cpu",
+    )
+    memory: list[float] = []
+    with _cluster(folder, workers) as (client, scheduler):
+        teacher = Cluster(client, config, None)
+        teacher.describe()
+        began = time.perf_counter()
+
+        def look(p: Progress) -> None:
+            if p.done in (round(_EARLY * p.total), p.total):
+                memory.append(scheduler.memory_info().rss / 2**20)
+
+        _, report = cache_views(
+            str(folder / "simulated.zarr"),
+            index,
+            ViewsConfig(),
+            teacher,
+            TargetsConfig(k=4),
+            [0],
+            caching=CachingConfig(render_threads=1),
+            on_progress=look,
+        )
+        wall = time.perf_counter() - began
+    assert (report.tasks, report.failed) == (tasks, [])
+    return {
+        "busy": tasks * slept / (workers * wall),
+        "peer": "workers that do nothing but sleep, without a pause: 1",
+        "scheduler_mb_early": memory[0],
+        "scheduler_mb_late": memory[-1],
+        "seconds_per_task": slept,
+        "wall_seconds": wall,
+        "tasks": tasks,
+        "workers": workers,
+    }
+
+
+def _shards(folder: Path, tasks: int) -> Index:
+    """Shards of one sample each."""
+    rng = np.random.default_rng(0)
+    grey = [_png(rng.integers(0, 256, (8, 8), np.uint8)) for _ in range(256)]
+    (folder / "shards").mkdir()
+    items = [Item(f"{i:06d}", grey[i % len(grey)], i % 10) for i in range(tasks)]
+    write_shards(folder / "shards", "one", items, 1)
+    return build_index(str(folder / "shards"), folder / "index", num_classes=10)
+
+
+def _png(pixels: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
+
+
+def _measured() -> float:
+    """Seconds of one batch by a real teacher on one thread of this machine."""
+    teacher = Teacher(
+        TeacherConfig(
+            model="stages.bench.workers:untrained", num_classes=CLASSES, batch_size=BATCH, threads=1, device="cpu"
+        )
+    )
+    views = np.zeros((BATCH, 224, 224, 3), np.uint8)
+    times = []
+    for _ in range(3):
+        began = time.perf_counter()
+        teacher(views)
+        times.append(time.perf_counter() - began)
+    return min(times)
+
+
+@contextmanager
+def _cluster(folder: Path, workers: int) -> Iterator[tuple[Client, psutil.Process]]:
+    """A client of a scheduler and of workers in processes of their own, and the scheduler's process."""
+    spawn, file = multiprocessing.get_context("spawn"), folder / "scheduler.json"
+    command = [sys.executable, "-m", "distributed.cli.dask_scheduler", "--port", "0", "--no-dashboard"]
+    with ExitStack() as stack:
+        scheduler = stack.enter_context(
+            subprocess.Popen([*command, "--scheduler-file", str(file)], stderr=subprocess.DEVNULL)
+        )
+        stack.callback(scheduler.kill)
+        for first in range(0, workers, _A_PROCESS):
+            many = spawn.Process(target=_work, args=(file, min(_A_PROCESS, workers - first)), daemon=True)
+            many.start()
+            stack.callback(many.join)
+            stack.callback(many.kill)
+        client = stack.enter_context(Client(scheduler_file=str(file)))
+        client.wait_for_workers(workers, timeout=600)
+        yield client, psutil.Process(scheduler.pid)
+
+
+def _work(file: Path, count: int) -> None:
+    logging.getLogger("distributed").setLevel(logging.CRITICAL)
+    dask.config.set({"distributed.worker.profile.enabled": False})  # as local clusters of ours have it
+
+    async def run() -> None:
+        form = {"scheduler_file": str(file), "nthreads": 1, "memory_limit": 0, "dashboard": False}
+        workers = [await Worker(**form) for _ in range(count)]
+        await asyncio.gather(*(worker.finished() for worker in workers))
+
+    asyncio.run(run())
