@@ -13,6 +13,7 @@ from pipeline.cache.layout import describe
 from pipeline.cache.record import CacheRecord
 from pipeline.caching import Progress as Step
 from pipeline.caching import Report, cache_views
+from pipeline.caching.allocator import few_arenas
 from pipeline.caching.backend import Backend
 from pipeline.errors import ConfigError
 from pipeline.shards import Index
@@ -53,6 +54,7 @@ def cache_teacher(
     Tasks already in the cache are skipped: repeat the command after an interruption, or with more views. A task
     that fails is named at the end (exit 1), all others are done.
     """
+    few_arenas()
     settings = params.load(params_file, sets, overrides(flags))
     index = Index.open(shards).limit(limit)
     wanted = parse_views(views)

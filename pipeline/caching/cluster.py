@@ -22,6 +22,7 @@ from distributed.scheduler import KilledWorker
 
 from pipeline import remote
 from pipeline.cache import Cache, Store
+from pipeline.caching.allocator import few_arenas
 from pipeline.caching.backend import Described, Job, Outcome, Task, do
 from pipeline.errors import CacheError, IdentityError, KdpipeError, TeacherError
 from pipeline.fingerprint import differences
@@ -48,6 +49,7 @@ class TeacherPlugin(WorkerPlugin):
 
     def setup(self, worker: Any) -> None:
         """Called by dask in each worker, also in those that come later. Workers of a local cluster are numbered."""
+        few_arenas()
         if self._devices and isinstance(worker.name, int):
             device = self._devices[worker.name % len(self._devices)]
             self._config = self._config.model_copy(update={"device": device})

@@ -1,6 +1,6 @@
 """The loader: batches of views with their targets, the same for any number of workers and processes."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,10 +13,12 @@ from pipeline.cache import CacheReader
 from pipeline.config import Config
 from pipeline.errors import TargetsError, TrainingError
 from pipeline.loader.batch import Batch, join
+from pipeline.loader.blocks import RowBlocks
 from pipeline.loader.order import Order, epoch_order, lane_count, plain_order
 from pipeline.loader.pairs import Pairs, pair_units
 from pipeline.loader.rows import RowReader
 from pipeline.loader.schedule import ViewSchedule, views_of
+from pipeline.loader.share import Share, known
 from pipeline.shards import Index
 from pipeline.views import View, ViewsConfig
 from pipeline.views.block import paired_index
@@ -74,11 +76,9 @@ class Loader:
         self.seed, self.cache, self.rank, self.world, self.evaluate = seed, cache, rank, world, evaluate
         # Keys decide the draws, and only here is it seen whether the index still has the keys it was written with.
         index.verify()
-        rows = np.arange(len(index), dtype=np.int64)
-        self._rows = rows[np.asarray(index.labels) >= 0] if labelled_only else rows
-        if not len(self._rows):
+        self._blocks = RowBlocks(index, labelled_only)
+        if not self._blocks.rows:
             raise TrainingError("no labelled sample to train on", where=index.path)
-        self._blocks: list[np.ndarray] | None = None
         self._pairs = Pairs(paired_index(index, config), config, index.blocks)
         self._views = None if cache is None else [v for v in cache.views if isinstance(v, int)]
         missing = [] if cache is None else [v for v in evaluate if v not in cache.views]
@@ -103,17 +103,17 @@ class Loader:
 
     def __len__(self) -> int:
         """Samples of an epoch."""
-        return len(self._rows)
+        return self._blocks.rows
 
     @property
     def steps(self) -> int:
         """Batches of an epoch."""
-        return max(1, -(-len(self._rows) // self.batch_size))
+        return max(1, -(-len(self) // self.batch_size))
 
     @property
     def lanes(self) -> int:
         """Lanes in use, which are part of a run's order and so of its checkpoint."""
-        return lane_count(len(self._row_blocks()), self.batch_size, self.loader.lanes)
+        return lane_count(len(self._blocks), self.batch_size, self.loader.lanes)
 
     def views(self, epoch: int) -> tuple[View, ...]:
         """The views that an epoch shows."""
@@ -140,16 +140,15 @@ class Loader:
 
     def labelled(self, epoch: int) -> int:
         """Rows of an epoch that have a label, which a mixed view has if both its samples have one."""
-        order, labels = self.order(epoch), paired_index(self.index, self.config).labels
-        known = labels[order.rows] >= 0
-        return int((known if order.partners is None else known & (labels[order.partners] >= 0)).sum())
+        return int(known(self.order(epoch), self._labels).sum())
 
     def order(self, epoch: int) -> Order:
         """The epoch's sequence over all processes."""
         views = self.views(epoch)
         if self.evaluate:
-            return plain_order(self._rows, self.batch_size, views)
-        blocks, together = self._row_blocks(), len(views)
+            return plain_order(np.concatenate(list(self._blocks)), self.batch_size, views)
+        blocks: Sequence[np.ndarray] = self._blocks
+        together = len(views)
         if self.config.mixes:
             paired = self._pairs.paired(int(views[0]))
             blocks = [pair_units(rows, paired) for rows in blocks]
@@ -157,8 +156,8 @@ class Loader:
         order = epoch_order(blocks, self.seed, epoch // together, *how, views)
         if together > 1:
             # A pass over the samples in several views is as many epochs, each of as many rows as there are samples.
-            start = epoch % together * len(self._rows)
-            order = order.part(start, start + len(self._rows), self.batch_size)
+            start = epoch % together * len(self)
+            order = order.part(start, start + len(self), self.batch_size)
         if not self.config.mixes:
             return order
         mixed = np.stack([self._pairs.mixed(int(view)) for view in views])
@@ -200,11 +199,13 @@ class Loader:
                 do="Set views.mix_every (it changes the views, so cache anew), or loader.views_per_decode=1",
             )
 
-    def _row_blocks(self) -> list[np.ndarray]:
-        if self._blocks is None:
-            edges = np.searchsorted(self._rows, np.asarray(self.index.block_first[1:-1]))
-            self._blocks = [b for b in np.split(self._rows, edges) if len(b)]
-        return self._blocks
+    @property
+    def _labels(self) -> np.ndarray:
+        return paired_index(self.index, self.config).labels
+
+    def share(self, epoch: int, start: int, worker: int, workers: int) -> Share:
+        """What one of this process's workers renders of an epoch, from step `start` on."""
+        return Share.of(self.order(epoch), self._labels, self.rank, self.world, worker, workers, start)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_pool": None}
@@ -228,16 +229,14 @@ class _Parts(IterableDataset):
     def parts(self, epoch: int, start: int, worker: int, workers: int) -> Iterator[tuple[torch.Tensor, Batch]]:
         """Positions within this process's batch, and the rows there, for each step from `start` on."""
         loader = self._loader
-        order = loader.order(epoch)
-        place = order.places(loader.rank, loader.world)
-        mine = (place >= 0) & ((order.lanes // loader.world) % workers == worker)
-        mine[: order.bounds[start]] = False
+        share = loader.share(epoch, start, worker, workers)
         if self._reader is None:
             self._reader = RowReader(loader.index, loader.config, loader.size, loader.cache)
-        self._reader.begin(order.rows[mine])
-        for step in range(start, order.steps):
-            chosen = order.bounds[step] + np.flatnonzero(mine[order.bounds[step] : order.bounds[step + 1]])
-            yield torch.from_numpy(place[chosen]), self._reader.batch(chosen, order, epoch, step)
+        self._reader.begin(share.rows)
+        for step in range(start, share.steps):
+            # A copy: what a tensor is a view of would travel from a worker with it.
+            places = share.places[share.at(step)].astype(np.int64)
+            yield torch.from_numpy(places), self._reader.batch(share, epoch, step)
 
     def close(self) -> None:
         """Close the shards that this process opened."""

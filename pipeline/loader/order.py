@@ -9,6 +9,7 @@ number of processes nor of workers enters, so a run may stop on four GPUs and go
 import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -20,14 +21,16 @@ from pipeline.views.draws import permutation
 class Order:
     """One epoch's sequence.
 
+    Integers are as narrow as they may be, for every process makes orders over all samples.
+
     Attributes:
-        rows: int64 (N,), global rows in the order of their positions.
-        shown: int64 (N,), which of `views` a position shows.
-        units: int64 (N,), the unit of each position, ascending.
-        lanes: int32 (N,), the lane of each position.
+        rows: row_type (N,), global rows in the order of their positions.
+        shown: unsigned (N,), which of `views` a position shows.
+        units: row_type (N,), the unit of each position, ascending.
+        lanes: int16 or row_type (N,), the lane of each position.
         bounds: int64 (batches + 1,), batch t is positions bounds[t] to bounds[t + 1].
         views: those that are shown.
-        partners: int64 (N,), the row that a position's row is mixed with, itself for none; None without mixing.
+        partners: row_type (N,), the row that a position's row is mixed with, itself for none; None without mixing.
     """
 
     rows: np.ndarray
@@ -50,14 +53,18 @@ class Order:
         return replace(self, **cut, bounds=batch_bounds(stop - start, batch_size))
 
     def places(self, rank: int, world: int) -> np.ndarray:
-        """Place of each position in this process's part of its batch; -1 where another process has it. int64 (N,).
+        """Place of each position in this process's part of its batch; -1 where another process has it. row_type (N,).
 
         Units are dealt in turn: with lanes a multiple of the processes, each reads lanes of its own until some run out.
         """
         lengths = np.diff(self.bounds)
         mine = self.units % world == rank
-        before = np.cumsum(mine) - mine
-        return np.where(mine, before - np.repeat(before[self.bounds[:-1]], lengths), -1)
+        # In place: at millions of samples each array more is felt.
+        found = np.cumsum(mine, dtype=self.units.dtype)
+        found -= mine
+        found -= np.repeat(found[self.bounds[:-1]], lengths)
+        found[~mine] = -1
+        return found
 
 
 def epoch_order(
@@ -72,7 +79,7 @@ def epoch_order(
     """The sequence of one epoch over blocks of units, none empty.
 
     Args:
-        blocks: the rows of each block, int64 (n,), or of its units, int64 (units, 2), -1 where a row is alone.
+        blocks: the rows of each block, (n,), or of its units, (units, 2), -1 where a row is alone.
         seed: of the run.
         epoch: from 0; of several views the number of their pass.
         batch_size: rows in a batch over all processes.
@@ -90,7 +97,7 @@ def epoch_order(
     longest = max(length for length, _ in heap)
     width = 1 if blocks[0].ndim == 1 else blocks[0].shape[1]
     # One column a lane: reading row by row takes one of each lane in turn, and -1 marks those that ran out.
-    table = np.full((longest, count, width), -1, np.int64)
+    table = np.full((longest, count, width), -1, blocks[0].dtype)
     for lane, numbers in enumerate(dealt):
         at = 0
         for first in range(0, len(numbers), window):
@@ -100,14 +107,16 @@ def epoch_order(
             at += len(units)
     flat = table.reshape(-1, width)
     there = (flat >= 0).any(axis=1)
-    lane_of = np.broadcast_to(np.arange(count, dtype=np.int32), table.shape[:2]).reshape(-1)
-    return _expanded(flat[there], lane_of[there], views, batch_size)
+    lane_of = np.broadcast_to(np.arange(count, dtype=_lane_type(count)), table.shape[:2]).reshape(-1)
+    units, lane_of = flat[there], lane_of[there]
+    del table, flat, there  # before as much again is made of them
+    return _expanded(units, lane_of, views, batch_size)
 
 
 def plain_order(rows: np.ndarray, batch_size: int, views: tuple[View, ...] = ("center",)) -> Order:
     """Every row as they come, its views together in one batch; each row is a lane, so workers share batches evenly."""
     whole = max(1, batch_size // len(views)) * len(views)
-    order = _expanded(rows[:, None], np.arange(len(rows), dtype=np.int32), views, batch_size)
+    order = _expanded(rows[:, None], np.arange(len(rows), dtype=_lane_type(len(rows))), views, batch_size)
     bounds = np.r_[np.arange(0, len(order.rows), whole), len(order.rows)].astype(np.int64)
     return replace(order, bounds=bounds)
 
@@ -120,15 +129,24 @@ def _expanded(units: np.ndarray, lanes: np.ndarray, views: tuple[View, ...], bat
     def spread(values: np.ndarray) -> np.ndarray:
         return np.broadcast_to(values, shape).reshape(-1)[there]
 
-    rows = spread(units[:, None])
+    rows, number = spread(units[:, None]), np.arange(len(units), dtype=row_type(len(units)))
     return Order(
         rows=rows,
-        shown=spread(np.arange(len(views))[:, None]),
-        units=spread(np.arange(len(units))[:, None, None]),
+        shown=spread(np.arange(len(views), dtype=np.min_scalar_type(len(views)))[:, None]),
+        units=spread(number[:, None, None]),
         lanes=spread(lanes[:, None, None]),
         bounds=batch_bounds(len(rows), batch_size),
         views=views,
     )
+
+
+def row_type(rows: int) -> type[np.signedinteger[Any]]:
+    """The integers that number so many rows."""
+    return np.int32 if rows <= np.iinfo(np.int32).max else np.int64
+
+
+def _lane_type(lanes: int) -> type[np.signedinteger[Any]]:
+    return np.int16 if lanes <= np.iinfo(np.int16).max else row_type(lanes)
 
 
 def lane_count(blocks: int, batch_size: int, lanes: int) -> int:

@@ -1,7 +1,10 @@
 """Pairs of rows that are mixed with each other, and so move through an epoch together."""
 
+from typing import Any
+
 import numpy as np
 
+from pipeline.loader.order import row_type
 from pipeline.shards import Index
 from pipeline.views import ViewsConfig
 from pipeline.views.mixing import coins, members, partner_names, partners
@@ -25,7 +28,7 @@ class Pairs:
         self._last: tuple[int, np.ndarray] | None = None
 
     def paired(self, view: int) -> np.ndarray:
-        """The row that each row is paired with in a view, itself where it is alone: int64, to the last block's end."""
+        """The row that each row is paired with in a view, itself where it is alone, to the last block's end."""
         group = view // self._config.mix_every
         if self._last is None or self._last[0] != group:
             self._last = group, self._drawn(view)
@@ -46,8 +49,12 @@ class Pairs:
                 part[member] = own[member]
         return found
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_last": None}  # as long as the index, and soon drawn again
+
     def _drawn(self, view: int) -> np.ndarray:
-        found = np.arange(self._rows[-1].stop if self._rows else 0, dtype=np.int64)
+        count = self._rows[-1].stop if self._rows else 0
+        found = np.arange(count, dtype=row_type(count))
         by_length: dict[int, list[int]] = {}
         for block, rows in enumerate(self._rows):
             by_length.setdefault(len(rows), []).append(block)
@@ -70,9 +77,11 @@ class Pairs:
 
 
 def pair_units(rows: np.ndarray, paired: np.ndarray) -> np.ndarray:
-    """Rows of one block, int64 (n,), as pairs: int64 (units, 2), -1 where a row's partner is absent or it has none."""
+    """Rows of one block, ascending (n,), as pairs: (units, 2), -1 where a row's partner is absent or it has none."""
     partner = paired[rows]
-    together = np.isin(partner, rows) & (partner != rows)
+    together = (partner >= rows[0]) & (partner <= rows[-1]) & (partner != rows)
+    if rows[-1] - rows[0] >= len(rows):  # some rows of the block are left out
+        together &= np.isin(partner, rows)
     alone, first = rows[~together], together & (rows < partner)
     pairs = np.stack([rows[first], partner[first]], axis=1)
     return np.concatenate([pairs, np.stack([alone, np.full_like(alone, -1)], axis=1)])

@@ -7,9 +7,11 @@ import torch
 
 from pipeline.cache import CacheReader
 from pipeline.loader.batch import Batch, view_code
-from pipeline.loader.order import Order
+from pipeline.loader.share import Share
+from pipeline.loader.spool import Spool, Spooled
 from pipeline.loader.target_rows import TargetRows
 from pipeline.shards import BlockReader, Index
+from pipeline.shards.sources import is_local
 from pipeline.views import BlockViews, Erased, View, ViewsConfig
 from pipeline.views.block import block_views, decode_sample, paired_index
 from pipeline.views.mixing import mixed_labels
@@ -21,14 +23,14 @@ class _Open:
 
     Attributes:
         first: its first row.
-        data: its encoded images.
+        data: its encoded images; of a remote shard they lie on local disk.
         left: rows still to come.
         drawn: its views so far.
         ready: views that are made already, by row in the block and view: partners of delivered ones.
     """
 
     first: int
-    data: list
+    data: Spooled | list[memoryview]
     left: int
     drawn: dict[View, BlockViews] = field(default_factory=dict)
     ready: dict[tuple[int, View], np.ndarray] = field(default_factory=dict)
@@ -49,6 +51,7 @@ class RowReader:
         self._reader = BlockReader(self._whole)
         self._starts = np.asarray(self._whole.block_first[:-1])
         self._open: dict[int, _Open] = {}
+        self._spool: Spool | None = None
         self._targets, self._partners = None, None
         if cache is not None:
             self._targets = TargetRows(cache.encoding)
@@ -64,15 +67,16 @@ class RowReader:
         self._expected = np.zeros(len(self._whole), bool)
         self._expected[rows] = True
 
-    def batch(self, chosen: np.ndarray, order: Order, epoch: int, step: int) -> Batch:
-        """The batch (or part of one) of these positions of an order."""
-        size, count, labels = self._size, len(chosen), self._whole.labels
+    def batch(self, share: Share, epoch: int, step: int) -> Batch:
+        """One step's batch, or the part of it that is in a share."""
+        chosen = share.at(step)
+        rows, views = share.rows[chosen].astype(np.int64), [share.views[v] for v in share.shown[chosen].tolist()]
+        size, count, labels = self._size, len(rows), self._whole.labels
         images = np.empty((count, size, size, 3), np.uint8)
-        rows, views = order.rows[chosen], [order.views[v] for v in order.shown[chosen].tolist()]
         boxes: list[np.ndarray | None] = []
         partners, lam = rows.copy(), np.ones(count)
         blocks = self._blocks(rows).tolist()
-        for n, (row, block, unit) in enumerate(zip(rows.tolist(), blocks, order.units[chosen].tolist(), strict=True)):
+        for n, (row, block, unit) in enumerate(zip(rows.tolist(), blocks, share.units[chosen].tolist(), strict=True)):
             if unit != self._unit:
                 self._images, self._unit = {}, unit
             view = views[n]
@@ -90,8 +94,7 @@ class RowReader:
             if opened.left == 0:
                 self._end(block)
         pairs = np.stack([labels[rows], labels[partners]], axis=1).astype(np.int64)
-        whole = slice(order.bounds[step], order.bounds[step + 1])
-        mixes = self._config.mixes and isinstance(order.views[0], int)
+        mixes = self._config.mixes and isinstance(share.views[0], int)
         return Batch(
             images=torch.from_numpy(images),
             labels=torch.from_numpy(mixed_labels(pairs, lam)),
@@ -99,10 +102,10 @@ class RowReader:
             views=torch.tensor([view_code(v) for v in views], dtype=torch.int64),
             epoch=epoch,
             step=step,
-            global_rows=int(order.bounds[step + 1] - order.bounds[step]),
-            global_labelled=self._labelled(order, whole),
+            global_rows=int(share.global_rows[step]),
+            global_labelled=int(share.global_labelled[step]),
             targets={} if self._targets is None else self._targets.batch(),
-            erased=self._erased(boxes, order.views[0]),
+            erased=self._erased(boxes, share.views[0]),
             label_pairs=torch.from_numpy(pairs) if mixes else None,
             lam=torch.from_numpy(lam.astype(np.float32)) if mixes else None,
             partner_targets={} if self._partners is None else self._partners.batch(),
@@ -135,14 +138,6 @@ class RowReader:
             self._images[row] = decode_sample(self._whole, row, opened.data[at], self._config)
         return self._images[row]
 
-    def _labelled(self, order: Order, whole: slice) -> int:
-        labels = self._whole.labels
-        rows = order.rows[whole]
-        known = labels[rows] >= 0
-        if order.partners is not None:
-            known &= labels[order.partners[whole]] >= 0
-        return int(known.sum())
-
     def _erased(self, boxes: list[np.ndarray | None], view: View) -> Erased | None:
         if self._config.re_prob == 0 or not isinstance(view, int):
             return None
@@ -153,9 +148,17 @@ class RowReader:
 
     def _start(self, block: int) -> _Open:
         assert self._left is not None
-        opened = _Open(first=int(self._starts[block]), data=list(self._reader.read(block)), left=int(self._left[block]))
+        opened = _Open(first=int(self._starts[block]), data=self._read(block), left=int(self._left[block]))
         self._open[block] = opened
         return opened
+
+    def _read(self, block: int) -> Spooled | list[memoryview]:
+        images, whole = self._reader.read(block), self._whole
+        if is_local(whole.shards[int(whole.block_shard[block])].url):
+            return images
+        if self._spool is None:
+            self._spool = Spool(int((whole.block_stop - whole.block_start).max()))
+        return self._spool.put(images)
 
     def _draw(self, block: int, opened: _Open, view: View) -> BlockViews:
         drawn = block_views(self._whole, self._config, block, view)
@@ -170,13 +173,19 @@ class RowReader:
         return drawn
 
     def _end(self, block: int) -> None:
-        for view in self._open.pop(block).drawn:
+        opened = self._open.pop(block)
+        if self._spool is not None and isinstance(opened.data, Spooled):
+            self._spool.drop(opened.data)
+        for view in opened.drawn:
             for rows in (self._targets, self._partners):
                 if rows is not None:
                     rows.drop((block, view))
 
     def _clear(self) -> None:
         self._open.clear()
+        if self._spool is not None:
+            self._spool.close()
+            self._spool = None
         self._images, self._unit = {}, -1
         for rows in (self._targets, self._partners):
             if rows is not None:

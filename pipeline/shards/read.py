@@ -1,4 +1,4 @@
-"""Reading images block by block: one contiguous range each, checked the first time against the index."""
+"""Reading images block by block: one contiguous range each, checked against the index when first read or fetched."""
 
 import hashlib
 import mmap
@@ -52,7 +52,8 @@ class BlockReader:
         shard = index.shards[int(index.block_shard[block])]
         start, stop = int(index.block_start[block]), int(index.block_stop[block])
         data = self._bytes(shard, start, stop)
-        if block not in self._checked:
+        # What is fetched again may be other bytes than what was checked; a map isn't likely to be.
+        if block not in self._checked or not is_local(shard.url):
             self._check(data, shard, block, start, stop)
         rows = slice(int(index.block_first[block]), int(index.block_first[block + 1]))
         starts, sizes = index.image_start[rows].tolist(), index.image_size[rows].tolist()
