@@ -13,6 +13,8 @@ _VIEWS = 10_000_000  # numbers below this
 _OPTIONS = (
     click.option("--teacher", help="timm name, hub name, or package.module:factory."),
     click.option("--weights", help="safetensors file or weights-only pickle."),
+    click.option("--checkpoint-key", help="Entry of the weights' file, such as model or model_ema."),
+    click.option("--class-map", help="File: which rows of the weights' classifier are the classes."),
     click.option("--pretrained", is_flag=True, default=None, help="timm's published weights from its hub."),
     click.option("--model-kwargs", multiple=True, metavar="KEY=VALUE", help="Argument of the model; repeatable."),
     click.option("--num-classes", type=int, help="Classes, where weights and index don't say."),
@@ -38,6 +40,8 @@ def overrides(flags: dict[str, Any]) -> dict[str, Any]:
     return {
         "teacher.model": flags["teacher"],
         "teacher.weights": flags["weights"],
+        "teacher.checkpoint_key": flags["checkpoint_key"],
+        "teacher.class_map": flags["class_map"],
         "teacher.pretrained": flags["pretrained"],
         "teacher.model_kwargs": params.key_values(flags["model_kwargs"]),
         "teacher.num_classes": flags["num_classes"],

@@ -32,7 +32,7 @@ class Described:
         """Describe a teacher, having it look at one black image: what can't run fails here."""
         size = teacher.built.input_size
         teacher(np.zeros((1, size, size, 3), np.uint8))
-        return cls(teacher.identity(), teacher.numerics(), teacher.config.model_dump(mode="json"))
+        return cls(teacher.identity(), teacher.numerics(), teacher.config.absolute().model_dump(mode="json"))
 
 
 @dataclass(frozen=True)

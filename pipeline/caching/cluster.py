@@ -6,7 +6,6 @@ scheduler knows more than a few at a time.
 """
 
 import logging
-import os
 import pickle
 import socket
 from asyncio import CancelledError
@@ -92,9 +91,7 @@ class Cluster:
         beside: int = 1,
     ) -> None:
         self._client, self.beside = client, beside
-        weights = teacher.weights and os.path.abspath(teacher.weights)
-        plugin = TeacherPlugin(teacher.model_copy(update={"weights": weights}), num_classes, devices or [])
-        client.register_plugin(plugin)
+        client.register_plugin(TeacherPlugin(teacher.absolute(), num_classes, devices or []))
 
     def describe(self) -> Described:
         """See Backend. Every worker loads its teacher; they must all be the same, run in the same way."""

@@ -1,6 +1,5 @@
 """Running a cache's tasks: open or create it, find what is missing, do it, commit each task by itself."""
 
-import os
 import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -199,11 +198,10 @@ def portions(views: list[View], rows: int, encoding: Encoding) -> Iterator[tuple
 def provenance(index: Index, teacher: Described) -> dict[str, Any]:
     """Where, when and with what a run was done; compared by nobody, but `kdpipe verify` looks there for inputs."""
     packages = ["kdpipe", "torch", "torchvision", "timm", "zarr", "numcodecs", "numpy"]
-    weights = teacher.config["weights"]
     return {
         "shards": str(index.path),
         "samples": len(index),
-        "teacher": teacher.config | {"weights": weights and os.path.abspath(weights)},
+        "teacher": teacher.config,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "host": platform.node(),
         "machine": platform.machine(),

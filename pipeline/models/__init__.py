@@ -1,6 +1,8 @@
-"""Models: built by name, loaded strictly, digested."""
+"""Models: built by name, loaded strictly, digested. Importing this registers the large-kernel networks with timm."""
 
+from pipeline.models import replknet, slak, unireplknet
 from pipeline.models.build import Built, ModelConfig, build, first_line, is_factory
+from pipeline.models.inference import merged
 from pipeline.models.weights import METADATA_KEY, load_weights, read_metadata, weights_digest
 
 __all__ = [
@@ -11,6 +13,10 @@ __all__ = [
     "first_line",
     "is_factory",
     "load_weights",
+    "merged",
     "read_metadata",
+    "replknet",
+    "slak",
+    "unireplknet",
     "weights_digest",
 ]

@@ -3,10 +3,11 @@
 import importlib
 import importlib.util
 import inspect
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Self
 
 import timm
 from pydantic import Field
@@ -15,7 +16,11 @@ from torch import nn
 
 from pipeline.config import Config
 from pipeline.errors import TeacherError
-from pipeline.models.weights import load_weights, read_metadata
+from pipeline.models.class_map import read_class_map
+from pipeline.models.fit import fit
+from pipeline.models.published import implied_kwargs
+from pipeline.models.state import read_state
+from pipeline.models.weights import read_metadata
 
 _HUB = ("hf-hub:", "hf_hub:", "local-dir:")
 
@@ -26,11 +31,18 @@ class ModelConfig(Config):
     model: str | None = Field(None, description="timm name (hub names too) or package.module:factory")
     model_kwargs: dict[str, Any] = Field(default_factory=dict, description="keyword arguments of the model")
     weights: str | None = Field(None, description="safetensors file or weights-only pickle")
+    checkpoint_key: str | None = Field(None, description="entry of the weights' file, such as model or model_ema")
+    class_map: str | None = Field(None, description="file: which rows of the weights' classifier are the classes")
     pretrained: bool = Field(False, description="take timm's published weights from its hub")
     num_classes: int | None = Field(None, ge=1)
     input_size: int | None = Field(None, ge=1, description="side of the square input, pixels")
     mean: tuple[float, float, float] | None = None
     std: tuple[float, float, float] | None = None
+
+    def absolute(self) -> Self:
+        """The same with whole paths, for processes that run elsewhere."""
+        files = {name: getattr(self, name) for name in ("weights", "class_map")}
+        return self.model_copy(update={name: path and os.path.abspath(path) for name, path in files.items()})
 
 
 @dataclass(frozen=True)
@@ -68,26 +80,23 @@ def build(config: ModelConfig, *, num_classes: int | None = None, extra: dict[st
     Raises:
         TeacherError: unknown name, impossible arguments, or weights that don't fit.
     """
+    for option in ("checkpoint_key", "class_map"):
+        if getattr(config, option) and not config.weights:
+            raise TeacherError(f"{option} is about a file of weights, and none is given", do="Pass --weights FILE")
     said = read_metadata(config.weights) if config.weights else {}
     name = config.model or said.get("model")
     if name is None:
         raise TeacherError("no model named", do="Pass its timm name, or weights that kdpipe wrote")
     if said and said["model"] != name:
         raise TeacherError("weights of another model", where=config.weights, found=said["model"], allowed=name)
+    rows = read_class_map(config.class_map) if config.class_map else None
+    classes = _classes_asked(config, said, rows) or num_classes
+    state = read_state(config.weights, config.checkpoint_key) if config.weights else {}
     # Spelled out by the user first, then what the weights were trained as.
-    kwargs = {**(said.get("model_kwargs") or {}), **config.model_kwargs}
-    classes = config.num_classes or said.get("num_classes") or num_classes
-    if said and classes != said["num_classes"]:
-        raise TeacherError(
-            "weights have another number of classes",
-            where=config.weights,
-            found=said["num_classes"],
-            allowed=classes,
-            do="Use a teacher and students of the same classes",
-        )
+    kwargs = {**implied_kwargs(name, state), **(said.get("model_kwargs") or {}), **config.model_kwargs}
     module = _create(name, {**kwargs, **(extra or {})}, classes, config.pretrained)
     if config.weights:
-        load_weights(module, config.weights)
+        fit(module, state, config.weights, rows)
     # A factory's model may not say what it eats; then it is ImageNet's mean, std and 224 pixels.
     feed = resolve_data_config(
         {}, pretrained_cfg=getattr(module, "pretrained_cfg", None) or {"input_size": (3, 224, 224)}
@@ -166,6 +175,20 @@ def _call_factory(name: str, kwargs: dict[str, Any], num_classes: int | None) ->
             "factory returned no model", where=name, found=type(model).__name__, allowed="torch.nn.Module"
         )
     return model
+
+
+def _classes_asked(config: ModelConfig, said: dict[str, Any], rows: list[int] | None) -> int | None:
+    """The number of classes that options and weights agree on; None where neither says."""
+    given = len(rows) if rows else said.get("num_classes")
+    if given is not None and config.num_classes not in (None, given):
+        raise TeacherError(
+            "the class map has another number of classes" if rows else "weights have another number of classes",
+            where=config.class_map if rows else config.weights,
+            found=given,
+            allowed=config.num_classes,
+            do="Use a teacher and students of the same classes",
+        )
+    return given or config.num_classes
 
 
 def _classes_of(module: nn.Module, asked: int | None, name: str) -> int:

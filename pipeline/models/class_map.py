@@ -1,0 +1,72 @@
+"""A teacher of many classes for a task of fewer: which rows of its classifier are kept, in the task's order."""
+
+import json
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from pipeline.errors import TeacherError
+
+
+def read_class_map(path: str | Path) -> list[int]:
+    """Read a JSON list of numbers, or a text of one number a line; number i is class i's row of the classifier.
+
+    Raises:
+        TeacherError: missing, empty, or something else than whole numbers from 0 on.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as e:
+        raise TeacherError(f"class map can't be read: {e}", where=path, do="Check the path of the class map") from e
+    try:
+        rows = (
+            json.loads(text)
+            if text.lstrip().startswith("[")
+            else [int(line) for line in text.split("\n") if line.strip()]
+        )
+    except ValueError as e:
+        raise TeacherError(f"class map can't be read: {e}", where=path, allowed=_ALLOWED) from e
+    if not rows:
+        raise TeacherError("class map is empty", where=path, allowed=_ALLOWED)
+    for i, row in enumerate(rows):
+        if type(row) is not int or row < 0:
+            raise TeacherError(
+                f"class map: class {i} has no row of the classifier", where=path, found=row, allowed=_ALLOWED
+            )
+    return rows
+
+
+_ALLOWED = "one whole number from 0 on a class: a JSON list, or a text of one a line"
+
+
+def take_classes(state: dict[str, torch.Tensor], model: nn.Module, rows: list[int], where: str | Path) -> None:
+    """Keep of the classifier in `state`, in place, the rows of the class map.
+
+    Args:
+        state: under the model's names; weight (R, D) and bias (R,) of each classifier become (len(rows), D).
+        model: timm's, which says what its classifier is called.
+        where: for messages.
+
+    Raises:
+        TeacherError: no classifier, or a row that it hasn't.
+    """
+    found = [key for key in classifier_keys(model) if key in state]
+    if not found:
+        raise TeacherError("a class map needs weights with a classifier", where=where, do="Leave the class map away")
+    for key in found:
+        if max(rows) >= len(state[key]):
+            raise TeacherError(
+                f"the class map names a row that the classifier {key} hasn't (class {rows.index(max(rows))})",
+                where=where,
+                found=max(rows),
+                allowed=f"0 to {len(state[key]) - 1}",
+                do="Is the class map of these weights?",
+            )
+        state[key] = state[key][rows]
+
+
+def classifier_keys(model: nn.Module) -> list[str]:
+    """Names of the classifier's tensors, as timm's pretrained_cfg has them; none for a model without."""
+    names = (getattr(model, "pretrained_cfg", None) or {}).get("classifier") or ()
+    return [f"{name}.{part}" for name in ([names] if isinstance(names, str) else names) for part in ("weight", "bias")]
