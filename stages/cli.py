@@ -22,6 +22,7 @@ COMMANDS = {
     "cache": ("stages.cache:cache", "Look after caches: list, make room, merge, move."),
     "train-student": ("stages.train_student:train_student", "Train a model, from a cache or from labels alone."),
     "evaluate": ("stages.evaluate:evaluate", "Score a model."),
+    "erf": ("stages.erf:erf", "Draw and measure models' effective receptive fields."),
     "report": ("stages.report:report", "Compare teacher, students and twins in one table."),
     "demo": ("stages.demo:demo", "All of it on scikit-learn's digits, in minutes."),
     "bench": ("stages.bench:bench", "Measure what the documentation claims."),

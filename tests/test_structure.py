@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent
 ORDER = (
     *("errors", "config", "files", "fingerprint", "remote"),
     *("shards", "views", "models", "teacher", "targets", "cache", "caching"),
-    *("loader", "objectives", "evaluation", "trainer"),
+    *("loader", "objectives", "evaluation", "erf", "trainer"),
 )
 FOREIGN = {"click", "dvc", "stages", "tests"}
 LONGEST = 400
