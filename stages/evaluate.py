@@ -65,6 +65,9 @@ def evaluate(
     asked = {**flags, "weights": weights, "model_kwargs": params.key_values(model_kwargs)}
     overrides = {f"teacher.{n}": said.get(n) if asked.get(n) is None else asked[n] for n in {*asked, *_OF_MODEL}}
     overrides["loader.workers"] = workers
+    if weights or flags["model"]:
+        # A params file may be about a teacher of several models.
+        overrides["teacher.members"] = []
     settings = params.load(params_file, sets, overrides)
     index = Index.open(shards).limit(limit)
     teacher = Teacher(settings.teacher, index.num_classes)

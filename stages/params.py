@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import click
 import yaml
@@ -122,7 +122,10 @@ def _explain(error: ValidationError, path: str | None) -> ConfigError:
     if first["type"] == "extra_forbidden":
         fields: dict[str, Any] = Params.model_fields
         for part in first["loc"][:-1]:
-            fields = getattr(fields[str(part)].annotation, "model_fields", {})
+            # A place in a list names no field: those of its entries are there already.
+            if isinstance(part, str):
+                kind = fields[part].annotation
+                fields = getattr(next(iter(get_args(kind)), kind), "model_fields", {})
         return ConfigError("unknown key in params", where=where, allowed=", ".join(sorted(fields)))
     found = first["input"]
     if not isinstance(found, str | int | float | bool | None):

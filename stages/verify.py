@@ -80,7 +80,7 @@ def _truth(
         settings = {
             **last["teacher"],
             "weights": weights or last["teacher"]["weights"],
-            **{k: segments[0].numerics[k] for k in ("batch_size", "amp_dtype", "channels_last", "threads")},
+            **{k: segments[0].numerics[k] for k in ("form", "batch_size", "amp_dtype", "channels_last", "threads")},
             "device": device or segments[0].numerics["device"],
         }
         teacher = Teacher(TeacherConfig.model_validate(settings), cache.num_classes)

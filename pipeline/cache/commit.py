@@ -154,12 +154,13 @@ def write_arrays(
     store, files = cache.store, {}
     samples = cache.shards[shard]["samples"]
     with store.writing(segment.name):
-        group = zarr.open_group(store.zarr(read_only=False), mode="r+")
+        place = store.zarr(read_only=False)
         for field in segment.encoding.fields():
             data = fields[field.name]
             expected = (len(segment.views), samples, *field.shape)
             assert data.shape == expected, f"{field.name}: {data.shape} is not {expected}"
-            array: Any = group[segment.array(field.name)]
+            # By its own path: the group's metadata name every shard, which is long to read for each task.
+            array = zarr.open_array(place, path=segment.array(field.name), mode="r+")
             padded = np.full((len(segment.views), *array.shape[2:]), fill_value(field.dtype), field.dtype)
             padded[:, :samples] = data
             array[:, shard] = padded

@@ -1,0 +1,114 @@
+"""One frozen network on a device, in the form in which it is run, with its own normalisation."""
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from pipeline.errors import TeacherError
+from pipeline.models import Built, ModelConfig, build, is_factory, weights_digest
+from pipeline.teacher.config import TeacherConfig
+from pipeline.teacher.form import Form, check_merged, merge
+from pipeline.views import Erased, Normalize
+
+
+class Network:
+    """A teacher, or one of several.
+
+    Args:
+        config: which model.
+        how: how it is run.
+        device: where.
+        num_classes: used when neither the config nor the weights say.
+
+    Attributes:
+        built: the module as it is run.
+        weights: digest of the weights as they were loaded, whatever the form.
+        form: eager where there is nothing to merge.
+
+    Raises:
+        TeacherError: no weights, or a model that can't be built or run here.
+    """
+
+    def __init__(
+        self, config: ModelConfig, how: TeacherConfig, device: torch.device, num_classes: int | None = None
+    ) -> None:
+        named = config.model is not None and is_factory(config.model)
+        if not (config.weights or config.pretrained or named):
+            raise TeacherError(
+                "teacher has no weights: it would teach noise",
+                where=config.model,
+                do="Pass --weights FILE, or --pretrained for timm's published ones",
+            )
+        built = build(config, num_classes=num_classes)
+        published = (getattr(built.module, "pretrained_cfg", None) or {}).get("num_classes")
+        if config.pretrained and not config.weights and published not in (None, built.num_classes):
+            raise TeacherError(
+                "the published weights have another number of classes: timm would put a random head on them",
+                where=config.model,
+                found=published,
+                allowed=built.num_classes,
+                do="Fine-tune it first (kdpipe train-student --pretrained --objective none), or mend the class count",
+            )
+        self.weights = weights_digest(built.module)
+        plain = built.module.eval().requires_grad_(False)
+        copied = merge(plain, built.name) if how.form == "merged" else None
+        self.form: Form = "eager" if copied is None else "merged"
+        # Kept until it has been compared with what is run.
+        self._unchecked = None if copied is None else plain
+        layout = torch.channels_last if how.channels_last else torch.contiguous_format
+        self._model: nn.Module = (copied or plain).to(device, memory_format=layout)  # type: ignore[call-overload]
+        self.built: Built = replace(built, module=self._model)
+        self._normalize = Normalize(built.mean, built.std, how.channels_last).to(device)
+        self._amp_dtype = getattr(torch, how.amp_dtype)
+
+    def identity(self) -> dict[str, Any]:
+        """What decides the network's answer."""
+        b = self.built
+        return {
+            "model": b.name,
+            "model_kwargs": b.kwargs,
+            "weights": self.weights,
+            "num_classes": b.num_classes,
+            "input_size": b.input_size,
+            "mean": list(b.mean),
+            "std": list(b.std),
+        }
+
+    def __call__(self, images: torch.Tensor, erased: Erased | None) -> torch.Tensor:
+        """Logits, float32 (N, num_classes), of uint8 (N, S, S, 3) on the device, erased where `erased` says.
+
+        Raises:
+            TeacherError: it can't run, or a merged form isn't the network that it was made from.
+        """
+        x = self._normalize(images, erased)
+        amp = self._amp_dtype
+        try:
+            with torch.autocast(x.device.type, dtype=amp, enabled=amp != torch.float32):
+                logits = self._model(x)
+        except Exception as e:
+            # Whatever a layer raises, it is about what the user asked this model to do.
+            room = (
+                "Lower --batch-size"
+                if isinstance(e, torch.OutOfMemoryError)
+                else "Check --input-size and --model-kwargs"
+            )
+            reason = str(e).split("\n", maxsplit=1)[0][:200]
+            raise TeacherError(
+                f"the model can't run: {type(e).__name__}: {reason}",
+                where=self.built.name,
+                found=f"{len(images)} views of {images.shape[1]} pixels",
+                do=room,
+            ) from e
+        if logits.ndim != 2 or logits.shape[1] != self.built.num_classes:
+            raise TeacherError(
+                "the model's output is no logits",
+                where=self.built.name,
+                found=tuple(logits.shape),
+                allowed=(len(images), self.built.num_classes),
+            )
+        if self._unchecked is not None:
+            check_merged(self._unchecked, self._model, x, self.built.name)
+            self._unchecked = None
+        return logits.float()

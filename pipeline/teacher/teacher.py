@@ -1,0 +1,162 @@
+"""Views in, logits out: one network, or several whose mean is taken."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import nn
+
+from pipeline.errors import TeacherError
+from pipeline.fingerprint import fingerprint
+from pipeline.models import Built
+from pipeline.teacher.config import TeacherConfig
+from pipeline.teacher.device import resolve_device
+from pipeline.teacher.network import Network
+from pipeline.views import Erased
+
+
+class TeacherOutput(NamedTuple):
+    """What a teacher says of N views: `logits`, float32 (N, num_classes).
+
+    Of several networks it is the mean of their logits, or of their log-probabilities. The latter are logits too:
+    their softmax is the geometric mean of the members' probabilities, made to sum to 1. They are not
+    normalised themselves: where members disagree, their exponentials sum to less than 1.
+    """
+
+    logits: torch.Tensor
+
+
+class Teacher:
+    """A frozen model on a device, or an ensemble that answers as one: views in, TeacherOutput out.
+
+    Args:
+        config: which models, and how they are run.
+        num_classes: used when neither the config nor the weights say.
+
+    Attributes:
+        built: the module as it is run, and how it is fed. Of an ensemble: all modules, the names joined, and no
+            mean and std, because each member has its own.
+        weights: digest of the weights; of an ensemble, of its members' digests.
+
+    Raises:
+        TeacherError: no weights, a model that can't be built or run here, or members that don't go together.
+    """
+
+    def __init__(self, config: TeacherConfig, num_classes: int | None = None) -> None:
+        self.config = config
+        self.device = resolve_device(config.device)
+        self.threads = config.threads or torch.get_num_threads()
+        self._networks = _load(config, self.device, num_classes)
+        first = self._networks[0]
+        self.built: Built = _joined(self._networks) if config.members else first.built
+        self.weights = fingerprint([n.weights for n in self._networks]) if config.members else first.weights
+
+    @property
+    def num_classes(self) -> int:
+        """Width of the logits."""
+        return self.built.num_classes
+
+    def identity(self) -> dict[str, Any]:
+        """What decides the teacher's answer; a cache and its teacher must agree on all of it."""
+        if not self.config.members:
+            return self._networks[0].identity()
+        return {
+            "model": self.built.name,
+            "members": [network.identity() for network in self._networks],
+            "combine": self.config.combine,
+            "weights": self.weights,
+            "num_classes": self.num_classes,
+            "input_size": self.built.input_size,
+        }
+
+    def numerics(self) -> dict[str, Any]:
+        """What may move the answer within rounding; one segment of a cache is made with one numerics."""
+        c = self.config
+        gpu = self.device.type == "cuda"
+        return {
+            "form": "merged" if any(network.form == "merged" for network in self._networks) else "eager",
+            "batch_size": c.batch_size,
+            "amp_dtype": c.amp_dtype,
+            "channels_last": c.channels_last,
+            "device": self.device.type,
+            "threads": None if gpu else self.threads,
+            "tf32": gpu and (torch.backends.cudnn.allow_tf32 or torch.backends.cuda.matmul.allow_tf32),
+        }
+
+    @torch.inference_mode()
+    def __call__(self, images: np.ndarray, erased: Erased | None = None) -> TeacherOutput:
+        """Run on views, uint8 (N, S, S, 3), erased where `erased` says, in padded batches of `batch_size`.
+
+        Padding repeats the first view, so that a sample's answer depends neither on how many are left nor on
+        what the buffer held before.
+        """
+        if torch.get_num_threads() != self.threads:
+            torch.set_num_threads(self.threads)
+        size = self.config.batch_size
+        logits = []
+        for start in range(0, len(images), size):
+            part = images[start : start + size]
+            rows = len(part)
+            if rows < size:
+                part = np.concatenate([part, np.broadcast_to(part[:1], (size - rows, *part.shape[1:]))])
+            boxes = None if erased is None else erased[start : start + size]
+            logits.append(self._answer(torch.from_numpy(part), boxes)[:rows])
+        return TeacherOutput(torch.cat(logits))
+
+    def _answer(self, images: torch.Tensor, erased: Erased | None) -> torch.Tensor:
+        images = images.to(self.device, non_blocking=True)
+        answers = (network(images, erased) for network in self._networks)
+        if not self.config.members:
+            return next(answers)
+        if self.config.combine == "log-probs":
+            answers = (torch.log_softmax(logits, dim=1) for logits in answers)
+        # One after the other, in their order: only their sum is kept.
+        total = next(answers)
+        for logits in answers:
+            total = total + logits
+        return total / len(self._networks)
+
+
+def _load(config: TeacherConfig, device: torch.device, num_classes: int | None) -> list[Network]:
+    networks: list[Network] = []
+    for at, model in enumerate(config.models()):
+        place = f"teacher.members[{at}]"
+        try:
+            network = Network(model, config, device, num_classes)
+        except TeacherError as e:
+            if not config.members:
+                raise
+            where = place if e.where is None else f"{place}: {e.where}"
+            raise TeacherError(e.what, where=where, found=e.found, allowed=e.allowed, do=e.do) from e
+        networks.append(network)
+        ours, firsts = network.built, networks[0].built
+        if ours.num_classes != firsts.num_classes:
+            raise TeacherError(
+                "members have different numbers of classes",
+                where=f"{place}: {ours.name}",
+                found=ours.num_classes,
+                allowed=firsts.num_classes,
+                do="Use members of the same classes; a class_map takes some of many",
+            )
+        if ours.input_size != firsts.input_size:
+            raise TeacherError(
+                "members see views of different sizes",
+                where=f"{place}: {ours.name}",
+                found=ours.input_size,
+                allowed=firsts.input_size,
+                do="Set teacher.input_size for those that don't set their own",
+            )
+    return networks
+
+
+def _joined(networks: list[Network]) -> Built:
+    first = networks[0].built
+    return Built(
+        module=nn.ModuleList(network.built.module for network in networks),
+        name=" + ".join(network.built.name for network in networks),
+        kwargs={},
+        num_classes=first.num_classes,
+        input_size=first.input_size,
+        mean=(),
+        std=(),
+    )
