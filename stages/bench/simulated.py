@@ -30,10 +30,10 @@ from pipeline.teacher import Teacher, TeacherConfig
 from pipeline.views import ViewsConfig
 from stages.bench.workers import CLASSES
 
-# Workers of one process: they sleep most of the time, so a few processes hold many.
-_A_PROCESS = 8
+# Workers of one process: they sleep most of the time, and what they do besides must not wait for another.
+_A_PROCESS = 4
 _SIZE = 32
-_BATCH = 16  # of the teacher that is measured
+_BATCH = 32  # of the teacher that is measured
 # The scheduler's memory is looked at when this share of the tasks is done, and at the end.
 _EARLY = 0.1
 
@@ -69,7 +69,7 @@ def simulated(folder: Path, workers: int = 64, tasks: int = 5000, seconds: float
         folder: for shards and cache.
         workers: single-threaded dask workers, several a process.
         tasks: shards.
-        seconds: of a task's forward; measured when None: one batch of 16 at 224 pixels by a ConvNeXt-T on one
+        seconds: of a task's forward; measured when None: one batch of 32 at 224 pixels by a ConvNeXt-T on one
             thread here.
     """
     index = _shards(folder, tasks)
