@@ -1,7 +1,6 @@
 """`kdpipe cache-teacher`: run the teacher once and keep what it says."""
 
 import json
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -13,9 +12,9 @@ from pipeline.cache.layout import describe
 from pipeline.cache.record import CacheRecord
 from pipeline.caching import Progress as Step
 from pipeline.caching import Report, cache_views
-from pipeline.caching.allocator import few_arenas
 from pipeline.caching.backend import Backend
 from pipeline.errors import ConfigError
+from pipeline.machine import cores, few_arenas
 from pipeline.shards import Index
 from pipeline.targets import Encoding, Quality
 from pipeline.teacher import Teacher, TeacherConfig, devices_here
@@ -118,7 +117,7 @@ def backend(
     devices = devices_here() if config.device == "auto" else [config.device]
     count = len(devices) if workers is None else workers
     if devices == ["cpu"] and config.threads is None:
-        threads = max(1, len(os.sched_getaffinity(0)) // count)
+        threads = max(1, cores() // count)
         config = config.model_copy(update={"threads": threads})
     with local_client(count) as client:
         click.echo(f"workers: {count} processes here; dashboard: {client.dashboard_link}", err=True)

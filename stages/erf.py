@@ -14,7 +14,8 @@ from pipeline.views import ViewsConfig, render_view
 from pipeline.views.block import decode_sample
 from stages import params
 from stages.erf_models import RANDOM, Subject, parse_model
-from stages.erf_sheet import check_out, save, sheet
+from stages.erf_sheet import check_out, sheet
+from stages.pictures import save
 from stages.progress import Progress
 
 # As the papers do it; a smaller image cuts a field off.
@@ -79,7 +80,7 @@ def erf(
     for subject in subjects:
         if subject.field.skipped:
             click.echo(f"{subject.word}: {subject.field.skipped} images skipped: gradients not finite", err=True)
-    save(sheet([(subject.heat(), *subject.title) for subject in subjects]), out)
+    save(sheet([(subject.heat(), *subject.title) for subject in subjects]), out, "picture")
     if as_json:
         click.echo(json.dumps({"out": out, "input_size": input_size, "models": found}))
     else:

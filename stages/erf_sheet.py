@@ -64,23 +64,3 @@ def check_out(out: str) -> None:
     there = next(parent for parent in path.parents if parent.exists())
     if path.is_dir() or not there.is_dir() or not os.access(there, os.W_OK):
         raise ConfigError("the picture can't be written there", where=out, do="Choose another --out")
-
-
-def save(picture: Image.Image, out: str) -> None:
-    """Write a PNG, whole or not at all.
-
-    Raises:
-        ConfigError: it can't be written.
-    """
-    path = Path(out).absolute()
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            picture.save(partial, "PNG")
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
-    except OSError as e:
-        do = "Choose another --out, or make room and permission"
-        raise ConfigError(f"the picture can't be written ({e.strerror or e})", where=out, do=do) from e

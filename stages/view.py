@@ -2,12 +2,10 @@
 
 import itertools
 import json
-import os
 import re
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import click
@@ -24,6 +22,7 @@ from pipeline.views.block import block_views, decode_sample, paired_index, rende
 from pipeline.views.erasing import noise_values
 from stages import params
 from stages.caching_options import parse_views
+from stages.pictures import save
 
 SIZE = 224
 _CELL = 160  # smallest width of a cell: smaller views are shown in larger pixels
@@ -80,7 +79,7 @@ def view(
     reader = BlockReader(paired_index(index, config))
     with ThreadPoolExecutor() as pool:
         samples = [look(reader, config, row, wanted, size, pool) for row in rows]
-    _save(sheet(samples, config, size), out)
+    save(sheet(samples, config, size), out, "sheet")
     if as_json:
         named = ("shard", "key", "view", "draws")
         click.echo(json.dumps([{n: getattr(tile, n) for n in named} for s in samples for tile in s.tiles]))
@@ -261,18 +260,3 @@ def _crop(
         return box["left"], box["top"], box["left"] + box["width"], box["top"] + box["height"]
     x, y = width / box["width"], height / box["height"]
     return box["left"] * x, box["top"] * y, (box["left"] + size) * x, (box["top"] + size) * y
-
-
-def _save(picture: Image.Image, out: str) -> None:
-    path = Path(out).absolute()
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            picture.save(partial, "PNG")
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
-    except OSError as e:
-        do = "Choose another --out, or make room and permission"
-        raise ConfigError(f"the sheet can't be written ({e.strerror or e})", where=out, do=do) from e

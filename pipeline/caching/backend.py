@@ -1,6 +1,5 @@
 """Who does the tasks: this process here, workers of a dask cluster in `cluster`. Both answer the same questions."""
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -12,6 +11,7 @@ from pipeline.cache.locks import writing
 from pipeline.cache.records import read_record
 from pipeline.caching.task import run_task
 from pipeline.errors import CacheError, KdpipeError
+from pipeline.machine import cores
 from pipeline.shards import Index
 from pipeline.shards.index import Shard
 from pipeline.targets import Quality
@@ -101,7 +101,7 @@ def do(job: Job, task: Task, teacher: Teacher, cache: Cache) -> dict[str, Any]:
     committed = task.segment.commit(task.shard.name)
     if cache.store.exists(committed):
         return read_record(cache.store, committed)
-    threads = job.threads or max(1, len(os.sched_getaffinity(0)) // job.beside)
+    threads = job.threads or max(1, cores() // job.beside)
     with writing(cache.store) as writer:
         writer.share()
         done = run_task(job.index, job.config, teacher, task.segment, task.shard, job.size, threads)

@@ -21,10 +21,10 @@ from distributed.scheduler import KilledWorker
 
 from pipeline import remote
 from pipeline.cache import Cache, Store
-from pipeline.caching.allocator import few_arenas
 from pipeline.caching.backend import Described, Job, Outcome, Task, do
 from pipeline.errors import CacheError, IdentityError, KdpipeError, TeacherError
 from pipeline.fingerprint import differences
+from pipeline.machine import few_arenas
 from pipeline.teacher import Teacher, TeacherConfig
 
 # Tasks in flight for each worker: one that it does and one that waits, so that it never does.

@@ -1,6 +1,5 @@
 """Measuring what a forecast needs: all that caching does, on a small sample."""
 
-import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from pipeline.caching.pace import Pace, rehearse
 from pipeline.caching.run import CachingConfig
 from pipeline.caching.sample import Answered
 from pipeline.caching.weigh import Weight, Writing, encodings, measure_writing, weigh
+from pipeline.machine import cores
 from pipeline.shards import Index
 from pipeline.targets import Encoding, TargetsConfig
 from pipeline.teacher import Teacher
@@ -66,7 +66,7 @@ def measure(
     """
     began = time.monotonic()
     config, block = config.cached, index.block_size
-    threads = (caching or CachingConfig()).render_threads or len(os.sched_getaffinity(0))
+    threads = (caching or CachingConfig()).render_threads or cores()
     encoding = Encoding.of(targets, teacher.num_classes)
     say("starting")
     labelling_index(index, config).check_labels(teacher.num_classes)

@@ -4,7 +4,6 @@ How much two runs of one teacher may differ is measured, not assumed: a live-ver
 views in another order. The cache must be as close to the live teacher as that, beyond what its encoding takes.
 """
 
-import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -13,6 +12,7 @@ import numpy as np
 import torch
 
 from pipeline.cache import ArrayReader, Cache, Segment
+from pipeline.machine import cores
 from pipeline.shards import BlockReader, Index
 from pipeline.targets import Encoding, kl
 from pipeline.teacher import Teacher, TeacherOutput
@@ -54,7 +54,7 @@ def check_truth(
     batches = _choose(cache, segments, index, teacher.config.batch_size, samples, seed)
     gaps: list[tuple[float, str]] = []
     control, truncation, quantisation, views = 0.0, 0.0, 0.0, 0
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+    with ThreadPoolExecutor(cores()) as pool:
         for segment, view, rows in batches:
             rendered = render_rows(reader, config, rows, [view], cache.size, pool)
             pixels, erased = rendered.pixels[0], rendered.erased[0]

@@ -6,7 +6,6 @@ processes of a machine share the pages.
 
 import hashlib
 import os
-import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -256,15 +255,8 @@ def _label_runs(labels: np.ndarray) -> tuple[int, float]:
     return 1 + int(np.count_nonzero(known[1:] != known[:-1])), 1 + (len(known) - 1) * (1 - same)
 
 
-# A process may be sent the same index many times and keep them all, as a dask scheduler's log of messages does.
-_reopened: weakref.WeakValueDictionary[tuple[Path, str, int], Index] = weakref.WeakValueDictionary()
-
-
 def _reopen(path: Path, digest: str, samples: int) -> Index:
-    found = _reopened.get((path, digest, samples))
-    if found is not None:
-        return found
     index = Index.open(path)
     if index.digest != digest:
         raise IndexFileError("the index was replaced while in use", where=path, do="Start again")
-    return _reopened.setdefault((path, digest, samples), index.limit(samples))
+    return index.limit(samples)

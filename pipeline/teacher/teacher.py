@@ -117,6 +117,21 @@ class Teacher:
         return total / len(self._networks)
 
 
+# What members have in common: of Built, what is wrong if they differ, and what to do.
+_ALIKE = (
+    (
+        "num_classes",
+        "members have different numbers of classes",
+        "Use members of the same classes; a class_map takes some of many",
+    ),
+    (
+        "input_size",
+        "members see views of different sizes",
+        "Set teacher.input_size for those that don't set their own",
+    ),
+)
+
+
 def _load(config: TeacherConfig, device: torch.device, num_classes: int | None) -> list[Network]:
     networks: list[Network] = []
     for at, model in enumerate(config.models()):
@@ -129,23 +144,10 @@ def _load(config: TeacherConfig, device: torch.device, num_classes: int | None) 
             where = place if e.where is None else f"{place}: {e.where}"
             raise TeacherError(e.what, where=where, found=e.found, allowed=e.allowed, do=e.do) from e
         networks.append(network)
-        ours, firsts = network.built, networks[0].built
-        if ours.num_classes != firsts.num_classes:
-            raise TeacherError(
-                "members have different numbers of classes",
-                where=f"{place}: {ours.name}",
-                found=ours.num_classes,
-                allowed=firsts.num_classes,
-                do="Use members of the same classes; a class_map takes some of many",
-            )
-        if ours.input_size != firsts.input_size:
-            raise TeacherError(
-                "members see views of different sizes",
-                where=f"{place}: {ours.name}",
-                found=ours.input_size,
-                allowed=firsts.input_size,
-                do="Set teacher.input_size for those that don't set their own",
-            )
+        for name, what, do in _ALIKE:
+            ours, firsts = (getattr(one.built, name) for one in (network, networks[0]))
+            if ours != firsts:
+                raise TeacherError(what, where=f"{place}: {network.built.name}", found=ours, allowed=firsts, do=do)
     return networks
 
 

@@ -1,7 +1,6 @@
 """How long a student would train, from the cache and with the teacher beside it."""
 
 import itertools
-import os
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +14,7 @@ from pipeline.caching.measure import Measured
 from pipeline.caching.pace import repeat
 from pipeline.caching.sample import Answered
 from pipeline.loader import Batch
+from pipeline.machine import cores
 from pipeline.models import Built
 from pipeline.objectives import build_objective
 from pipeline.shards import BlockReader
@@ -97,7 +97,7 @@ def _together(step: Estimate, load: Estimate, workers: int, parallel: bool) -> E
     if workers == 0:
         return step + load
     if not parallel:
-        return step + load * (1 / min(workers, len(os.sched_getaffinity(0))))
+        return step + load * (1 / min(workers, cores()))
     pairs = zip(vars(step).values(), vars(load * (1 / workers)).values(), strict=True)
     return Estimate(*(max(pair) for pair in pairs))
 

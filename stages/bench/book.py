@@ -1,10 +1,10 @@
 """docs/benchmarks.md, and NAME.json beside it, which keeps the last report of every bench: it is drawn from them."""
 
 import json
-import os
 from pathlib import Path
 
 from pipeline.errors import ConfigError
+from pipeline.files import whole
 from stages.bench.page import Reports, draw
 from stages.bench.sections import SECTIONS
 
@@ -54,10 +54,5 @@ def write(out: str, reports: Reports) -> None:
 
 
 def _replace(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
+    with whole(path) as partial:
         partial.write_text(text)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)

@@ -124,7 +124,7 @@ def views(shards: str | None, limit: int | None, size: int, repeats: int, as_jso
 @_shards
 @_count("--workers", 2, "Processes of each side, one thread each.")
 @_size
-@_repeats(5)
+@_repeats(3)
 @_json
 def workers(shards: str | None, limit: int | None, workers: int, size: int, repeats: int, as_json: bool) -> None:
     """Dask workers against as many raw processes that run the same forward."""

@@ -3,7 +3,6 @@
 import json
 import shlex
 import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -11,9 +10,8 @@ from typing import Any
 import click
 
 from stages.bench import book
+from stages.bench.measure import KDPIPE
 from stages.bench.sections import Section
-
-_KDPIPE = "from stages.cli import main; main(prog_name='kdpipe')"
 
 
 def run_benches(sections: Sequence[Section], shards: str | None, out: str) -> list[str]:
@@ -57,7 +55,7 @@ def run_benches(sections: Sequence[Section], shards: str | None, out: str) -> li
 
 def run_bench(words: Sequence[str]) -> dict[str, Any] | None:
     """The report of `kdpipe bench WORDS --json` in a process of its own; None if it failed. Its stderr is ours."""
-    command = [sys.executable, "-c", _KDPIPE, "bench", *words, "--json"]
+    command = [*KDPIPE, "bench", *words, "--json"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
             said, _ = process.communicate()

@@ -2,11 +2,15 @@
 
 import gc
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
 
 Timing = dict[str, float]
+
+# The command in a process of its own, whether or not it is on the PATH.
+KDPIPE = [sys.executable, "-c", "from stages.cli import main; main(prog_name='kdpipe')"]
 
 
 def core_seconds(work: Callable[[], Any]) -> float:

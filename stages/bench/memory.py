@@ -12,9 +12,8 @@ from PIL import Image
 
 from pipeline.shards import build_index
 from pipeline.shards.pack import Item, write_shards
-from stages.bench.measure import spread
+from stages.bench.measure import KDPIPE, spread
 
-_COMMAND = "import sys; from stages.cli import main; sys.exit(main())"
 _BOUND = 1.1
 
 
@@ -78,7 +77,7 @@ def _peak(index: Path, out: Path, limit: int, size: int, views: int) -> float:
         "--views": f"0:{views}",
         "--out": out,
     }
-    command = [sys.executable, "-c", _COMMAND, "cache-teacher", *(str(x) for pair in options.items() for x in pair)]
+    command = [*KDPIPE, "cache-teacher", *(str(x) for pair in options.items() for x in pair)]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as child:
         assert child.stderr is not None
         said = child.stderr.read()

@@ -1,7 +1,6 @@
 """What goes with every bench's figures: when, by which command, on which machine, with which versions."""
 
 import json
-import os
 import platform
 import shlex
 from datetime import UTC, datetime
@@ -12,6 +11,8 @@ from typing import Any
 import click
 import cv2
 from click.core import ParameterSource
+
+from pipeline.machine import cores
 
 _PACKAGES = ("torch", "timm", "zarr", "numcodecs", "Pillow", "numpy", "distributed")
 
@@ -37,7 +38,7 @@ def circumstances() -> dict[str, Any]:
     return {
         "date": datetime.now(UTC).date().isoformat(),
         "command": _command(click.get_current_context()),
-        "machine": f"{_processor()}, {_cores()} cores",
+        "machine": f"{_processor()}, {cores()} cores",
         "versions": {
             "python": platform.python_version(),
             **{name: version(name) for name in _PACKAGES},
@@ -63,11 +64,6 @@ def _shown(value: Any) -> str:
     if "median" in value:
         return f"{value['median']:.4g} ({value['min']:.4g} to {value['max']:.4g})"
     return ", ".join(f"{key} {_shown(each)}" for key, each in value.items())
-
-
-def _cores() -> int:
-    # What this process may use, where the system tells.
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _processor() -> str:

@@ -21,7 +21,9 @@ from pipeline.teacher import TeacherConfig
 from pipeline.views import ViewsConfig
 from stages.bench.measure import spread
 
-MODEL, CLASSES, BATCH = "convnext_tiny", 1000, 32
+MODEL, CLASSES, BATCH = "convnext_tiny", 1000, 16
+# Of the digits: a batch each, so that neither side waits longer than one batch for the last of its own.
+_TASKS_A_WORKER = 12
 
 
 def untrained(**kwargs: Any) -> torch.nn.Module:
@@ -33,7 +35,7 @@ def untrained(**kwargs: Any) -> torch.nn.Module:
 
 
 def workers(
-    index: Index | None, folder: Path, workers: int = 2, size: int = 224, repeats: int = 5, limit: int | None = None
+    index: Index | None, folder: Path, workers: int = 2, size: int = 224, repeats: int = 3, limit: int | None = None
 ) -> dict[str, Any]:
     """Samples a second of `cache-teacher --workers N` against N processes with one thread each that only forward.
 
@@ -42,7 +44,7 @@ def workers(
     ready, as many batches as ours. Teachers are loaded and have run before the clock starts; wall time, in turn.
 
     Args:
-        index: samples in several shards; None for the digits, eight shards a worker.
+        index: samples in several shards; None for the digits, a few shards a worker.
         folder: for caches.
         workers: processes of each side.
         size: views' side, pixels.
@@ -50,7 +52,7 @@ def workers(
         limit: of the digits' samples.
     """
     if index is None:
-        index = _digits(folder, workers, limit or 16 * workers * BATCH)
+        index = _digits(folder, workers, limit or _TASKS_A_WORKER * workers * BATCH)
     config = TeacherConfig(
         model="stages.bench.workers:untrained", num_classes=CLASSES, input_size=size, batch_size=BATCH, threads=1
     )
@@ -90,7 +92,7 @@ def workers(
 
 
 def _digits(folder: Path, workers: int, samples: int) -> Index:
-    per_shard = -(-samples // (8 * workers))
+    per_shard = -(-samples // (_TASKS_A_WORKER * workers))
     prepare_digits(folder / "digits", samples_per_shard=per_shard)
     made = build_index(str(folder / "digits" / "train"), folder / "digits.index", num_classes=10)
     return made.limit(min(samples, len(made)))

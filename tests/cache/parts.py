@@ -9,13 +9,13 @@ from typing import Any
 
 import zarr
 
-from pipeline.cache import Store, check_integrity
+from pipeline.cache import Store, check_integrity, store
 from pipeline.shards import build_index
 from tests import children
 from tests.tiny import World, tree
 
 # Whatever a cache's writers do to the disk goes through these; zarr's own writes end in a rename too.
-WRITES = ((Path, "replace"), (zarr.Array, "__setitem__"), (Store, "sync"), (Store, "remove"))
+WRITES = ((Path, "replace"), (zarr.Array, "__setitem__"), (store, "fsync"), (Store, "remove"))
 # A merge can't know which canaries a cache of all shards would have.
 CANARIES = ("provenance.json", "labels.json", "store.json")
 

@@ -1,10 +1,16 @@
-"""Keeping a caching process as small after many tasks as after one."""
+"""What this process may use of its machine, and how it keeps what it uses small."""
 
 import ctypes
+import os
 from contextlib import suppress
 
 _M_ARENA_MAX = -8  # of glibc's malloc.h
 _ARENAS = 2
+
+
+def cores() -> int:
+    """Processor cores that this process may use, where the system tells; else all there are."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def few_arenas() -> None:
