@@ -14,3 +14,10 @@ def do(job: bytes, task: bytes) -> Any:
     from distributed import get_worker
 
     return get_worker().plugins[PLUGIN].do(job, task)  # type: ignore[attr-defined]
+
+
+def settle(layers: Any, batches: int) -> Any:
+    """On a worker: have its plugin decide how its teacher is run, and describe it."""
+    from distributed import get_worker
+
+    return get_worker().plugins[PLUGIN].settle(layers, batches)  # type: ignore[attr-defined]

@@ -20,6 +20,9 @@ from stages.progress import Progress
 
 _OF_MODEL = ("model", "model_kwargs", "num_classes", "input_size", "mean", "std")
 
+# What a params file says of how other weights are read, and its model run.
+_OF_OTHERS = ("teacher.checkpoint_key", "teacher.class_map", "teacher.layers")
+
 
 @click.command("evaluate")
 @click.argument("file", required=False)
@@ -68,7 +71,7 @@ def evaluate(
     if weights or flags["model"]:
         # A params file may be about a teacher of several models.
         overrides["teacher.members"] = []
-    settings = params.load(params_file, sets, overrides)
+    settings = params.load(params_file, sets, overrides, without=_OF_OTHERS if said.get("model") else ())
     index = Index.open(shards).limit(limit)
     teacher = Teacher(settings.teacher, index.num_classes)
     index.check_labels(teacher.num_classes)

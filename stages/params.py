@@ -36,18 +36,28 @@ class Params(Config):
     train: TrainConfig = Field(default_factory=TrainConfig)
 
 
-def load(params_file: str | None, sets: tuple[str, ...] = (), overrides: dict[str, Any] | None = None) -> Params:
+def load(
+    params_file: str | None,
+    sets: tuple[str, ...] = (),
+    overrides: dict[str, Any] | None = None,
+    without: tuple[str, ...] = (),
+) -> Params:
     """Merge the sources and check them.
 
     Args:
         params_file: a YAML file of sections, or None.
         sets: "section.key=value" words; the value is YAML.
         overrides: by dotted key, a command's flags; None means not given.
+        without: dotted keys of the file that don't concern this command.
 
     Raises:
         ConfigError: names the key, what was found and what is allowed.
     """
     tree = _read(params_file) if params_file else {}
+    for dotted in without:
+        section, key = dotted.split(".")
+        if isinstance(tree.get(section), dict):
+            tree[section].pop(key, None)
     for word in sets:
         key, equals, text = word.partition("=")
         if not equals or "." not in key:

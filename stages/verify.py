@@ -14,6 +14,9 @@ from pipeline.fingerprint import fingerprint
 from pipeline.shards import Index
 from pipeline.teacher import Teacher, TeacherConfig
 
+# Of a segment's numerics, what a teacher can be told.
+_HOW = ("form", "layers", "batch_size", "amp_dtype", "channels_last", "threads")
+
 
 @click.command()
 @click.argument("cache")
@@ -80,7 +83,7 @@ def _truth(
         settings = {
             **last["teacher"],
             "weights": weights or last["teacher"]["weights"],
-            **{k: segments[0].numerics[k] for k in ("form", "batch_size", "amp_dtype", "channels_last", "threads")},
+            **{k: segments[0].numerics[k] for k in _HOW},
             "device": device or segments[0].numerics["device"],
         }
         teacher = Teacher(TeacherConfig.model_validate(settings), cache.num_classes)

@@ -15,7 +15,7 @@ from pipeline.machine import cores
 from pipeline.shards import Index
 from pipeline.shards.index import Shard
 from pipeline.targets import Quality
-from pipeline.teacher import Teacher
+from pipeline.teacher import Plan, Teacher
 from pipeline.views import ViewsConfig
 
 
@@ -32,6 +32,11 @@ class Described:
         """Describe a teacher, having it look at one black image: what can't run fails here."""
         size = teacher.built.input_size
         teacher(np.zeros((1, size, size, 3), np.uint8))
+        return cls.as_it_is(teacher)
+
+    @classmethod
+    def as_it_is(cls, teacher: Teacher) -> "Described":
+        """Describe a teacher that has run before."""
         return cls(teacher.identity(), teacher.numerics(), teacher.config.absolute().model_dump(mode="json"))
 
 
@@ -87,6 +92,18 @@ class Backend(Protocol):
         """
         ...
 
+    def settle(self, layers: Plan | None, batches: int) -> Described:
+        """Decide how the teacher is run: with these `layers`, or where they are None with the fastest.
+
+        Args:
+            layers: see `Teacher.obey`.
+            batches: to come; see `Teacher.search`.
+
+        Raises:
+            KdpipeError: it can't be run like that.
+        """
+        ...
+
     def run(self, job: Job, tasks: Iterator[Task]) -> Iterator[Outcome]:
         """Do the tasks, taking them from the iterator as room comes up; outcomes come as they end.
 
@@ -108,6 +125,15 @@ def do(job: Job, task: Task, teacher: Teacher, cache: Cache) -> dict[str, Any]:
         return commit_task(cache, task.segment, task.position, *done)
 
 
+def settled(teacher: Teacher, layers: Plan | None, batches: int) -> Described:
+    """Have a teacher run with these layers, or find the fastest; see Backend."""
+    if layers is None:
+        teacher.search(batches)
+    else:
+        teacher.obey(layers)
+    return Described.as_it_is(teacher)
+
+
 class InProcess:
     """Tasks one after another, here."""
 
@@ -119,6 +145,10 @@ class InProcess:
     def describe(self) -> Described:
         """See Backend."""
         return Described.of(self._teacher)
+
+    def settle(self, layers: Plan | None, batches: int) -> Described:
+        """See Backend."""
+        return settled(self._teacher, layers, batches)
 
     def run(self, job: Job, tasks: Iterator[Task]) -> Iterator[Outcome]:
         """See Backend."""

@@ -114,6 +114,7 @@ def cache_views(
             cache = _open(store, index, config, identity, views, caching)
             if writer.alone:
                 sweep(cache)
+            described = _settled(backend, described, cache, encoding, views, len(index))
             segments = _segments(cache, encoding, list(views), described.numerics)
             todo = _todo(cache, index, segments)
             if todo:
@@ -153,6 +154,29 @@ def _open(
     require_identity(store, identity, cache.identity)
     check_canaries(cache, index, config, caching.pixels)
     return cache
+
+
+def _settled(
+    backend: Backend, described: Described, cache: Cache, encoding: Encoding, views: Sequence[View], samples: int
+) -> Described:
+    """How the teacher is run from here on: as the cache's last segments were made, if its form allows that.
+
+    Then a run that goes on, and one that adds views, needn't search, and its targets are as those before.
+    """
+    ours = [s for s in cache.segments if s.encoding == encoding]
+    done = {view for s in ours if len(cache.committed(s)) == len(cache.shards) for view in s.views}
+    if done >= set(views):
+        return described
+    layers = described.numerics["layers"] if described.config["form"] != "fastest" else described.config["layers"]
+    if layers is None:
+        like = [s.numerics for s in cache.segments if not _differences_but_layers(described.numerics, s.numerics)]
+        layers = like[-1]["layers"] if like else None
+    batches = len(views) * -(-samples // int(described.numerics["batch_size"]))
+    return backend.settle(layers, batches)
+
+
+def _differences_but_layers(ours: dict[str, Any], theirs: dict[str, Any]) -> list[tuple[str, Any, Any]]:
+    return differences({**ours, "layers": None}, {**theirs, "layers": None})
 
 
 def _todo(cache: Cache, index: Index, segments: Sequence[Segment]) -> list[Task]:

@@ -2,15 +2,21 @@
 
 from pipeline.models import replknet, slak, unireplknet
 from pipeline.models.build import Built, ModelConfig, build, first_line, is_factory
+from pipeline.models.crop import Cropped, Shape, crop, croppable, input_shapes
 from pipeline.models.inference import merged
 from pipeline.models.weights import METADATA_KEY, load_weights, read_metadata, weights_digest
 
 __all__ = [
     "METADATA_KEY",
     "Built",
+    "Cropped",
     "ModelConfig",
+    "Shape",
     "build",
+    "crop",
+    "croppable",
     "first_line",
+    "input_shapes",
     "is_factory",
     "load_weights",
     "merged",

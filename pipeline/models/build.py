@@ -16,7 +16,7 @@ from torch import nn
 
 from pipeline.config import Config
 from pipeline.errors import TeacherError
-from pipeline.models.class_map import read_class_map
+from pipeline.models.class_map import keep_classes, read_class_map
 from pipeline.models.fit import fit
 from pipeline.models.published import implied_kwargs
 from pipeline.models.state import read_state
@@ -80,9 +80,12 @@ def build(config: ModelConfig, *, num_classes: int | None = None, extra: dict[st
     Raises:
         TeacherError: unknown name, impossible arguments, or weights that don't fit.
     """
-    for option in ("checkpoint_key", "class_map"):
-        if getattr(config, option) and not config.weights:
-            raise TeacherError(f"{option} is about a file of weights, and none is given", do="Pass --weights FILE")
+    if config.checkpoint_key and not config.weights:
+        raise TeacherError("checkpoint_key is about a file of weights, and none is given", do="Pass --weights FILE")
+    if config.class_map and not (config.weights or config.pretrained):
+        raise TeacherError(
+            "class_map is about trained weights, and there are none", do="Pass --weights or --pretrained"
+        )
     said = read_metadata(config.weights) if config.weights else {}
     name = config.model or said.get("model")
     if name is None:
@@ -94,9 +97,13 @@ def build(config: ModelConfig, *, num_classes: int | None = None, extra: dict[st
     state = read_state(config.weights, config.checkpoint_key) if config.weights else {}
     # Spelled out by the user first, then what the weights were trained as.
     kwargs = {**implied_kwargs(name, state), **(said.get("model_kwargs") or {}), **config.model_kwargs}
-    module = _create(name, {**kwargs, **(extra or {})}, classes, config.pretrained)
+    # timm would put a random head of so many classes on published weights.
+    of_published = rows is not None and not config.weights
+    module = _create(name, {**kwargs, **(extra or {})}, None if of_published else classes, config.pretrained)
     if config.weights:
         fit(module, state, config.weights, rows)
+    elif rows is not None:
+        keep_classes(module, rows, name)
     # A factory's model may not say what it eats; then it is ImageNet's mean, std and 224 pixels.
     feed = resolve_data_config(
         {}, pretrained_cfg=getattr(module, "pretrained_cfg", None) or {"input_size": (3, 224, 224)}

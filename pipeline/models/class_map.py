@@ -66,6 +66,18 @@ def take_classes(state: dict[str, torch.Tensor], model: nn.Module, rows: list[in
         state[key] = state[key][rows]
 
 
+def keep_classes(model: nn.Module, rows: list[int], where: str) -> None:
+    """Give a model that has its weights, in place, a classifier of the class map's rows of its own.
+
+    Raises:
+        TeacherError: as `take_classes`.
+    """
+    state = dict(model.state_dict())
+    take_classes(state, model, rows, where)
+    model.reset_classifier(len(rows))  # type: ignore[operator]
+    model.load_state_dict(state)
+
+
 def classifier_keys(model: nn.Module) -> list[str]:
     """Names of the classifier's tensors, as timm's pretrained_cfg has them; none for a model without."""
     names = (getattr(model, "pretrained_cfg", None) or {}).get("classifier") or ()

@@ -7,6 +7,7 @@ from pydantic import Field
 from pipeline.errors import TeacherError
 from pipeline.models import ModelConfig
 from pipeline.teacher.form import Form
+from pipeline.teacher.plan import Plan
 
 AmpDtype = Literal["float32", "bfloat16", "float16"]
 
@@ -22,7 +23,8 @@ class TeacherConfig(ModelConfig):
 
     batch_size: int = Field(64, ge=1, description="samples a forward; a short batch is padded to it")
     amp_dtype: AmpDtype = Field("float32", description="autocast dtype of the forward")
-    form: Form = Field("merged", description="branches merged and BatchNorms folded where the layers know how")
+    form: Form = Field("fastest", description="as trained; merged and cropped; or besides in the fastest ways")
+    layers: Plan | None = Field(None, description="way of each layer that isn't plain; fastest: searched if left out")
     channels_last: bool = True
     device: str = Field("auto", description="cuda if there is one, else cpu; or a torch device")
     threads: int | None = Field(None, ge=1, description="CPU threads of the forward; torch's own number by default")

@@ -1,38 +1,52 @@
 """The form in which a network is run: as it was trained, or merged, and then checked against that."""
 
+from copy import deepcopy
 from typing import Any, Literal
 
 import torch
 from torch import nn
-from torch.func import functional_call
 
 from pipeline.errors import TeacherError
-from pipeline.models import first_line, merged
+from pipeline.models import crop, croppable, first_line, merged
+from pipeline.teacher.plan import noise, on_cpu, require_same
 
-Form = Literal["eager", "merged"]
+Form = Literal["eager", "merged", "fastest"]
 
 # What timm's `reparameterize_model` calls. A network without them isn't even copied.
 _MERGES = ("fuse", "reparameterize", "switch_to_deploy")
-# Largest difference of two forms, relative to the largest logit, float32.
-TOLERANCE = 1e-5
-# Views of the first batch on which forms are compared: it is done on the CPU, where float32 is float32.
+# Views of the first batch on which forms are compared.
 _ROWS = 4
 _EAGER = "Pass --set teacher.form=eager"
 
 
-def merge(plain: nn.Module, name: str) -> nn.Module | None:
-    """The merged copy of a network; None where nothing in it can be merged.
+def merge(plain: nn.Module, name: str, size: int) -> nn.Module | None:
+    """The merged copy of a network, its kernels cropped; None where nothing in it can be merged or cropped.
+
+    Args:
+        plain: on the CPU, in eval mode.
+        name: the model's.
+        size: side of its images, always.
 
     Raises:
         TeacherError: a layer fails to merge.
     """
-    if not any(hasattr(module, method) for module in plain.modules() for method in _MERGES):
-        return None
+    copied = None
+    if any(hasattr(module, method) for module in plain.modules() for method in _MERGES):
+        try:
+            copied = merged(plain)
+        except Exception as e:  # the layers' own code, or a module that can't be copied
+            what = f"layers can't be merged: {type(e).__name__}: {first_line(e)}"
+            raise TeacherError(what, where=name, do=_EAGER) from e
+        if _layout(copied) == _layout(plain):
+            copied = None
     try:
-        copied = merged(plain)
-    except Exception as e:  # the layers' own code, or a module that can't be copied
-        raise TeacherError(f"layers can't be merged: {type(e).__name__}: {first_line(e)}", where=name, do=_EAGER) from e
-    return None if _layout(copied) == _layout(plain) else copied
+        too_large = croppable(copied or plain, torch.zeros(1, 3, size, size))
+    except Exception:  # a network that can't run says so when it is asked for an answer
+        return copied
+    if too_large:
+        copied = copied or deepcopy(plain)
+        crop(copied, too_large)
+    return copied
 
 
 def check_merged(plain: nn.Module, run: nn.Module, x: torch.Tensor, name: str) -> None:
@@ -49,24 +63,8 @@ def check_merged(plain: nn.Module, run: nn.Module, x: torch.Tensor, name: str) -
     Raises:
         TeacherError: they differ by more than TOLERANCE, relative to the largest value of `plain`.
     """
-    noise = torch.randn(1, *x.shape[1:], generator=torch.Generator().manual_seed(0))
-    x = torch.cat([x[:_ROWS].cpu(), noise])
-    # Its tensors on the CPU; those that are there already aren't copied.
-    here = {key: value.cpu() for key, value in [*run.named_parameters(), *run.named_buffers()]}
-    with torch.autocast("cpu", enabled=False):
-        expected, found = plain(x), functional_call(run, here, (x,))
-    # What isn't finite in either form is refused by whoever keeps it.
-    finite = expected.isfinite()
-    gap = (found - expected)[finite].abs()
-    most = expected[finite].abs().max() if finite.any() else torch.tensor(0.0)
-    if not bool((gap <= TOLERANCE * most).all()):
-        raise TeacherError(
-            "merged, the model says something else",
-            where=name,
-            found=f"{float(gap.max() / most):.2g} of the largest logit",
-            allowed=TOLERANCE,
-            do=_EAGER,
-        )
+    x = torch.cat([x[:_ROWS].cpu(), noise(1, x.shape[-1])])
+    require_same(on_cpu(run, x), on_cpu(plain, x), name, "merged, the model says something else", _EAGER)
 
 
 def _layout(module: nn.Module) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from pipeline.errors import TeacherError
 from pipeline.models import Built, ModelConfig, build, is_factory, weights_digest
 from pipeline.teacher.config import TeacherConfig
 from pipeline.teacher.form import Form, check_merged, merge
+from pipeline.teacher.runner import Runner
 from pipeline.views import Erased, Normalize
 
 
@@ -26,6 +27,7 @@ class Network:
         built: the module as it is run.
         weights: digest of the weights as they were loaded, whatever the form.
         form: eager where there is nothing to merge.
+        runner: what runs it.
 
     Raises:
         TeacherError: no weights, or a model that can't be built or run here.
@@ -43,7 +45,11 @@ class Network:
             )
         built = build(config, num_classes=num_classes)
         published = (getattr(built.module, "pretrained_cfg", None) or {}).get("num_classes")
-        if config.pretrained and not config.weights and published not in (None, built.num_classes):
+        if (
+            config.pretrained
+            and not (config.weights or config.class_map)
+            and published not in (None, built.num_classes)
+        ):
             raise TeacherError(
                 "the published weights have another number of classes: timm would put a random head on them",
                 where=config.model,
@@ -53,7 +59,7 @@ class Network:
             )
         self.weights = weights_digest(built.module)
         plain = built.module.eval().requires_grad_(False)
-        copied = merge(plain, built.name) if how.form == "merged" else None
+        copied = None if how.form == "eager" else merge(plain, built.name, built.input_size)
         self.form: Form = "eager" if copied is None else "merged"
         # Kept until it has been compared with what is run.
         self._unchecked = None if copied is None else plain
@@ -61,7 +67,16 @@ class Network:
         self._model: nn.Module = (copied or plain).to(device, memory_format=layout)  # type: ignore[call-overload]
         self.built: Built = replace(built, module=self._model)
         self._normalize = Normalize(built.mean, built.std, how.channels_last).to(device)
-        self._amp_dtype = getattr(torch, how.amp_dtype)
+        dtype = getattr(torch, how.amp_dtype)
+        self.runner = Runner(
+            self._model,
+            built.name,
+            batch=how.batch_size,
+            size=built.input_size,
+            device=device,
+            amp_dtype=dtype,
+            channels_last=how.channels_last,
+        )
 
     def identity(self) -> dict[str, Any]:
         """What decides the network's answer."""
@@ -83,10 +98,8 @@ class Network:
             TeacherError: it can't run, or a merged form isn't the network that it was made from.
         """
         x = self._normalize(images, erased)
-        amp = self._amp_dtype
         try:
-            with torch.autocast(x.device.type, dtype=amp, enabled=amp != torch.float32):
-                logits = self._model(x)
+            logits = self.runner(x)
         except Exception as e:
             # Whatever a layer raises, it is about what the user asked this model to do.
             room = (

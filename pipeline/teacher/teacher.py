@@ -1,5 +1,6 @@
 """Views in, logits out: one network, or several whose mean is taken."""
 
+import time
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,7 +13,12 @@ from pipeline.models import Built
 from pipeline.teacher.config import TeacherConfig
 from pipeline.teacher.device import resolve_device
 from pipeline.teacher.network import Network
+from pipeline.teacher.plan import Plan
 from pipeline.views import Erased
+
+# Seconds of the search for the fastest ways: a share of what the run's batches take, at most so many; jobs whose
+# share is smaller than the least are run as they are.
+_SHARE, _MOST, _LEAST = 0.02, 180.0, 0.5
 
 
 class TeacherOutput(NamedTuple):
@@ -50,6 +56,8 @@ class Teacher:
         first = self._networks[0]
         self.built: Built = _joined(self._networks) if config.members else first.built
         self.weights = fingerprint([n.weights for n in self._networks]) if config.members else first.weights
+        if config.layers:
+            self.obey(config.layers)
 
     @property
     def num_classes(self) -> int:
@@ -75,6 +83,7 @@ class Teacher:
         gpu = self.device.type == "cuda"
         return {
             "form": "merged" if any(network.form == "merged" for network in self._networks) else "eager",
+            "layers": self.layers,
             "batch_size": c.batch_size,
             "amp_dtype": c.amp_dtype,
             "channels_last": c.channels_last,
@@ -83,6 +92,51 @@ class Teacher:
             "tf32": gpu and (torch.backends.cudnn.allow_tf32 or torch.backends.cuda.matmul.allow_tf32),
         }
 
+    @property
+    def layers(self) -> Plan:
+        """The way of each layer that isn't plain, by its name in `built.module`; of the whole by an empty name."""
+        return {
+            ".".join(part for part in (prefix, name) if part): way
+            for prefix, network in self._named()
+            for name, way in network.runner.plan.items()
+        }
+
+    def obey(self, layers: Plan) -> None:
+        """Compute the layers in these ways, as another teacher did that had these `layers`; the others plainly.
+
+        Raises:
+            TeacherError: a layer isn't there, or can't be computed like that, or the outcome isn't the same.
+        """
+        self._use_threads()
+        left = dict(layers)
+        for prefix, network in self._named():
+            of_it = [at for at in left if not prefix or at.partition(".")[0] == prefix]
+            network.runner.obey({at[len(prefix) :].lstrip("."): left.pop(at) for at in of_it})
+        if left:
+            at, way = next(iter(left.items()))
+            raise TeacherError("no member has such a layer", where=f"teacher.layers: {at}", found=way)
+
+    def search(self, batches: int) -> None:
+        """Where the config asks for the fastest ways, find them: in a small part of the time of so many batches.
+
+        The teacher has run before: the first batch takes longer than others.
+
+        Raises:
+            TeacherError: the model can't run.
+        """
+        if self.config.form != "fastest" or self.config.layers is not None:
+            return
+        size = self.built.input_size
+        self._use_threads()
+        images = np.zeros((self.config.batch_size, size, size, 3), np.uint8)
+        began = time.monotonic()
+        float(self(images).logits.sum())  # the device has done it when the number is here
+        seconds = min(_MOST, _SHARE * batches * (time.monotonic() - began))
+        if seconds < _LEAST:
+            return
+        for network in self._networks:
+            network.runner.search(seconds / len(self._networks))
+
     @torch.inference_mode()
     def __call__(self, images: np.ndarray, erased: Erased | None = None) -> TeacherOutput:
         """Run on views, uint8 (N, S, S, 3), erased where `erased` says, in padded batches of `batch_size`.
@@ -90,8 +144,7 @@ class Teacher:
         Padding repeats the first view, so that a sample's answer depends neither on how many are left nor on
         what the buffer held before.
         """
-        if torch.get_num_threads() != self.threads:
-            torch.set_num_threads(self.threads)
+        self._use_threads()
         size = self.config.batch_size
         logits = []
         for start in range(0, len(images), size):
@@ -102,6 +155,16 @@ class Teacher:
             boxes = None if erased is None else erased[start : start + size]
             logits.append(self._answer(torch.from_numpy(part), boxes)[:rows])
         return TeacherOutput(torch.cat(logits))
+
+    def _named(self) -> list[tuple[str, Network]]:
+        """The networks with their names in `built.module`."""
+        if not self.config.members:
+            return [("", self._networks[0])]
+        return [(str(at), network) for at, network in enumerate(self._networks)]
+
+    def _use_threads(self) -> None:
+        if torch.get_num_threads() != self.threads:
+            torch.set_num_threads(self.threads)
 
     def _answer(self, images: torch.Tensor, erased: Erased | None) -> torch.Tensor:
         images = images.to(self.device, non_blocking=True)

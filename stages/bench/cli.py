@@ -121,6 +121,33 @@ def views(shards: str | None, limit: int | None, size: int, repeats: int, as_jso
 
 
 @bench.command()
+@click.option("--model", default="slak_tiny", show_default=True, help="timm name.")
+@_size
+@_count("--batch-size", 8, "Images a forward.")
+@click.option(
+    "--amp-dtype", type=click.Choice(["float32", "bfloat16", "float16"]), default="float32", show_default=True
+)
+@click.option("--device", default="auto", show_default=True)
+@click.option("--seconds", type=click.FloatRange(0), default=180, show_default=True, help="For the search.")
+@_repeats(7)
+@_json
+def teacher(
+    model: str,
+    size: int,
+    batch_size: int,
+    amp_dtype: str,
+    device: str,
+    seconds: float,
+    repeats: int,
+    as_json: bool,
+) -> None:
+    """Images a second of a teacher in the fastest form found here, in its plain form, and forced to NCHW."""
+    from stages.bench.teacher import teacher as run
+
+    _report(run(model, size, batch_size, amp_dtype, device, seconds, repeats), as_json)
+
+
+@bench.command()
 @_shards
 @_count("--workers", 2, "Processes of each side, one thread each.")
 @_size

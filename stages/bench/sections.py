@@ -13,6 +13,36 @@ _PARITY_ROWS = (
     Row("our KD against timm's", "timm_difference", form=".2g"),
 )
 
+_TEACHER = """{model} with random weights at {size} pixels, {amp_dtype}, batches of {batch}, on {device} with {threads}
+threads: each layer in the fastest way that a search of {search_seconds:.0f} s found for this device, against the
+network as trained, run eagerly in timm's own block order; against the same with every convolution's map forced to
+NCHW; and against merging and cropping alone."""
+_TEACHER_ROWS = (
+    Row(
+        "images a second, as trained",
+        *("images_per_second", "peer_images_per_second", "ratio"),
+        form=".1f",
+        bound=Bound("≥", 1.6, "ratio"),
+    ),
+    Row(
+        "images a second, forced to NCHW",
+        *("images_per_second", "nchw_images_per_second", "ratio_nchw"),
+        form=".1f",
+        bound=Bound("≥", 3, "ratio"),
+    ),
+    Row(
+        "images a second, merged alone",
+        *("images_per_second", "merged_images_per_second", "ratio_merged"),
+        form=".1f",
+    ),
+    Row("the search's choices beyond the fastest of all", "search_loss", form=".3f", bound=Bound("≤", 0.05)),
+)
+_TEACHER_NOTE = (
+    "Multiplications run at {share_of_matmul:.0%} of the rate of a large matrix product here"
+    " ({matmul_gflop_per_second:.0f} GFLOP/s); what the layers must read and write moves at {share_of_copy:.0%} of the"
+    " rate of a large copy ({copy_gb_per_second:.0f} GB/s)."
+)
+
 SECTIONS = (
     Section(
         "parity",
@@ -111,6 +141,22 @@ SECTIONS = (
             ),
         ),
         ("step",),
+    ),
+    Section(
+        "teacher",
+        "A teacher's forward",
+        _TEACHER,
+        _TEACHER_ROWS,
+        ("teacher", "--model", "slak_tiny"),
+        note=_TEACHER_NOTE,
+    ),
+    Section(
+        "teacher-bf16",
+        "A teacher's forward in bfloat16",
+        _TEACHER,
+        _TEACHER_ROWS[:3],
+        ("teacher", "--model", "slak_tiny", "--amp-dtype", "bfloat16"),
+        note=_TEACHER_NOTE,
     ),
     Section(
         "workers",

@@ -82,6 +82,7 @@ def simulated(folder: Path, workers: int = 64, tasks: int = 5000, seconds: float
         batch_size=1,
         threads=1,
         device="cpu",
+        form="eager",
     )
     memory: list[float] = []
     with _cluster(folder, workers) as (client, scheduler):

@@ -54,7 +54,12 @@ def workers(
     if index is None:
         index = _digits(folder, workers, limit or _TASKS_A_WORKER * workers * BATCH)
     config = TeacherConfig(
-        model="stages.bench.workers:untrained", num_classes=CLASSES, input_size=size, batch_size=BATCH, threads=1
+        model="stages.bench.workers:untrained",
+        num_classes=CLASSES,
+        input_size=size,
+        batch_size=BATCH,
+        threads=1,
+        form="eager",
     )
     batches = sum(-(-len(index.rows(block)) // BATCH) for block in range(index.blocks))
     times: dict[str, list[float]] = {"ours": [], "control": []}

@@ -77,8 +77,28 @@ class TestClassMap:
             build(config(checkpoint(tmp_path, MANY), class_map=self.file(tmp_path), num_classes=5))
 
     def test_without_weights(self, tmp_path):
-        with pytest.raises(TeacherError, match="class_map is about a file of weights"):
+        with pytest.raises(TeacherError, match="class_map is about trained weights"):
             build(ModelConfig(model="slak_nano", class_map=self.file(tmp_path)))
+
+    def test_published_weights(self, tmp_path):
+        torch.manual_seed(0)
+        model = timm.create_model("test_resnet")
+        torch.save(model.state_dict(), tmp_path / "published.pth")
+        overlay = {"file": str(tmp_path / "published.pth")}
+        built = build(
+            ModelConfig(
+                model="test_resnet",
+                pretrained=True,
+                model_kwargs={"pretrained_cfg_overlay": overlay},
+                class_map=self.file(tmp_path, "[7, 999, 0]"),
+            ),
+            num_classes=10,
+        )
+        x = torch.randn(2, 3, 64, 64)
+        with torch.no_grad():
+            found, expected = built.module.eval()(x), model.eval()(x)
+        assert built.num_classes == built.module.num_classes == 3
+        torch.testing.assert_close(found, expected[:, [7, 999, 0]])
 
     def test_weights_without_a_classifier(self, tmp_path):
         state = {k: v for k, v in FAMILIES["replknet"].state().items() if not k.startswith("head.")}

@@ -47,7 +47,7 @@ def test_a_report_in_lines(no_time):
     assert any(line.startswith("versions: python ") for line in lines)
 
 
-@pytest.mark.parametrize("name", ["workers", "simulated", "memory", "opening", "targets"])
+@pytest.mark.parametrize("name", ["workers", "simulated", "memory", "opening", "targets", "teacher"])
 def test_commands_call_their_bench(name, monkeypatch):
     """With arguments that it takes, and its figures are printed."""
     module = importlib.import_module(f"stages.bench.{name}")

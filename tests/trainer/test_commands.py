@@ -66,6 +66,15 @@ def test_evaluate_needs_no_more_than_file_and_shards(trained, validation):
     assert found == {k: pytest.approx(v, abs=1e-6) for k, v in best.items()}
 
 
+def test_evaluate_takes_no_word_about_other_weights_from_a_params_file(trained, validation, tmp_path):
+    other = "teacher: {class_map: nowhere.txt, checkpoint_key: model_ema, layers: {fc: convolved}, batch_size: 8}\n"
+    (tmp_path / "other.yaml").write_text(other)
+    words = ("evaluate", trained / "best.safetensors", "--shards", validation.path, "--params", tmp_path / "other.yaml")
+    assert kdpipe(*words).exit_code == 0
+    asked = kdpipe(*words, "--set", "teacher.class_map=nowhere.txt")
+    assert (asked.exit_code, "class map can't be read" in asked.stderr) == (2, True)
+
+
 def test_evaluate_for_people(trained, validation):
     result = kdpipe("evaluate", trained / "best.safetensors", "--shards", validation.path, "--limit", 5)
     assert result.exit_code == 0, result.output
