@@ -64,7 +64,7 @@ def planned(**changes: object) -> Teacher:
 
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("sides", [(13, 3), (3, 13), (11, 9), (51, 5), (27, 27), (9, 1)])
-@pytest.mark.parametrize("way", ["contiguous", "channels_last", "banded"])
+@pytest.mark.parametrize("way", ["contiguous", "channels_last", "turned", "banded"])
 @torch.inference_mode()
 def test_a_depthwise_convolution_in_every_way(way, sides, bias):
     torch.manual_seed(0)
@@ -90,6 +90,7 @@ def test_a_linear_layer_as_a_convolution(shape):
 def test_which_layers_have_which_ways():
     assert ways_of(depthwise((13, 3)), (2, 6, 16, 16), True) == ("contiguous", "banded")
     assert ways_of(depthwise((13, 3)), (2, 6, 16, 16), False) == ("channels_last", "banded")
+    assert ways_of(depthwise((3, 13)), (2, 6, 16, 16), True) == ("contiguous", "turned", "banded")
     # A matrix from every pixel to every other would be too large here.
     assert ways_of(depthwise((31, 31)), (2, 6, 56, 56), True) == ("contiguous",)
     assert ways_of(nn.Linear(4, 4), (2, 3, 4), True) == ("convolved",)

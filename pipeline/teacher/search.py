@@ -16,7 +16,7 @@ from pipeline.teacher.ways import WAYS, ways_of
 # Another way must be faster by this much, or a layer stays as it is: timings are no better than that.
 _GAIN = 0.03
 # Times that each way is measured, in turn with the others; one that was this much slower at first isn't again.
-_REPEATS, _HOPELESS = 5, 1.5
+_REPEATS, _HOPELESS = 9, 1.5
 PLAIN = "plain"
 
 
