@@ -17,7 +17,7 @@ def do(job: bytes, task: bytes) -> Any:
 
 
 def settle(layers: Any, batches: int) -> Any:
-    """On a worker: have its plugin decide how its teacher is run, and describe it."""
+    """On a worker: have its plugin decide how its teacher is run; its numerics then."""
     from distributed import get_worker
 
     return get_worker().plugins[PLUGIN].settle(layers, batches)  # type: ignore[attr-defined]

@@ -83,11 +83,15 @@ def plan(
         job = Job(index, settings.views, settings.student, settings.objective, settings.train, settings.loader)
         alone = forecast(index, measured, encoding, wanted, [1], loading)["machines"][0]["seconds"]
         report["student"] = forecast_student(job, measured, encoding, teacher.built, alone, 0.25 * seconds)
-    report["remarks"] = _remarks(report, measured, settings.views.remarks())
+    report["remarks"] = _remarks(report, measured, settings.teacher.form, settings.views.remarks())
     if as_json:
         click.echo(json.dumps(report))
     else:
         show(report)
+
+
+# Seconds of the device from which on the search for the fastest form has the minute that compiling takes.
+_LONG = 3000.0
 
 
 def _machines(text: str) -> list[int]:
@@ -100,7 +104,7 @@ def _machines(text: str) -> list[int]:
     return found
 
 
-def _remarks(report: dict[str, Any], measured: Measured, others: list[str]) -> list[str]:
+def _remarks(report: dict[str, Any], measured: Measured, form: str, others: list[str]) -> list[str]:
     device, threads = report["teacher"]["device"], measured.threads
     found = [*others, f"a machine is counted with what was measured here: one {device}, {threads} render threads"]
     gpus = len(devices_here())
@@ -112,6 +116,8 @@ def _remarks(report: dict[str, Any], measured: Measured, others: list[str]) -> l
     elif alone["rendering"] > alone["teacher"]:
         waits = 100 * (1 - alone["teacher"] / alone["rendering"])
         found.append(f"render threads bind: the device waits {waits:.0f} % of the time; give it more cores")
+    if form == "fastest" and report["device_seconds"]["mid"] > _LONG:
+        found.append("a run as long as this one tries to compile the teacher, which this forecast has not: it may gain")
     if report["sampled"]["share"] > 0.02:
         found.append("the set is small: more than 2 % of it was looked at")
     if len(measured.sample) < 2:

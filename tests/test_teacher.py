@@ -89,6 +89,7 @@ def test_an_output_that_is_no_logits_is_refused():
 def test_numerics_name_what_may_move_results():
     assert teacher().numerics() == {
         "form": "eager",
+        "layers": {},
         "batch_size": 8,
         "amp_dtype": "float32",
         "channels_last": True,

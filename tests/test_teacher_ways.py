@@ -212,7 +212,7 @@ class TestSearch:
         monkeypatch.setattr(search, "timed", lambda run, device: next(clock[run()]))
         runs = {name: lambda name=name: name for name in clock}
         # c was hopeless after its first: its iterator would end.
-        assert interleaved(runs, torch.device("cpu")) == {"a": 2.0, "b": 1.0, "c": 4.0}
+        assert interleaved(runs, torch.device("cpu"), repeats=5) == {"a": 2.0, "b": 1.0, "c": 4.0}
 
     def test_what_cant_run_is_no_candidate(self):
         def fails() -> None:
@@ -240,20 +240,20 @@ class TestSearch:
         one(TestPlans.IMAGES)
         one.search(3)
         assert one.layers == {}
-        one.search(10**7)
+        one.search(10**7, at_most=30)
         assert one.layers == {"mlp": "convolved"}
 
     @pytest.mark.parametrize("changes", [{"form": "merged"}, {"form": "eager"}, {"layers": {}}])
     def test_who_says_how_gets_that(self, monkeypatch, changes):
         monkeypatch.setattr("pipeline.teacher.runner.search", lambda *_, **__: {"mlp": "convolved"})
         one = planned(**changes)
-        one.search(10**7)
+        one.search(10**7, at_most=30)
         assert one.layers == {}
 
     def test_found_for_real(self):
         one = planned()
         one(TestPlans.IMAGES)
-        one.search(10**5)
+        one.search(10**5, at_most=30)
         same(one(TestPlans.IMAGES).logits, planned()(TestPlans.IMAGES).logits)
 
 

@@ -32,11 +32,6 @@ class Described:
         """Describe a teacher, having it look at one black image: what can't run fails here."""
         size = teacher.built.input_size
         teacher(np.zeros((1, size, size, 3), np.uint8))
-        return cls.as_it_is(teacher)
-
-    @classmethod
-    def as_it_is(cls, teacher: Teacher) -> "Described":
-        """Describe a teacher that has run before."""
         return cls(teacher.identity(), teacher.numerics(), teacher.config.absolute().model_dump(mode="json"))
 
 
@@ -92,12 +87,15 @@ class Backend(Protocol):
         """
         ...
 
-    def settle(self, layers: Plan | None, batches: int) -> Described:
+    def settle(self, layers: Plan | None, batches: int) -> dict[str, Any]:
         """Decide how the teacher is run: with these `layers`, or where they are None with the fastest.
 
         Args:
             layers: see `Teacher.obey`.
             batches: to come; see `Teacher.search`.
+
+        Returns:
+            The numerics then.
 
         Raises:
             KdpipeError: it can't be run like that.
@@ -125,13 +123,13 @@ def do(job: Job, task: Task, teacher: Teacher, cache: Cache) -> dict[str, Any]:
         return commit_task(cache, task.segment, task.position, *done)
 
 
-def settled(teacher: Teacher, layers: Plan | None, batches: int) -> Described:
+def settle(teacher: Teacher, layers: Plan | None, batches: int) -> dict[str, Any]:
     """Have a teacher run with these layers, or find the fastest; see Backend."""
     if layers is None:
         teacher.search(batches)
     else:
         teacher.obey(layers)
-    return Described.as_it_is(teacher)
+    return teacher.numerics()
 
 
 class InProcess:
@@ -146,9 +144,9 @@ class InProcess:
         """See Backend."""
         return Described.of(self._teacher)
 
-    def settle(self, layers: Plan | None, batches: int) -> Described:
+    def settle(self, layers: Plan | None, batches: int) -> dict[str, Any]:
         """See Backend."""
-        return settled(self._teacher, layers, batches)
+        return settle(self._teacher, layers, batches)
 
     def run(self, job: Job, tasks: Iterator[Task]) -> Iterator[Outcome]:
         """See Backend."""

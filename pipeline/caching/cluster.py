@@ -11,6 +11,7 @@ import socket
 from asyncio import CancelledError
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import dask
@@ -21,7 +22,7 @@ from distributed.scheduler import KilledWorker
 
 from pipeline import remote
 from pipeline.cache import Cache, Store
-from pipeline.caching.backend import Described, Job, Outcome, Task, do, settled
+from pipeline.caching.backend import Described, Job, Outcome, Task, do, settle
 from pipeline.errors import CacheError, IdentityError, KdpipeError, TeacherError
 from pipeline.fingerprint import differences
 from pipeline.machine import few_arenas
@@ -60,18 +61,20 @@ class TeacherPlugin(WorkerPlugin):
             self._described = Described.of(self._teacher)
         return self._described
 
-    def settle(self, layers: Plan | None, batches: int) -> Described:
+    def settle(self, layers: Plan | None, batches: int) -> dict[str, Any]:
         """See Backend, of this worker's teacher."""
-        self.described()
+        described = self.described()
         assert self._teacher is not None
-        self._described = settled(self._teacher, layers, batches)
-        return self._described
+        self._described = replace(described, numerics=settle(self._teacher, layers, batches))
+        return self._described.numerics
 
     def do(self, packed: bytes, task: bytes) -> dict[str, Any]:
         """A pickled Task of a pickled Job, with the teacher that its run was begun with."""
         if packed not in self._jobs:
             job: Job = pickle.loads(packed)
-            _require_same(self.settle(job.teacher.numerics["layers"], 0), job.teacher, socket.gethostname())
+            # As one worker found for all.
+            self.settle(job.teacher.numerics["layers"], 0)
+            _require_same(self.described(), job.teacher, socket.gethostname())
             self._jobs[packed] = job, Cache(Store(job.url))
         assert self._teacher is not None
         job, cache = self._jobs[packed]
@@ -115,15 +118,14 @@ class Cluster:
         assert first is not None
         return first
 
-    def settle(self, layers: Plan | None, batches: int) -> Described:
+    def settle(self, layers: Plan | None, batches: int) -> dict[str, Any]:
         """See Backend. One worker finds out; the others do as it found when their first task tells them."""
         share = -(-batches // max(1, len(self._client.nthreads())))
         try:
-            described = self._client.submit(remote.settle, layers, share, pure=False).result()
+            numerics: dict[str, Any] = self._client.submit(remote.settle, layers, share, pure=False).result()
         except _GONE as e:
             raise CacheError("the scheduler is gone", do="Repeat the command: finished tasks are kept") from e
-        assert isinstance(described, Described)
-        return described
+        return numerics
 
     def run(self, job: Job, tasks: Iterator[Task]) -> Iterator[Outcome]:
         """See Backend."""

@@ -10,7 +10,7 @@ from pipeline.cache import Segment
 from pipeline.cache.layout import padded_rows
 from pipeline.caching.estimate import Estimate
 from pipeline.caching.measure import Measured
-from pipeline.caching.run import portions
+from pipeline.caching.segments import portions
 from pipeline.caching.weigh import Weight, index_bytes, loss
 from pipeline.shards import Index
 from pipeline.targets import Encoding, Quality

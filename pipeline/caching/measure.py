@@ -73,7 +73,7 @@ def measure(
     index.verify()
     size = teacher.built.input_size
     teacher(np.zeros((1, size, size, 3), np.uint8))
-    teacher.search(len(views) * -(-len(index) // teacher.config.batch_size))
+    teacher.search(len(views) * -(-len(index) // teacher.config.batch_size), at_most=0.25 * seconds)
     startup = time.monotonic() - began
     say("rendering and asking the teacher")
     pace, sample = rehearse(index, config, teacher, encoding, views, threads, max(0.0, 0.75 * seconds - startup))

@@ -2,8 +2,8 @@
 
 import platform
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any
@@ -11,26 +11,22 @@ from typing import Any
 import cv2
 from pydantic import Field
 
-from pipeline.cache import Cache, Segment, Store, add_segment, create
+from pipeline.cache import Cache, Segment, Store, create
 from pipeline.cache.cache import require_identity
 from pipeline.cache.commit import sweep, write_provenance
-from pipeline.cache.layout import STORE_RECORD, padded_rows, runs
+from pipeline.cache.layout import STORE_RECORD
 from pipeline.cache.locks import adding, writing
 from pipeline.cache.record import place
 from pipeline.caching.backend import Backend, Described, InProcess, Job, Outcome, Task
 from pipeline.caching.identity import check_canaries, make_identity, render_canaries
+from pipeline.caching.segments import layers_asked, segments_for, settled
 from pipeline.config import Config
-from pipeline.errors import IdentityError
-from pipeline.fingerprint import differences
 from pipeline.shards import Index, images
 from pipeline.targets import Encoding, Quality, TargetsConfig
 from pipeline.teacher import Teacher
 from pipeline.views import View, ViewsConfig
 from pipeline.views.block import labelling_index
 from pipeline.views.canaries import Pixels
-
-# A task's arrays are in memory until they are written: more views than fit in this become several segments.
-_TASK_BYTES = 2**30
 
 
 class CachingConfig(Config):
@@ -109,13 +105,17 @@ def cache_views(
     encoding = Encoding.of(targets, num_classes)
     identity = make_identity(index, config, described.identity, int(described.identity["input_size"]))
     store, report = Store(place(url, identity)), Report()
+    batches = len(views) * -(-len(index) // int(described.numerics["batch_size"]))
+    searched = not store.exists(STORE_RECORD)
+    if searched:  # while nobody has to wait: it may take minutes
+        described = replace(described, numerics=backend.settle(layers_asked(described), batches))
     with writing(store) as writer:
         with adding(store):
             cache = _open(store, index, config, identity, views, caching)
             if writer.alone:
                 sweep(cache)
-            described = _settled(backend, described, cache, encoding, views, len(index))
-            segments = _segments(cache, encoding, list(views), described.numerics)
+            described = settled(backend, described, cache, encoding, views, None if searched else batches)
+            segments = segments_for(cache, encoding, list(views), described.numerics)
             todo = _todo(cache, index, segments)
             if todo:
                 write_provenance(store, provenance(index, described))
@@ -156,29 +156,6 @@ def _open(
     return cache
 
 
-def _settled(
-    backend: Backend, described: Described, cache: Cache, encoding: Encoding, views: Sequence[View], samples: int
-) -> Described:
-    """How the teacher is run from here on: as the cache's last segments were made, if its form allows that.
-
-    Then a run that goes on, and one that adds views, needn't search, and its targets are as those before.
-    """
-    ours = [s for s in cache.segments if s.encoding == encoding]
-    done = {view for s in ours if len(cache.committed(s)) == len(cache.shards) for view in s.views}
-    if done >= set(views):
-        return described
-    layers = described.numerics["layers"] if described.config["form"] != "fastest" else described.config["layers"]
-    if layers is None:
-        like = [s.numerics for s in cache.segments if not _differences_but_layers(described.numerics, s.numerics)]
-        layers = like[-1]["layers"] if like else None
-    batches = len(views) * -(-samples // int(described.numerics["batch_size"]))
-    return backend.settle(layers, batches)
-
-
-def _differences_but_layers(ours: dict[str, Any], theirs: dict[str, Any]) -> list[tuple[str, Any, Any]]:
-    return differences({**ours, "layers": None}, {**theirs, "layers": None})
-
-
 def _todo(cache: Cache, index: Index, segments: Sequence[Segment]) -> list[Task]:
     shards = {s.name: s for s in index.shards}
     return [
@@ -187,36 +164,6 @@ def _todo(cache: Cache, index: Index, segments: Sequence[Segment]) -> list[Task]
         for position, s in enumerate(cache.shards)
         if (segment.name, s["name"]) not in cache.commits
     ]
-
-
-def _segments(cache: Cache, encoding: Encoding, views: list[View], numerics: dict[str, Any]) -> list[Segment]:
-    """The segments that hold these views: those there are, and a new one for each run of views beyond them."""
-    there = [s for s in cache.segments if s.encoding == encoding and set(s.views) & set(views)]
-    for segment in there:
-        unfinished = len(cache.committed(segment)) < len(cache.shards)
-        found = differences(numerics, segment.numerics)
-        if unfinished and found:
-            name, now, then = found[0]
-            raise IdentityError(
-                f"a segment was begun with another {name}: results may differ by rounding",
-                where=f"{cache.store} segment {segment.name}",
-                found=now,
-                allowed=then,
-                do=f"Go on with --set teacher.{name}={then}",
-            )
-    covered = {view for s in there for view in s.views}
-    rows = padded_rows(cache.shards, int(cache.identity["block_size"]))
-    for views_of_one in portions([v for v in views if v not in covered], rows, encoding):
-        number = max((s.number for s in cache.segments), default=-1) + 1
-        segment = Segment(number, encoding, views_of_one, numerics)
-        add_segment(cache, segment)
-        there.append(segment)
-    return there
-
-
-def portions(views: list[View], rows: int, encoding: Encoding) -> Iterator[tuple[View, ...]]:
-    """Views as segments hold them, whose tasks have arrays of so many padded rows."""
-    return runs(views, max(1, _TASK_BYTES // (rows * encoding.nbytes)))
 
 
 def provenance(index: Index, teacher: Described) -> dict[str, Any]:

@@ -16,9 +16,9 @@ from pipeline.teacher.network import Network
 from pipeline.teacher.plan import Plan
 from pipeline.views import Erased
 
-# Seconds of the search for the fastest ways: a share of what the run's batches take, at most so many; jobs whose
-# share is smaller than the least are run as they are.
-_SHARE, _MOST, _LEAST = 0.02, 180.0, 0.5
+# Seconds of the search for the fastest ways, as a share of what the run's batches take; with less than the least of
+# them a job is run as it is.
+_SHARE, _LEAST = 0.02, 0.5
 
 
 class TeacherOutput(NamedTuple):
@@ -116,10 +116,14 @@ class Teacher:
             at, way = next(iter(left.items()))
             raise TeacherError("no member has such a layer", where=f"teacher.layers: {at}", found=way)
 
-    def search(self, batches: int) -> None:
+    def search(self, batches: int, at_most: float = 180.0) -> None:
         """Where the config asks for the fastest ways, find them: in a small part of the time of so many batches.
 
         The teacher has run before: the first batch takes longer than others.
+
+        Args:
+            batches: to come.
+            at_most: seconds, however many there are; compiling is only tried with a minute of them.
 
         Raises:
             TeacherError: the model can't run.
@@ -131,7 +135,7 @@ class Teacher:
         images = np.zeros((self.config.batch_size, size, size, 3), np.uint8)
         began = time.monotonic()
         float(self(images).logits.sum())  # the device has done it when the number is here
-        seconds = min(_MOST, _SHARE * batches * (time.monotonic() - began))
+        seconds = min(at_most, _SHARE * batches * (time.monotonic() - began))
         if seconds < _LEAST:
             return
         for network in self._networks:

@@ -327,7 +327,7 @@ def test_arrays_that_nothing_vouches_for_are_swept(world, tmp_path):
 
 
 def test_many_dense_views_become_several_segments(world, tmp_path, monkeypatch):
-    monkeypatch.setattr("pipeline.caching.run._TASK_BYTES", 2 * 48 * 7 * 4)
+    monkeypatch.setattr("pipeline.caching.segments._TASK_BYTES", 2 * 48 * 7 * 4)
     cache = make_cache(world, tmp_path / "c", views=range(5), targets=TargetsConfig(kind="dense", dtype="float32"))
     assert [s.views for s in cache.segments] == [(0, 1), (2, 3), (4,)]
 

@@ -163,6 +163,18 @@ def test_a_worker_with_other_weights_is_refused(world, client, tmp_path, monkeyp
     assert "another weights" in str(report.failed[0].error)
 
 
+def test_one_worker_searches_and_all_obey(world, client, tmp_path, monkeypatch):
+    found = iter([{"mlp": "convolved"}, {"mlp": "plain, if there is a second search"}])
+    monkeypatch.setattr("pipeline.teacher.teacher._LEAST", 0.0)
+    monkeypatch.setattr("pipeline.teacher.runner.search", lambda *_, **__: next(found))
+    who = teacher(client, model="tests.test_teacher_ways:large")
+    cache, report = cached(world, tmp_path / "c", who, views=(0, 1))
+    assert (report.tasks, report.failed) == (3, [])
+    assert [s.numerics["layers"] for s in cache.segments] == [{"mlp": "convolved"}]
+    described = client.run(lambda dask_worker: dask_worker.plugins["kdpipe-teacher"].described())
+    assert {str(d.numerics["layers"]) for d in described.values()} == {str({"mlp": "convolved"})}
+
+
 def test_a_lost_scheduler_says_how_to_go_on(world, tmp_path, monkeypatch):
     do, count = backend.do, iter(range(100))
     cluster = LocalCluster(n_workers=1, threads_per_worker=1, processes=False, dashboard_address=None)

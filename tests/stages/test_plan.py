@@ -90,8 +90,17 @@ def test_several_gpus_are_said_to_be_used(world, report):
     said = {**report[0], "teacher": {"device": "cuda"}}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("stages.plan.devices_here", lambda: ["cuda:0", "cuda:1"])
-        assert any("uses all 2 GPUs" in remark for remark in _remarks(said, measured, []))
-        assert not any("GPUs" in remark for remark in _remarks(report[0], measured, []))
+        assert any("uses all 2 GPUs" in remark for remark in _remarks(said, measured, "fastest", []))
+        assert not any("GPUs" in remark for remark in _remarks(report[0], measured, "fastest", []))
+
+
+@pytest.mark.parametrize(
+    ("form", "hours", "said"), [("fastest", 2, True), ("fastest", 0.2, False), ("merged", 2, False)]
+)
+def test_long_runs_try_what_a_plan_has_no_time_for(report, form, hours, said):
+    long = {**report[0], "device_seconds": {"mid": 3600 * hours}}
+    remarks = _remarks(long, SimpleNamespace(threads=8, sample=[0, 0]), form, [])
+    assert any("compile" in remark for remark in remarks) == said
 
 
 def test_without_a_student_there_is_none(world):

@@ -1,0 +1,84 @@
+"""Which segments hold the views that a run is to make, and how the teacher of new ones is run."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+from pipeline.cache import Cache, Segment, add_segment
+from pipeline.cache.layout import padded_rows, runs
+from pipeline.caching.backend import Backend, Described
+from pipeline.errors import IdentityError
+from pipeline.fingerprint import differences
+from pipeline.targets import Encoding
+from pipeline.teacher import Plan
+from pipeline.views import View
+
+# A task's arrays are in memory until they are written: more views than fit in this become several segments.
+_TASK_BYTES = 2**30
+
+
+def settled(
+    backend: Backend,
+    described: Described,
+    cache: Cache,
+    encoding: Encoding,
+    views: Sequence[View],
+    batches: int | None,
+) -> Described:
+    """How the teacher is run from here on: as the cache's last segments were made, if its form allows that.
+
+    Then a run that goes on, and one that adds views, needn't search, and its targets are as those before.
+    `batches` are those to come; None where the search has been.
+    """
+    ours = [s for s in cache.segments if s.encoding == encoding and set(s.views) & set(views)]
+    begun = [s for s in ours if len(cache.committed(s)) < len(cache.shards)]
+    if {view for s in ours for view in s.views} >= set(views) and not begun:
+        return described
+    layers = layers_asked(described)
+    if layers is None:
+        segments = [*cache.segments, *begun]
+        like = [s.numerics for s in segments if not _differences_but_layers(described.numerics, s.numerics)]
+        layers = like[-1]["layers"] if like else None
+    if layers == described.numerics["layers"] or (layers is None and batches is None):
+        return described
+    return replace(described, numerics=backend.settle(layers, batches or 0))
+
+
+def layers_asked(described: Described) -> Plan | None:
+    """The ways that the user wants, none for plain ones; None for the fastest."""
+    config = described.config
+    return config["layers"] if config["form"] == "fastest" or config["layers"] else {}
+
+
+def _differences_but_layers(ours: dict[str, Any], theirs: dict[str, Any]) -> list[tuple[str, Any, Any]]:
+    return differences({**ours, "layers": None}, {**theirs, "layers": None})
+
+
+def segments_for(cache: Cache, encoding: Encoding, views: list[View], numerics: dict[str, Any]) -> list[Segment]:
+    """The segments that hold these views: those there are, and a new one for each run of views beyond them."""
+    there = [s for s in cache.segments if s.encoding == encoding and set(s.views) & set(views)]
+    for segment in there:
+        unfinished = len(cache.committed(segment)) < len(cache.shards)
+        found = differences(numerics, segment.numerics)
+        if unfinished and found:
+            name, now, then = found[0]
+            raise IdentityError(
+                f"a segment was begun with another {name}: results may differ by rounding",
+                where=f"{cache.store} segment {segment.name}",
+                found=now,
+                allowed=then,
+                do=f"Go on with --set teacher.{name}={then}",
+            )
+    covered = {view for s in there for view in s.views}
+    rows = padded_rows(cache.shards, int(cache.identity["block_size"]))
+    for views_of_one in portions([v for v in views if v not in covered], rows, encoding):
+        number = max((s.number for s in cache.segments), default=-1) + 1
+        segment = Segment(number, encoding, views_of_one, numerics)
+        add_segment(cache, segment)
+        there.append(segment)
+    return there
+
+
+def portions(views: list[View], rows: int, encoding: Encoding) -> Iterator[tuple[View, ...]]:
+    """Views as segments hold them, whose tasks have arrays of so many padded rows."""
+    return runs(views, max(1, _TASK_BYTES // (rows * encoding.nbytes)))
