@@ -55,6 +55,29 @@ class Large(nn.Module):
         return self.head(x.mean((1, 2)))
 
 
+class Awkward(nn.Module):
+    def __init__(self, kind: str, num_classes: int) -> None:
+        super().__init__()
+        self.kind, self.stem, self.head = kind, nn.Conv2d(3, 8, 4, stride=4), nn.Linear(8, num_classes)
+        self.conv = depthwise((13, 3), 8)
+        self.encoder = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True) if kind == "encoder" else None
+        self.wide = nn.Linear(8, 8).double()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        if self.kind == "twice":
+            return self.head(self.conv(x).mean((2, 3)) + self.conv(x[..., ::2, ::2]).mean((2, 3)))
+        tokens = x.flatten(2).transpose(1, 2)
+        tokens = self.encoder(tokens) if self.encoder else self.wide(tokens.double()).float()
+        return self.head(tokens.mean(1))
+
+
+def awkward(kind: str, num_classes: int = CLASSES) -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return Awkward(kind, num_classes)
+
+
 EVERY = {"upright": "banded", "level": "contiguous", "square": "banded", "mlp": "convolved"}
 
 
@@ -75,6 +98,13 @@ def test_a_depthwise_convolution_in_every_way(way, sides, bias):
         y = WAYS[way](conv, tuple(x.shape))(x)
         same(y, conv(x))
         assert y.is_contiguous(memory_format=layout)
+
+
+@torch.inference_mode()
+def test_banded_under_autocast_answers_in_its_type():
+    conv = depthwise((13, 3))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert WAYS["banded"](conv, (2, 6, 8, 8))(torch.randn(2, 6, 8, 8)).dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize("shape", [(2, 5, 7, 12), (2, 9, 12)])
@@ -129,6 +159,18 @@ class TestCropping:
         same(cut[1](cut[0](x[..., :6])), model[1](model[0](x[..., :6])))
         with pytest.raises(ValueError, match="cropped"):
             cut[1](torch.zeros(1, 4, 9, 8))
+
+    def test_a_layer_run_on_a_map_and_its_transpose_is_cut_for_neither(self):
+        class Turning(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.conv = depthwise((25, 25), 3)
+
+            def forward(self, x: torch.Tensor) -> torch.Tensor:
+                return self.conv(x).mean() + self.conv(x.transpose(2, 3)).mean()
+
+        assert croppable(Turning(), torch.zeros(1, 3, 4, 13)) == {}
+        assert list(croppable(Turning(), torch.zeros(1, 3, 4, 12))) == ["conv"]
 
     def test_a_layer_run_at_two_sizes_is_cut_for_the_larger(self):
         conv = depthwise((13, 13), 3)
@@ -193,6 +235,29 @@ class TestPlans:
         with pytest.raises(TeacherError, match="no member"):
             both.obey({"2.mlp": "convolved"})
 
+    def test_what_is_refused_is_run_plainly(self, monkeypatch):
+        class Wrong(Way):
+            def forward(self, x: torch.Tensor) -> torch.Tensor:
+                return self.plain(x) * 1.001
+
+        one = planned(layers={"upright": "banded"})
+        monkeypatch.setitem(WAYS, "convolved", Wrong)
+        with pytest.raises(TeacherError, match="says something else"):
+            one.obey({"mlp": "convolved"})
+        assert one.layers == {}
+        assert torch.equal(one(self.IMAGES).logits, planned()(self.IMAGES).logits)
+
+    def test_a_network_may_look_at_the_layers_that_were_replaced(self):
+        one = planned(layers=EVERY)
+        mlp = one.built.module.mlp
+        assert (type(mlp).__name__, mlp.in_features, mlp.weight.shape) == ("Convolved", 8, (8, 8))
+        with pytest.raises(AttributeError, match="nothing"):
+            _ = mlp.nothing
+
+    def test_only_compiling_is_for_the_whole(self):
+        with pytest.raises(TeacherError, match=r"no such way for a whole network.* found convolved; allowed: compiled"):
+            planned(layers={"": "convolved"})
+
     @pytest.mark.slow
     def test_a_compiled_network_says_the_same(self):
         one = planned(layers={**EVERY, "": "compiled"})
@@ -223,7 +288,7 @@ class TestSearch:
     @pytest.mark.parametrize(("faster", "expected"), [(1.5, "convolved"), (1.01, None), (0.5, None)])
     def test_a_layer_changes_its_way_for_a_gain(self, monkeypatch, faster, expected):
         monkeypatch.setattr(search, "interleaved", lambda runs, *_: {"plain": 1.0, "convolved": 1.0 / faster})
-        kind = Kind(["mlp"], nn.Linear(4, 4), (2, 3, 4), ("convolved",))
+        kind = Kind(["mlp"], nn.Linear(4, 4), (2, 3, 4), torch.float32, ("convolved",))
         assert search.fastest(kind, torch.zeros(1), 0.0, channels_last=True) == expected
 
     def test_layers_that_cost_the_same_are_timed_once(self):
@@ -248,6 +313,28 @@ class TestSearch:
         monkeypatch.setattr("pipeline.teacher.runner.search", lambda *_, **__: {"mlp": "convolved"})
         one = planned(**changes)
         one.search(10**7, at_most=30)
+        assert one.layers == {}
+
+    @pytest.mark.parametrize("kind", ["twice", "double", "encoder"])
+    def test_networks_that_are_not_for_it_run_as_they_did(self, monkeypatch, kind):
+        """Every way is as fast as can be; but a layer may run at two sizes, in float64, or be read by its owner."""
+        monkeypatch.setattr(search, "_GAIN", -1e9)
+        one = teacher(model="tests.test_teacher_ways:awkward", model_kwargs={"kind": kind})
+        before = one(TestPlans.IMAGES).logits
+        one.search(10**7, at_most=5)
+        same(one(TestPlans.IMAGES).logits, before)
+        again = one.layers
+        one.search(10**7, at_most=5)
+        assert one.layers == again
+
+    def test_a_search_that_fails_leaves_a_plain_teacher(self, monkeypatch):
+        def fails(*_: object, **__: object) -> None:
+            raise MemoryError
+
+        monkeypatch.setattr("pipeline.teacher.runner.search", fails)
+        one = planned(layers=None)
+        one(TestPlans.IMAGES)
+        one.search(10**7, at_most=5)
         assert one.layers == {}
 
     def test_found_for_real(self):

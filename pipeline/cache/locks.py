@@ -15,8 +15,9 @@ from pipeline.cache.store import Store
 from pipeline.errors import CacheError
 from pipeline.files import FolderLock
 
-# Nobody is alone for long: it takes to open the cache, render its canaries and delete leftovers.
-_PATIENCE = 300.0
+# Nobody is alone for long: it takes to open the cache, render its canaries and delete leftovers; or, where a cache was
+# made on other devices, to find out how the teacher is run on these.
+_PATIENCE = 900.0
 _PAUSE = 0.1
 
 T = TypeVar("T")

@@ -8,6 +8,7 @@ scheduler knows more than a few at a time.
 import logging
 import pickle
 import socket
+import threading
 from asyncio import CancelledError
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -50,6 +51,7 @@ class TeacherPlugin(WorkerPlugin):
     def setup(self, worker: Any) -> None:
         """Called by dask in each worker, also in those that come later. Workers of a local cluster are numbered."""
         few_arenas()
+        self._lock = threading.Lock()  # a worker with several threads, against our advice, is slow but not wrong
         if self._devices and isinstance(worker.name, int):
             device = self._devices[worker.name % len(self._devices)]
             self._config = self._config.model_copy(update={"device": device})
@@ -63,21 +65,22 @@ class TeacherPlugin(WorkerPlugin):
 
     def settle(self, layers: Plan | None, batches: int) -> dict[str, Any]:
         """See Backend, of this worker's teacher."""
-        described = self.described()
-        assert self._teacher is not None
-        self._described = replace(described, numerics=settle(self._teacher, layers, batches))
-        return self._described.numerics
+        with self._lock:
+            described = self.described()
+            assert self._teacher is not None
+            self._described = replace(described, numerics=settle(self._teacher, layers, batches))
+            return self._described.numerics
 
     def do(self, packed: bytes, task: bytes) -> dict[str, Any]:
         """A pickled Task of a pickled Job, with the teacher that its run was begun with."""
         if packed not in self._jobs:
             job: Job = pickle.loads(packed)
-            # As one worker found for all.
-            self.settle(job.teacher.numerics["layers"], 0)
             _require_same(self.described(), job.teacher, socket.gethostname())
             self._jobs[packed] = job, Cache(Store(job.url))
         assert self._teacher is not None
         job, cache = self._jobs[packed]
+        # As one worker found for all; the last task may have been of another job.
+        self.settle(job.teacher.numerics["layers"], 0)
         return do(job, pickle.loads(task), self._teacher, cache)
 
 
@@ -222,8 +225,9 @@ def _plugin(worker: Any) -> TeacherPlugin:
 
 
 def _require_same(ours: Described, theirs: Described, worker: str) -> None:
-    """Refuse a worker whose teacher is another one, or is run in another way."""
-    for mine, other in ((ours.identity, theirs.identity), (ours.numerics, theirs.numerics)):
+    """Refuse a worker whose teacher is another one, or is run in another way. Its layers are as each job says."""
+    numerics = ({**one.numerics, "layers": {}} for one in (ours, theirs))
+    for mine, other in ((ours.identity, theirs.identity), tuple(numerics)):
         found = differences(mine, other)
         if found:
             name, here, there = found[0]

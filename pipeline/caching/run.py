@@ -105,10 +105,10 @@ def cache_views(
     encoding = Encoding.of(targets, num_classes)
     identity = make_identity(index, config, described.identity, int(described.identity["input_size"]))
     store, report = Store(place(url, identity)), Report()
-    batches = len(views) * -(-len(index) // int(described.numerics["batch_size"]))
+    batches = -(-len(index) // int(described.numerics["batch_size"]))  # of each view
     searched = not store.exists(STORE_RECORD)
     if searched:  # while nobody has to wait: it may take minutes
-        described = replace(described, numerics=backend.settle(layers_asked(described), batches))
+        described = replace(described, numerics=backend.settle(layers_asked(described), len(views) * batches))
     with writing(store) as writer:
         with adding(store):
             cache = _open(store, index, config, identity, views, caching)

@@ -1,13 +1,14 @@
 """Which segments hold the views that a run is to make, and how the teacher of new ones is run."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
 from pipeline.cache import Cache, Segment, add_segment
 from pipeline.cache.layout import padded_rows, runs
 from pipeline.caching.backend import Backend, Described
-from pipeline.errors import IdentityError
+from pipeline.errors import IdentityError, TeacherError
 from pipeline.fingerprint import differences
 from pipeline.targets import Encoding
 from pipeline.teacher import Plan
@@ -15,6 +16,7 @@ from pipeline.views import View
 
 # A task's arrays are in memory until they are written: more views than fit in this become several segments.
 _TASK_BYTES = 2**30
+_AS_BEGUN = "Leave out teacher.form and teacher.layers, and it goes on as it was begun; or begin another cache"
 
 
 def settled(
@@ -28,20 +30,33 @@ def settled(
     """How the teacher is run from here on: as the cache's last segments were made, if its form allows that.
 
     Then a run that goes on, and one that adds views, needn't search, and its targets are as those before.
-    `batches` are those to come; None where the search has been.
+
+    Args:
+        backend, described: who will do the tasks, as described before.
+        cache, encoding, views: what is there, and what is to be.
+        batches: of each view; None where the search has been.
+
+    Raises:
+        TeacherError: what was begun can't go on as it was.
     """
     ours = [s for s in cache.segments if s.encoding == encoding and set(s.views) & set(views)]
     begun = [s for s in ours if len(cache.committed(s)) < len(cache.shards)]
-    if {view for s in ours for view in s.views} >= set(views) and not begun:
+    missing = set(views) - {view for s in ours if s not in begun for view in s.views}
+    if not missing:
         return described
-    layers = layers_asked(described)
+    layers, count = layers_asked(described), len(missing) * (batches or 0)
     if layers is None:
         segments = [*cache.segments, *begun]
         like = [s.numerics for s in segments if not _differences_but_layers(described.numerics, s.numerics)]
-        layers = like[-1]["layers"] if like else None
+        layers = like[-1].get("layers") if like else None
+        if layers is not None and not begun:
+            # A new segment may be made in another way.
+            with suppress(TeacherError):
+                return replace(described, numerics=backend.settle(layers, 0))
+            layers = None
     if layers == described.numerics["layers"] or (layers is None and batches is None):
         return described
-    return replace(described, numerics=backend.settle(layers, batches or 0))
+    return replace(described, numerics=backend.settle(layers, count))
 
 
 def layers_asked(described: Described) -> Plan | None:
@@ -62,12 +77,13 @@ def segments_for(cache: Cache, encoding: Encoding, views: list[View], numerics: 
         found = differences(numerics, segment.numerics)
         if unfinished and found:
             name, now, then = found[0]
+            do = f"Go on with --set teacher.{name}={then}"
             raise IdentityError(
                 f"a segment was begun with another {name}: results may differ by rounding",
                 where=f"{cache.store} segment {segment.name}",
                 found=now,
                 allowed=then,
-                do=f"Go on with --set teacher.{name}={then}",
+                do=_AS_BEGUN if name.startswith("layers") else do,
             )
     covered = {view for s in there for view in s.views}
     rows = padded_rows(cache.shards, int(cache.identity["block_size"]))

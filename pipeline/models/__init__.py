@@ -2,7 +2,7 @@
 
 from pipeline.models import replknet, slak, unireplknet
 from pipeline.models.build import Built, ModelConfig, build, first_line, is_factory
-from pipeline.models.crop import Cropped, Shape, crop, croppable, input_shapes
+from pipeline.models.crop import Cropped, Seen, Shape, crop, croppable, inputs_seen
 from pipeline.models.inference import merged
 from pipeline.models.weights import METADATA_KEY, load_weights, read_metadata, weights_digest
 
@@ -11,12 +11,13 @@ __all__ = [
     "Built",
     "Cropped",
     "ModelConfig",
+    "Seen",
     "Shape",
     "build",
     "crop",
     "croppable",
     "first_line",
-    "input_shapes",
+    "inputs_seen",
     "is_factory",
     "load_weights",
     "merged",

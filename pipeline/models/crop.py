@@ -1,6 +1,7 @@
 """Kernels cut to what their map can use: taps that always lie on the padding multiply nothing but zeros."""
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -24,18 +25,26 @@ class Cropped(nn.Conv2d):
         return super().forward(input)
 
 
-def input_shapes(model: nn.Module, x: torch.Tensor) -> dict[str, Shape]:
-    """Shapes of what the modules of a network get as their first input, by name, found by running it on `x`.
+class Seen(NamedTuple):
+    """What a module got as its first input: the largest shape, axis by axis; `varied` where there were several."""
 
-    Of a module that is run more than once, the largest.
-    """
-    shapes: dict[str, Shape] = {}
+    shape: Shape
+    dtype: torch.dtype
+    varied: bool
+
+
+def inputs_seen(model: nn.Module, x: torch.Tensor) -> dict[str, Seen]:
+    """The inputs of a network's modules by name, found by running it on `x`; of those that got tensors."""
+    seen: dict[str, Seen] = {}
 
     def note(name: str) -> Callable[..., None]:
         def hook(_: nn.Module, args: tuple[object, ...]) -> None:
-            if args and isinstance(args[0], torch.Tensor):
-                shape = tuple(args[0].shape)
-                shapes[name] = max(shape, shapes.get(name, shape), key=lambda s: torch.Size(s).numel())
+            if not (args and isinstance(args[0], torch.Tensor)):
+                return
+            now = Seen(tuple(args[0].shape), args[0].dtype, False)
+            before = seen.get(name, now)
+            largest = tuple(map(max, zip(before.shape, now.shape, strict=False)))
+            seen[name] = Seen(largest, now.dtype, before.varied or before != now)
 
         return hook
 
@@ -46,7 +55,7 @@ def input_shapes(model: nn.Module, x: torch.Tensor) -> dict[str, Shape]:
     finally:
         for hook in hooks:
             hook.remove()
-    return shapes
+    return seen
 
 
 def croppable(model: nn.Module, x: torch.Tensor) -> dict[str, Shape]:
@@ -56,11 +65,13 @@ def croppable(model: nn.Module, x: torch.Tensor) -> dict[str, Shape]:
     """
     if not any(_is_even(module) for module in model.modules()):
         return {}
-    found = {}
-    for name, shape in input_shapes(model, x).items():
+    found: dict[str, Shape] = {}
+    for name, seen in inputs_seen(model, x).items():
         conv = model.get_submodule(name)
-        if name and isinstance(conv, nn.Conv2d) and _is_even(conv) and _sides(conv, shape) != conv.kernel_size:
-            found[name] = shape
+        if not (name and isinstance(conv, nn.Conv2d) and _is_even(conv) and len(seen.shape) == 4):
+            continue
+        if _sides(conv, seen.shape) != conv.kernel_size:
+            found[name] = seen.shape
     return found
 
 

@@ -75,4 +75,4 @@ def _band(kernel: torch.Tensor, side: int) -> torch.Tensor:
 
 def _product(band: torch.Tensor, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
     y = band @ x
-    return y if bias is None else y + bias
+    return y if bias is None else y + bias.to(y.dtype)  # autocast takes products, but no sums

@@ -40,12 +40,14 @@ def merge(plain: nn.Module, name: str, size: int) -> nn.Module | None:
         if _layout(copied) == _layout(plain):
             copied = None
     try:
-        too_large = croppable(copied or plain, torch.zeros(1, 3, size, size))
-    except Exception:  # a network that can't run says so when it is asked for an answer
+        # A copy is run: some modules keep what they make at their first call, and the device is not yet the teacher's.
+        too_large = croppable(deepcopy(copied or plain), torch.zeros(1, 3, size, size))
+        if too_large:
+            cut = copied or deepcopy(plain)
+            crop(cut, too_large)
+            return cut
+    except Exception:  # a network that can't be copied, or can't run, which it says when it is asked for an answer
         return copied
-    if too_large:
-        copied = copied or deepcopy(plain)
-        crop(copied, too_large)
     return copied
 
 

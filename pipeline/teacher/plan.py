@@ -1,6 +1,6 @@
 """A plan says which layers of a network are computed in which way; whoever has it computes as its author did."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -8,7 +8,7 @@ from torch import nn
 from torch.func import functional_call
 
 from pipeline.errors import TeacherError
-from pipeline.models import input_shapes
+from pipeline.models import Seen, inputs_seen
 from pipeline.teacher.ways import WAYS, Way, ways_of
 
 # Layer -> way; layers that it doesn't name are plain. The whole network may be compiled.
@@ -17,14 +17,15 @@ WHOLE, COMPILED = "", "compiled"
 
 # Largest difference of two forms, relative to the largest logit, float32.
 TOLERANCE = 1e-5
-_OTHER = "Leave teacher.layers out, and the fastest ways are found here"
+# About a plan that somebody gave, or that a cache was begun with.
+OTHER = "Leave out teacher.layers; where a cache was begun like this, go on where it can be done, or begin another"
 
 
 def apply(model: nn.Module, plan: Plan, x: torch.Tensor, name: str, *, channels_last: bool) -> None:
-    """Have each layer computed as the plan says, and the others plainly; in place.
+    """Have each layer of a plain network computed as the plan says; in place.
 
     Args:
-        model: in any state that this function left it in.
+        model: in which every layer is plain.
         plan: what it says of WHOLE is the caller's to do.
         x: images, float (N, 3, S, S), on the model's device; one is enough.
         name: the model's.
@@ -33,19 +34,33 @@ def apply(model: nn.Module, plan: Plan, x: torch.Tensor, name: str, *, channels_
     Raises:
         TeacherError: the plan names a layer that isn't there, or a way that it can't be computed in.
     """
+    layers = {at: way for at, way in plan.items() if at != WHOLE}
+    seen = inputs_seen(model, x) if layers else {}
+    for at, way in layers.items():
+        known = other_ways(model, at, seen, channels_last)
+        if way not in known:
+            what = "this layer has no such way to be computed" if at in seen else "the network runs no such layer"
+            allowed = ", ".join(("plain", *known)) if at in seen else None
+            raise TeacherError(what, where=f"{name}: teacher.layers: {at}", found=way, allowed=allowed, do=OTHER)
+    for at, way in layers.items():
+        _put(model, at, WAYS[way](model.get_submodule(at), seen[at].shape))
+
+
+def other_ways(model: nn.Module, at: str, seen: Mapping[str, Seen], channels_last: bool) -> tuple[str, ...]:
+    """Ways beside the plain one of the layer of this name; none for one that is run on maps of several kinds."""
+    if not at or at not in seen or seen[at].varied:
+        return ()
+    layer = model.get_submodule(at)
+    if getattr(getattr(layer, "weight", None), "dtype", None) != torch.float32:
+        return ()
+    return ways_of(layer, seen[at].shape, channels_last)
+
+
+def restore(model: nn.Module) -> None:
+    """Make every layer plain again, in place."""
     for at, module in list(model.named_modules()):
         if isinstance(module, Way):
             _put(model, at, module.plain)
-    shapes = input_shapes(model, x) if any(at != WHOLE for at in plan) else {}
-    for at, way in plan.items():
-        if at == WHOLE:
-            continue
-        known = ways_of(model.get_submodule(at), shapes[at], channels_last) if at in shapes else ()
-        if way not in known:
-            what = "this layer has no such way to be computed" if at in shapes else "the network has no such layer"
-            allowed = ", ".join(("plain", *known)) if at in shapes else None
-            raise TeacherError(what, where=f"{name}: teacher.layers: {at}", found=way, allowed=allowed, do=_OTHER)
-        _put(model, at, WAYS[way](model.get_submodule(at), shapes[at]))
 
 
 def compiled(model: nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:

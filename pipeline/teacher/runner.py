@@ -1,7 +1,9 @@
 """A network on its device, each layer computed in the way that a plan says."""
 
+import math
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 
 import torch
@@ -9,15 +11,26 @@ from torch import nn
 
 from pipeline.errors import TeacherError
 from pipeline.models import first_line
-from pipeline.teacher.plan import COMPILED, TOLERANCE, WHOLE, Plan, apply, compiled, noise, on_cpu, require_same
+from pipeline.teacher.plan import (
+    COMPILED,
+    OTHER,
+    TOLERANCE,
+    WHOLE,
+    Plan,
+    apply,
+    compiled,
+    noise,
+    on_cpu,
+    require_same,
+    restore,
+)
 from pipeline.teacher.search import interleaved, search
 
 # Compiling takes this many seconds or more, and every worker does it: it is tried where that hardly matters.
 _COMPILING = 60.0
 # Images on which two ways are compared.
 _COMPARED = 2
-# What to do about a plan that doesn't work; the search's own plans only fail where there is a bug.
-_PLAINLY = "Pass --set teacher.form=merged"
+_OTHERWISE = "computed in other ways, the model says something else"
 # Of a compiled network, relative to the largest logit: it rounds elsewhere.
 _TOLERANCES = {torch.float32: TOLERANCE, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 
@@ -55,6 +68,7 @@ class Runner:
         self._device, self._amp_dtype, self._channels_last = device, amp_dtype, channels_last
         self._run: Run = model
         self.plan: Plan = {}
+        self._plainly: torch.Tensor | None = None
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """Logits of normalised images (N, 3, S, S) on the device; it raises whatever a layer does."""
@@ -64,18 +78,57 @@ class Runner:
     def search(self, seconds: float) -> None:
         """Find the fastest way of each layer, and of the whole network, and follow it.
 
+        A network for which that fails, for want of memory, say, is run plainly: it is for speed alone.
+
         Args:
-            seconds: to spend; compiling, which can't be stopped, may take more.
+            seconds: to spend on timing; compiling, which can't be stopped, and comparing may take more.
+        """
+        self.obey({})
+        until = time.monotonic() + seconds
+        plan: Plan = {}
+        with suppress(Exception):
+            x = self._images(self._batch)
+            with self._autocast():
+                plan = search(self._model, x, seconds, channels_last=self._channels_last)
+            self.obey(plan)
+            if until - time.monotonic() >= _COMPILING:
+                self._try_compiled(plan, x)
+
+    @torch.inference_mode()
+    def obey(self, plan: Plan) -> None:
+        """Compute each layer as a plan says, once the outcome was compared with the plain network's.
 
         Raises:
-            TeacherError: the network says something else then.
+            TeacherError: it can't be computed like that, or says something else; then it is run plainly.
         """
-        until, x = time.monotonic() + seconds, self._images(self._batch)
-        with self._autocast():
-            plan = search(self._model, x, seconds, channels_last=self._channels_last)
-        self.obey(plan)
-        if until - time.monotonic() < _COMPILING:
+        if plan == self.plan:
             return
+        try:
+            self._follow(plan)
+        except BaseException as e:
+            restore(self._model)
+            self._run, self.plan = self._model, {}
+            if isinstance(e, TeacherError) or not isinstance(e, Exception):
+                raise
+            what = f"it can't be computed as teacher.layers says: {type(e).__name__}: {first_line(e)}"
+            raise TeacherError(what, where=self._name, do=OTHER) from e
+
+    def _follow(self, plan: Plan) -> None:
+        if plan.get(WHOLE, COMPILED) != COMPILED:
+            what = "there is no such way for a whole network"
+            raise TeacherError(what, where=self._name, found=plan[WHOLE], allowed=COMPILED, do=OTHER)
+        if _layers(plan) != _layers(self.plan):
+            restore(self._model)
+            x = noise(_COMPARED, self._size)
+            if self._plainly is None:
+                self._plainly = on_cpu(self._model, x)
+            apply(self._model, plan, self._images(1), self._name, channels_last=self._channels_last)
+            if _layers(plan):
+                require_same(on_cpu(self._model, x), self._plainly, self._name, _OTHERWISE, OTHER)
+        self._run = self._compiled() if WHOLE in plan else self._model
+        self.plan = plan
+
+    def _try_compiled(self, plan: Plan, x: torch.Tensor) -> None:
         try:
             self.obey({**plan, WHOLE: COMPILED})
         except TeacherError:  # no compiler here, or a network that it can't take
@@ -83,37 +136,17 @@ class Runner:
             return
         runs = {name: partial(self._with, run, x) for name, run in (("plain", self._model), (COMPILED, self._run))}
         times = interleaved(runs, self._device)
-        if times[COMPILED] > times["plain"]:
+        if times.get(COMPILED, math.inf) > times["plain"]:
             self.obey(plan)
-
-    @torch.inference_mode()
-    def obey(self, plan: Plan) -> None:
-        """Compute each layer as a plan says, once the outcome was compared with the plain network's.
-
-        Raises:
-            TeacherError: it can't be computed like that, or says something else.
-        """
-        if plan == self.plan:
-            return
-        x, said = noise(_COMPARED, self._size), []
-        for one in ({}, plan):
-            apply(self._model, one, self._images(1), self._name, channels_last=self._channels_last)
-            said.append(on_cpu(self._model, x))
-        require_same(said[1], said[0], self._name, "computed in other ways, the model says something else", _PLAINLY)
-        self._run = self._compiled() if plan.get(WHOLE) == COMPILED else self._model
-        self.plan = plan
 
     def _compiled(self) -> Run:
         run, x = compiled(self._model), self._images(self._batch)
-        try:
-            found, expected = (self._with(one, x).float().cpu() for one in (run, self._model))
-        except Exception as e:
-            what = f"the network can't be compiled here: {type(e).__name__}: {first_line(e)}"
-            raise TeacherError(what, where=self._name, do=_PLAINLY) from e
+        found, expected = (self._with(one, x).float().cpu() for one in (run, self._model))
         tolerance = _TOLERANCES[self._amp_dtype]
-        if self._device.type == "cuda" and self._amp_dtype == torch.float32:
-            tolerance = _TOLERANCES[torch.float16]  # as TF32 rounds, where it is on
-        require_same(found, expected, self._name, "compiled, the model says something else", _PLAINLY, tolerance)
+        tf32 = torch.backends.cudnn.allow_tf32 or torch.backends.cuda.matmul.allow_tf32
+        if self._device.type == "cuda" and tf32:
+            tolerance = max(tolerance, _TOLERANCES[torch.float16])
+        require_same(found, expected, self._name, "compiled, the model says something else", OTHER, tolerance)
         return run
 
     def _with(self, run: Run, x: torch.Tensor) -> torch.Tensor:
@@ -126,3 +159,7 @@ class Runner:
     def _images(self, count: int) -> torch.Tensor:
         layout = torch.channels_last if self._channels_last else torch.contiguous_format
         return noise(count, self._size).to(self._device).contiguous(memory_format=layout)
+
+
+def _layers(plan: Plan) -> Plan:
+    return {at: way for at, way in plan.items() if at != WHOLE}

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from pipeline.models import Shape, input_shapes
-from pipeline.teacher.plan import Plan
-from pipeline.teacher.ways import WAYS, ways_of
+from pipeline.models import Shape, inputs_seen
+from pipeline.teacher.plan import Plan, other_ways
+from pipeline.teacher.ways import WAYS
 
 # Another way must be faster by this much, or a layer stays as it is: timings are no better than that.
 _GAIN = 0.03
@@ -22,26 +22,28 @@ PLAIN = "plain"
 
 @dataclass(frozen=True)
 class Kind:
-    """Layers that cost the same: their names, one of them, and its input's shape."""
+    """Layers that cost the same: their names, one of them, its input, and the ways beside the plain one."""
 
     names: list[str]
     module: nn.Module
     shape: Shape
+    dtype: torch.dtype
     ways: tuple[str, ...]
 
 
 def kinds(model: nn.Module, x: torch.Tensor, channels_last: bool) -> list[Kind]:
-    """The layers that could be computed in another way, those that work most first."""
+    """The layers of a plain network that could be computed in another way, those that work most first."""
     found: dict[Any, Kind] = {}
-    for name, shape in input_shapes(model, x).items():
-        module = model.get_submodule(name)
-        ways = ways_of(module, shape, channels_last)
-        if not (name and ways):
+    seen = inputs_seen(model, x)
+    for name, (shape, dtype, _) in seen.items():
+        ways = other_ways(model, name, seen, channels_last)
+        if not ways:
             continue
+        module = model.get_submodule(name)
         weight = module.weight
         assert isinstance(weight, torch.Tensor)
-        kind = found.setdefault((type(module), tuple(weight.shape), shape), Kind([], module, shape, ways))
-        kind.names.append(name)
+        key = type(module), tuple(weight.shape), shape, dtype
+        found.setdefault(key, Kind([], module, shape, dtype, ways)).names.append(name)
     return sorted(found.values(), key=lambda k: -_work(k) * len(k.names))
 
 
@@ -74,7 +76,7 @@ def fastest(kind: Kind, like: torch.Tensor, until: float, *, channels_last: bool
 
 def ways_to_run(kind: Kind, like: torch.Tensor, *, channels_last: bool) -> dict[str, Callable[[], object]]:
     """Each way of a layer by name, the plain one first, as a function that computes it on an input of its own."""
-    x = torch.randn(kind.shape, device=like.device, dtype=like.dtype)
+    x = torch.randn(kind.shape, device=like.device).to(kind.dtype)
     if channels_last and isinstance(kind.module, nn.Conv2d):
         x = x.contiguous(memory_format=torch.channels_last)
     ways = {way: WAYS[way](kind.module, kind.shape) for way in kind.ways}
@@ -93,7 +95,7 @@ def interleaved(
         try:
             timed(run, device)
             times[name] = [timed(run, device)]
-        except RuntimeError:
+        except Exception:
             if at == 0:
                 raise
     least = min(min(t) for t in times.values())

@@ -4,6 +4,7 @@ Which is the fastest depends on the device, the shapes and the libraries; `searc
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
@@ -33,6 +34,13 @@ class Way(nn.Module):
         self.plain = plain
         self.size = tuple(shape[1:])
 
+    def __getattr__(self, name: str) -> Any:
+        """The layer's own attributes too: a network may look at its weight or its sizes."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("plain"), name)
+
     def require(self, x: torch.Tensor) -> None:
         """Refuse another size."""
         if tuple(x.shape[1:]) != self.size:
@@ -49,12 +57,12 @@ class _Formatted(Way):
         # A weight (C, 1, h, w) may be in both formats at once, and what torch then takes depends on its strides.
         weight = torch.empty(plain.weight.shape, dtype=plain.weight.dtype, device=plain.weight.device)
         weight = weight.to(memory_format=self.memory_format).copy_(plain.weight.detach())
-        self.weight = nn.Parameter(weight, requires_grad=False)
+        self.kernel = nn.Parameter(weight, requires_grad=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(N, C, H, W) in and out."""
         assert isinstance(self.plain, nn.Conv2d)
-        y = self.plain._conv_forward(x.contiguous(memory_format=self.memory_format), self.weight, self.plain.bias)
+        y = self.plain._conv_forward(x.contiguous(memory_format=self.memory_format), self.kernel, self.plain.bias)
         return y.contiguous(memory_format=_format_of(x))
 
 
@@ -89,14 +97,14 @@ class Turned(Way):
 
     def __init__(self, plain: nn.Conv2d, shape: Shape) -> None:
         super().__init__(plain, shape)
-        self.weight = nn.Parameter(plain.weight.detach().transpose(2, 3).contiguous(), requires_grad=False)
+        self.kernel = nn.Parameter(plain.weight.detach().transpose(2, 3).contiguous(), requires_grad=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(N, C, H, W) in and out."""
         assert isinstance(self.plain, nn.Conv2d)
         rows, columns = _sides(self.plain)
         turned, padding = x.transpose(2, 3).contiguous(), (columns // 2, rows // 2)
-        y = nn.functional.conv2d(turned, self.weight, self.plain.bias, padding=padding, groups=self.plain.groups)
+        y = nn.functional.conv2d(turned, self.kernel, self.plain.bias, padding=padding, groups=self.plain.groups)
         return y.transpose(2, 3).contiguous(memory_format=_format_of(x))
 
 
@@ -131,6 +139,8 @@ def ways_of(module: nn.Module, shape: Shape, channels_last: bool) -> tuple[str, 
     """
     if type(module) is nn.Linear and len(shape) >= 3:
         return ("convolved",)
+    if len(shape) != 4:
+        return ()
     if not isinstance(module, nn.Conv2d) or type(module) not in (nn.Conv2d, Cropped) or not is_large(module):
         return ()
     height, width = _sides(module)

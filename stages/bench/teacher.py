@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from pipeline.models import input_shapes
+from pipeline.models import inputs_seen
 from pipeline.teacher import resolve_device
 from pipeline.teacher.form import merge
 from pipeline.teacher.runner import Runner
@@ -147,8 +147,8 @@ def _flops(model: nn.Module, size: int) -> float:
 
 def _traffic(model: nn.Module, x: torch.Tensor, dtype: torch.dtype) -> float:
     """Bytes that the layers with weights read of an image's maps, and write as many: the least without fusion."""
-    shapes = input_shapes(model, x)
-    layers = [shape for name, shape in shapes.items() if isinstance(model.get_submodule(name), nn.Conv2d | nn.Linear)]
+    seen = inputs_seen(model, x).items()
+    layers = [one.shape for name, one in seen if isinstance(model.get_submodule(name), nn.Conv2d | nn.Linear)]
     return 2.0 * dtype.itemsize * sum(torch.Size(shape).numel() for shape in layers)
 
 

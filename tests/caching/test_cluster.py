@@ -175,6 +175,26 @@ def test_one_worker_searches_and_all_obey(world, client, tmp_path, monkeypatch):
     assert {str(d.numerics["layers"]) for d in described.values()} == {str({"mlp": "convolved"})}
 
 
+def test_each_job_has_its_own_ways(world, client, tmp_path, monkeypatch):
+    """Two runs at once on the same workers: a task is done as its own run's segment says."""
+    ran = []
+
+    def noting(job, task, teacher, cache):
+        ran.append(teacher.layers == task.segment.numerics["layers"] == job.teacher.numerics["layers"])
+        return backend.do(job, task, teacher, cache)
+
+    monkeypatch.setattr("pipeline.caching.cluster.do", noting)
+    model = {"model": "tests.test_teacher_ways:large"}
+    who = teacher(client, **model)
+    for name, layers in (("a", {"mlp": "convolved"}), ("b", {}), ("a", {"mlp": "convolved"})):
+        monkeypatch.setattr("pipeline.caching.run.layers_asked", lambda _, layers=layers: layers)
+        views = (0, 1) if (tmp_path / name).exists() else (0,)
+        cache, _ = cached(world, tmp_path / name, who, views=views)
+        assert {str(s.numerics["layers"]) for s in cache.segments} == {str(layers)}
+    assert len(ran) == 9
+    assert all(ran)
+
+
 def test_a_lost_scheduler_says_how_to_go_on(world, tmp_path, monkeypatch):
     do, count = backend.do, iter(range(100))
     cluster = LocalCluster(n_workers=1, threads_per_worker=1, processes=False, dashboard_address=None)
