@@ -76,13 +76,13 @@ def _create(variant: str, pretrained: bool, **kwargs: Any) -> nn.Module:
 def slak_nano(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """0.3M parameters and a classifier, for images of 8 to 64 pixels: stride 8, so that a map is left of each.
 
-    Its kernels are wide for such maps, but not wider than 13: beyond that CPUs train stripes many times slower.
+    Its kernels are as wide as such maps, but not wider than 13: beyond that CPUs train stripes many times slower.
     Its blocks start at full strength rather than at 1e-6, because it is trained for few epochs.
     """
     arch = {
         "depths": (1, 1, 2, 1),
         "dims": (16, 40, 80, 120),
-        "kernel_sizes": (13, 13, 7, 5),
+        "kernel_sizes": (13, 13, 13, 7),
         "small_kernel": 3,
         "patch_size": 1,
         "ls_init_value": 1.0,
