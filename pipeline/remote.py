@@ -16,8 +16,8 @@ def do(job: bytes, task: bytes) -> Any:
     return get_worker().plugins[PLUGIN].do(job, task)  # type: ignore[attr-defined]
 
 
-def settle(layers: Any, batches: int) -> Any:
-    """On a worker: have its plugin decide how its teacher is run; its numerics then."""
+def call(name: str, *args: Any) -> Any:
+    """On a worker: have its plugin do what else it can, by the name of its method."""
     from distributed import get_worker
 
-    return get_worker().plugins[PLUGIN].settle(layers, batches)  # type: ignore[attr-defined]
+    return getattr(get_worker().plugins[PLUGIN], name)(*args)

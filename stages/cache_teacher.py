@@ -83,7 +83,8 @@ def cache_teacher(
         finally:
             if progress is not None:
                 progress.close()
-    encoding = Encoding.of(settings.targets, cache.num_classes)
+    encoding = report.encoding
+    assert encoding is not None
     if record and not report.failed:
         CacheRecord.of(cache, encoding, wanted).write(record)
     summary = summarise(cache, report, encoding, wanted)
@@ -138,12 +139,22 @@ def summarise(cache: Cache, report: Report, encoding: Encoding, wanted: list[Vie
         "tasks": report.tasks,
         "skipped": report.skipped,
         **quality.means(),
+        "encoding": encoding.name,
+        "calibration": _calibration(cache, encoding),
+        "parts": list(cache.parts),
         "bytes": size,
         "bytes_per_view": size / max(1, quality.views),
         "seconds": report.seconds,
         "views_per_second": report.quality.views / report.seconds if report.tasks else None,
         "root": cache.root_digest(),
     }
+
+
+def _calibration(cache: Cache, encoding: Encoding) -> dict[str, Any] | None:
+    """What the map's calibration was fitted to, and the share of the variance that its basis holds."""
+    if encoding.map is None or encoding.map.calibration is None:
+        return None
+    return {"part": encoding.map.calibration, **cache.parts[encoding.map.calibration]["about"]}
 
 
 def _text(s: dict[str, Any]) -> str:
@@ -157,6 +168,23 @@ def _text(s: dict[str, Any]) -> str:
         f"{s['cache']}: views {s['cached']} at {s['input_size']} pixels; "
         f"{s['tasks']} tasks done, {s['skipped']} were there\n"
         f"{s['views']} views, {s['bytes_per_view']:.1f} bytes a view, {s['seconds']:.1f} s{rate}\n"
-        f"{accuracy}\n"
-        f"retained mass {s['retained_mass']:.6f}, encoding loss {s['encoding_loss']:.3g} nats (mean KL to what it said)"
+        f"{accuracy}\n" + "\n".join(_losses(s))
     )
+
+
+def _losses(s: dict[str, Any]) -> Iterator[str]:
+    """What is lost of each thing that is kept."""
+    if s["retained_mass"] is not None:
+        loss = f"{s['encoding_loss']:.3g} nats (mean KL to what it said)"
+        yield f"retained mass {s['retained_mass']:.6f}, encoding loss {loss}"
+    for name in ("pooled", "map"):
+        error = s[f"{name}_error"]
+        if error is not None:
+            yield f"{name}: mean relative squared error {error:.3g}" + (_basis(s) if name == "map" else "")
+
+
+def _basis(s: dict[str, Any]) -> str:
+    c = s["calibration"]
+    if c is None or c["rank"] is None:
+        return ""
+    return f"; {c['rank']} components hold {100 * c['explained']:.2f} % of the variance of {c['views']} views"

@@ -1,15 +1,17 @@
 """What the commands that cache, or forecast it, take alike: the teacher, the views, what is kept of them."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, get_args
 
 import click
 
 from pipeline.errors import ConfigError
+from pipeline.targets import FeatureDtype
 from pipeline.views import CROPS, View
 from stages import params
 
 _VIEWS = 10_000_000  # numbers below this
+_FEATURE = click.Choice(get_args(FeatureDtype))
 _OPTIONS = (
     click.option("--teacher", help="timm name, hub name, or package.module:factory."),
     click.option("--weights", help="safetensors file or weights-only pickle."),
@@ -19,9 +21,13 @@ _OPTIONS = (
     click.option("--model-kwargs", multiple=True, metavar="KEY=VALUE", help="Argument of the model; repeatable."),
     click.option("--num-classes", type=int, help="Classes, where weights and index don't say."),
     click.option("--views", default="0:1", show_default=True, help="0:4, 7, center, five-crop, or 0:4,center."),
-    click.option("--targets", type=click.Choice(["topk", "dense"]), help="What to keep of each view."),
+    click.option("--targets", type=click.Choice(["topk", "dense", "none"]), help="Logits to keep [default: topk]."),
     click.option("--k", type=int, help="Classes kept by topk [default: 16]."),
     click.option("--dtype", type=click.Choice(["float16", "float32"]), help="Of log-probs or logits."),
+    click.option("--pooled", type=_FEATURE, help="Also keep what the classifier sees, and the classifier."),
+    click.option("--map", type=_FEATURE, help="Also keep the final map."),
+    click.option("--map-rank", type=int, help="Keep the map on a PCA basis of so many components."),
+    click.option("--tail", is_flag=True, default=None, help="Keep the teacher's last stage too, for scalekd."),
     click.option("--input-size", type=int, help="Side the teacher sees, pixels [default: the model's own]."),
     click.option("--batch-size", type=int, help="Views a forward."),
     click.option("--amp-dtype", type=click.Choice(["float32", "bfloat16", "float16"]), help="Autocast dtype."),
@@ -51,6 +57,10 @@ def overrides(flags: dict[str, Any]) -> dict[str, Any]:
         "targets.kind": flags["targets"],
         "targets.k": flags["k"],
         "targets.dtype": flags["dtype"],
+        "targets.pooled": flags["pooled"],
+        "targets.map": flags["map"],
+        "targets.map_rank": flags["map_rank"],
+        "targets.tail": flags["tail"],
     }
 
 

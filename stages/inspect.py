@@ -9,7 +9,7 @@ from pipeline.cache import Cache, Store
 from pipeline.cache.commit import read_provenance
 from pipeline.cache.judged import ViewLabels
 from pipeline.cache.layout import describe
-from pipeline.cache.statistics import choose_blocks, committed_blocks, read_statistics
+from pipeline.cache.statistics import choose_blocks, committed_blocks, read_statistics, with_logits
 from pipeline.errors import CacheError, KdpipeError
 from pipeline.shards import Index
 from stages.inspect_tables import print_records, print_statistics
@@ -35,7 +35,7 @@ def inspect(
 ) -> None:
     """Print what a cache is of, how complete it is, its bytes, and what its teacher says.
 
-    The teacher's part is read from the arrays: accuracy and calibration by view, probability inside the first k
+    The teacher's part is read from the logits: accuracy and calibration by view, probability inside the first k
     classes, how sure it is, which classes it confuses, and which samples it contradicts, which is where to look
     for wrong labels. What needs labels is left out without an index.
     """
@@ -52,7 +52,7 @@ def inspect(
 
 
 def describe_cache(cache: Cache) -> dict[str, Any]:
-    """Identity, completeness by shard and segment, bytes by array, and the teacher's quality on what is there."""
+    """Identity, completeness by shard and segment, bytes by array, the teacher's quality on what is there, parts."""
     segments = []
     for segment in cache.segments:
         names = cache.committed(segment)
@@ -86,6 +86,7 @@ def describe_cache(cache: Cache) -> dict[str, Any]:
         "complete": all(not s["missing"] for s in segments) and bool(segments),
         "shards": _by_what_is_there(cache),
         "bytes": sum(sum(s["bytes"].values()) for s in segments),
+        "parts": [{"name": name, "bytes": part["bytes"], **part["about"]} for name, part in cache.parts.items()],
         "segments": segments,
     }
 
@@ -110,6 +111,8 @@ def _statistics(cache: Cache, shards: str | None, samples: int | None, seed: int
         if shards:
             raise
         remark = f"without labels: {e}"
+    if cache.segments and not with_logits(cache):
+        remark = "features alone are kept: there are no logits to read"
     blocks = choose_blocks(cache, samples, seed)
     all_samples = sum(len(block.rows) for block in committed_blocks(cache))
     with Progress(sum(len(block.rows) for block in blocks), "samples", "reading") as progress:

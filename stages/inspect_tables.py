@@ -38,13 +38,17 @@ def print_records(report: dict[str, Any]) -> None:
     console.print(facts)
     table = Table("segment", "views", "shards", "array", "bytes", "bytes a view", "top-1 %", "top-5 %", "retained")
     table.add_column("loss, nats")
+    table.add_column("error")
     for s in report["segments"]:
         for i, (array, size) in enumerate(s["bytes"].items()):
             first = (s["name"], s["span"], f"{s['shards_done']}/{s['shards']}") if i == 0 else ("", "", "")
-            told = (_percent(s["teacher_top1"]), _percent(s["teacher_top5"]), f"{s['retained_mass']:.5f}")
-            last = (*told, f"{s['encoding_loss']:.2g}") if i == 0 else ()
-            table.add_row(*first, array, str(size), f"{size / max(1, s['views']):.1f}", *last)
+            told = (_percent(s["teacher_top1"]), _percent(s["teacher_top5"]), _number(s["retained_mass"], ".5f"))
+            last = (*told, _number(s["encoding_loss"], ".2g")) if i == 0 else ("",) * 4
+            error = _number(s.get(f"{array}_error"), ".2g")
+            table.add_row(*first, array, str(size), f"{size / max(1, s['views']):.1f}", *last, error)
     console.print(table)
+    if report["parts"]:
+        _print_parts(console, report["parts"])
     if report["segments"] and not report["complete"]:
         _print_missing(console, report["shards"])
 
@@ -56,6 +60,8 @@ def print_statistics(found: dict[str, Any]) -> None:
     console.print(f"Read from the arrays: {found['samples']} samples{part}.")
     if found["remark"]:
         console.print(found["remark"], markup=False, soft_wrap=True)
+    if not found["views"]:
+        return
     _print_views(console, found["views"])
     _print_mass(console, found["views"])
     augmented = [v for v in found["views"] if isinstance(v["view"], int)]
@@ -82,6 +88,21 @@ def print_statistics(found: dict[str, Any]) -> None:
         console.print(table)
     if found["confusions"] and any(v["mixed"] for v in found["views"]):
         console.print("Mixed views: their label is that of the larger share; the last two tables leave them out.")
+
+
+def _print_parts(console: Console, parts: Sequence[dict[str, Any]]) -> None:
+    table = Table("part", "bytes", "what it is", title="stored once", title_justify="left")
+    for part in parts:
+        if "explained" in part:
+            basis = "mean and deviation of each channel"
+            if part["rank"] is not None:
+                basis = f"{part['rank']} components with {100 * part['explained']:.2f} % of the variance"
+            what = f"{basis}, of {part['tokens']} tokens of {part['views']} views"
+        else:
+            layers = [part[name] for name in ("stage", "norm") if part.get(name)]
+            what = f"of weights {part['teacher'][:16]}" + (f": {' and '.join(layers)}" if layers else "")
+        table.add_row(part["name"], str(part["bytes"]), what)
+    console.print(table)
 
 
 def _print_missing(console: Console, groups: Sequence[dict[str, Any]]) -> None:
@@ -166,6 +187,10 @@ def _filled(counts: np.ndarray) -> list[tuple[int, int]]:
 
 def _bar(count: int, most: int) -> str:
     return "█" * math.ceil(_BAR * count / max(1, most))
+
+
+def _number(value: float | None, form: str) -> str:
+    return "" if value is None else format(value, form)
 
 
 def _percent(share: float | None) -> str:

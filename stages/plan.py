@@ -12,7 +12,6 @@ from pipeline.caching.measure import Measured, measure
 from pipeline.errors import ConfigError
 from pipeline.objectives import build_objective
 from pipeline.shards import Index
-from pipeline.targets import Encoding
 from pipeline.teacher import Teacher, devices_here
 from pipeline.trainer import Job
 from pipeline.trainer.forecast import forecast_student
@@ -70,7 +69,7 @@ def plan(
         seconds=seconds * (0.75 if student else 1.0),
         say=lambda what: click.echo(f"plan: {what}", err=True) if sys.stderr.isatty() else None,
     )
-    encoding = Encoding.of(settings.targets, teacher.num_classes)
+    encoding = measured.encoding
     report: dict[str, Any] = {
         "shards": str(index.path),
         "view_spec": views,

@@ -62,6 +62,8 @@ def _facts(report: dict[str, Any]) -> Table:
         f"render threads; {_number(report['startup_seconds'])} s to start",
         "device time": f"{duration(report['device_seconds'])} of the teacher's forward",
     }
+    if report["part_bytes"]:
+        rows["stored once"] = f"{size(_exactly(report['part_bytes']))} beside the arrays"
     table = Table(show_header=False, box=None)
     for name, value in rows.items():
         table.add_row(name, value)
@@ -70,6 +72,9 @@ def _facts(report: dict[str, Any]) -> Table:
 
 def _encodings(report: dict[str, Any]) -> Table:
     table = Table("encoding", "bytes", "bytes a view", "files", "retained", "loss, nats")
+    features = [n for n in ("pooled", "map") if any(n in e for e in report["encodings"])]
+    for name in features:
+        table.add_column(f"error, {name}")
     for e in report["encodings"]:
         mass, nats = e["retained_mass"], e["encoding_loss"]
         table.add_row(
@@ -78,10 +83,15 @@ def _encodings(report: dict[str, Any]) -> Table:
             f"{e['bytes_per_view']['mid']:.1f}",
             str(e["files"]),
             "" if mass is None else f"{mass:.5f}",
-            "too large for it" if nats is None else f"{max(0.0, nats):.2g}",
+            "" if e["kind"] == "none" else _lost(nats),
+            *(_lost(e[f"{name}_error"]) if name in e else "" for name in features),
             style="bold" if e["chosen"] else None,
         )
     return table
+
+
+def _lost(value: float | None) -> str:
+    return "too large for it" if value is None else f"{max(0.0, value):.2g}"
 
 
 def _machines(report: dict[str, Any]) -> Table:

@@ -1,6 +1,7 @@
 """`kdpipe verify`: is the cache whole, and does it tell the truth?"""
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import click
@@ -8,6 +9,7 @@ import click
 from pipeline.cache import Cache, Segment, Store, check_integrity, require_identity
 from pipeline.cache.commit import read_provenance
 from pipeline.caching import check_canaries, check_truth, make_identity
+from pipeline.caching.parts_truth import check_parts
 from pipeline.caching.truth import join
 from pipeline.errors import CacheError, KdpipeError, TeacherError
 from pipeline.fingerprint import fingerprint
@@ -78,7 +80,7 @@ def _truth(
     index = Index.open(shards or last["shards"]).limit(last["samples"])
     index.verify()
     config = cache.views_config
-    parts = []
+    parts, of_teacher = [], None
     for segments in _by_numerics(cache):
         settings = {
             **last["teacher"],
@@ -88,7 +90,10 @@ def _truth(
         }
         teacher = _teacher(settings, cache.num_classes)
         require_identity(store, make_identity(index, config, teacher.identity(), cache.size), cache.identity)
-        parts.append(check_truth(cache, index, config, teacher, segments, samples=samples, seed=seed))
+        if of_teacher is None:
+            of_teacher = check_parts(cache, teacher)
+        for alike in _by(segments, lambda s: [f.name for f in s.encoding.features]):
+            parts.append(check_truth(cache, index, config, teacher, alike, samples=samples, seed=seed))
     if not parts:
         raise CacheError(
             "nothing is cached yet", where=store, do="Repeat kdpipe cache-teacher, or pass --integrity-only"
@@ -97,7 +102,9 @@ def _truth(
         canaries = {**check_canaries(cache, index, config, pixels), "ok": True}
     except KdpipeError as e:
         canaries = {"ok": False, "what": str(e)}
-    return {"canaries": canaries, "truth": join(parts)}
+    of_teacher = of_teacher or {}
+    report = {"parts": {**of_teacher, "ok": all(part["ok"] for part in of_teacher.values())}} if of_teacher else {}
+    return {"canaries": canaries, **report, "truth": join(parts)}
 
 
 def _teacher(settings: dict[str, Any], num_classes: int) -> Teacher:
@@ -114,10 +121,14 @@ def _teacher(settings: dict[str, Any], num_classes: int) -> Teacher:
 
 def _by_numerics(cache: Cache) -> list[list[Segment]]:
     """Segments with a finished task, together where the teacher was run in the same way."""
+    return _by([segment for segment in cache.segments if cache.committed(segment)], lambda s: s.numerics)
+
+
+def _by(segments: list[Segment], what: Callable[[Segment], Any]) -> list[list[Segment]]:
+    """Segments together that have the same of something."""
     groups: dict[str, list[Segment]] = {}
-    for segment in cache.segments:
-        if cache.committed(segment):
-            groups.setdefault(fingerprint(segment.numerics), []).append(segment)
+    for segment in segments:
+        groups.setdefault(fingerprint(what(segment)), []).append(segment)
     return list(groups.values())
 
 
@@ -130,17 +141,28 @@ def _text(report: dict[str, Any]) -> str:
     if "canaries" in report:
         seen = report["canaries"]
         lines.append(f"canaries: {seen.get('what') or str(seen['views']) + ' views rendered again'}: {_verdict(seen)}")
+        for name, part in report.get("parts", {}).items():
+            if name != "ok":
+                lines.append(f"{name}: {part.get('what') or 'that of the teacher'}: {_verdict(part)}")
         t = report["truth"]
-        lines += [
-            f"truth: {t['views']} views run again: {_verdict(t)}",
-            f"  cached against live {t['difference']:.3g} nats at most; live against live {t['control']:.3g}; "
-            f"tolerance {t['tolerance']:.3g}",
-            f"  mean KL: truncation {t['truncation']:.3g}, quantisation {t['quantisation']:.3g} nats",
-            *(f"  {f['where']}: {f['difference']:.3g}" for f in t["failures"]),
-        ]
+        lines.append(f"truth: {t['views']} views run again: {_verdict(t)}")
+        if t["control"] is not None:
+            lines.append(f"  cached against live {_distances(t, ' nats')}")
+            lines.append(f"  mean KL: truncation {t['truncation']:.3g}, quantisation {t['quantisation']:.3g} nats")
+        for name, f in t["features"].items():
+            lines.append(f"  {name}: cached against live {_distances(f, ' of the largest value')}")
+            lines.append(f"  {name}: mean relative squared error {f['error']:.3g}")
+        lines += [f"  {f['where']}, {f['group']}: {f['difference']:.3g}" for f in t["failures"]]
     elif not whole["problems"]:
         lines.append("truth: not checked")
     return "\n".join(lines)
+
+
+def _distances(group: dict[str, Any], unit: str) -> str:
+    return (
+        f"{group['difference']:.3g}{unit} at most; live against live {group['control']:.3g}; "
+        f"tolerance {group['tolerance']:.3g}"
+    )
 
 
 def _verdict(part: dict[str, Any]) -> str:

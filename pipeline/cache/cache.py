@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-from pipeline.cache.layout import FORMAT, ROOT, STORE_RECORD, Segment, in_order
+from pipeline.cache.layout import FORMAT, ROOT, STORE_RECORD, Segment, in_order, part_named
 from pipeline.cache.records import read_record
 from pipeline.cache.store import Store
 from pipeline.errors import CacheError, CorruptionError, IdentityError
@@ -21,6 +21,7 @@ class Cache:
         identity: what it is a cache of; see `caching.identity`.
         segments: in the order of their numbers.
         commits: (segment name, shard name) -> record of the finished task.
+        parts: by name, the record of what is stored once beside the segments; see `cache.parts`.
 
     Raises:
         CacheError: no cache there, or one of another format.
@@ -38,6 +39,7 @@ class Cache:
         self.identity: dict[str, Any] = json.loads(store.read(ROOT))["attributes"]["kdpipe"]["identity"]
         self.segments: list[Segment] = []
         self.commits: dict[tuple[str, str], dict[str, Any]] = {}
+        self.parts: dict[str, dict[str, Any]] = {}
         self.refresh()
 
     @property
@@ -77,6 +79,8 @@ class Cache:
             check_files(self.store, record["files"])
         self.segments = sorted((Segment.parse(record["segment"]) for record in records), key=lambda s: s.number)
         self._require_described(names)
+        named = {part_named(name): name for name in names}
+        self.parts = {part: read_record(self.store, name) for part, name in named.items() if part}
         present = set(names)
         self.commits = {
             (segment.name, shard["name"]): read_record(self.store, segment.commit(shard["name"]))
@@ -126,9 +130,10 @@ class Cache:
         return sum(file["bytes"] for record in records for file in record["files"].values())
 
     def root_digest(self) -> str:
-        """One digest over identity and all commits: equal for caches with equal content."""
+        """One digest over identity, all commits and parts: equal for caches with equal content."""
         commits = {f"{name}/{shard}": fingerprint(record) for (name, shard), record in self.commits.items()}
-        return fingerprint({"identity": self.identity, "commits": commits})
+        parts = {"parts": {name: fingerprint(record) for name, record in self.parts.items()}} if self.parts else {}
+        return fingerprint({"identity": self.identity, "commits": commits, **parts})
 
 
 def tasks_by_segment(names: list[str]) -> dict[str, list[str]]:

@@ -60,7 +60,7 @@ class Source:
                     read_checked(self.cache.store, name, entry["sha256"])
             fields = self._read(segment, shard, into.views)
             files = write_arrays(target, into, there, fields)
-            quality = share(quality, len(into.views), len(segment.views))
+            quality = quality.part(len(into.views), len(segment.views))
         write_record(target, into, there, files, quality)
         return sum(int(entry["bytes"]) for entry in files.values())
 
@@ -98,14 +98,3 @@ def copy_file(source: Store, name: str, target: Store, other: str, digest: str) 
     if target.size(other) is not None and sha256(target.read(other)) == digest:
         return
     target.put(other, read_checked(source, name, digest))
-
-
-def share(quality: Quality, part: int, whole: int) -> Quality:
-    """The share that `part` of `whole` views have in a task's sums, which are kept for all of them together.
-
-    Its means are those of the whole, but for the rounding of counts.
-    """
-    if part == whole:
-        return quality
-    counts = {name: round(getattr(quality, name) * part / whole) for name in ("views", "labelled", "top1", "top5")}
-    return Quality(**counts, retained_mass=quality.retained_mass * part / whole, kl=quality.kl * part / whole)

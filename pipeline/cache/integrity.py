@@ -1,13 +1,26 @@
 """Integrity: every byte of a cache is the one that was written, nothing is missing and nothing is foreign."""
 
 import json
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 import zarr
+from safetensors.torch import load
 
 from pipeline.cache.cache import tasks_by_segment
-from pipeline.cache.layout import FORMAT, PROVENANCE, ROOT, STORE_RECORD, Segment
+from pipeline.cache.layout import (
+    CALIBRATION,
+    FORMAT,
+    PROVENANCE,
+    ROOT,
+    STORE_RECORD,
+    Segment,
+    part_file,
+    part_named,
+    part_record,
+)
+from pipeline.cache.parts import calibration_name, needed
 from pipeline.cache.records import read_record
 from pipeline.cache.store import Store
 from pipeline.errors import CacheError
@@ -41,6 +54,7 @@ def check_integrity(store: Store) -> tuple[list[Problem], dict[str, int]]:
             segment = Segment.parse(content["segment"])
             segments[segment.name] = segment
             check.expect(segment.record == name, name, f"it describes segment {segment.name}")
+    check.parts({name: part for name in records if (part := part_named(name))}, segments.values())
     shards = check.shards()
     lost = []
     for folder, tasks in tasks_by_segment(records).items():
@@ -116,13 +130,41 @@ class _Check:
             return False
         return True
 
-    def shards(self) -> dict[str, tuple[int, dict[str, Any]]]:
-        """Position and identity of each shard, from the root; empty if the root is damaged."""
+    def identity(self) -> dict[str, Any]:
+        """From the root; empty if that is damaged."""
         try:
-            identity = json.loads(self.store.read(ROOT))["attributes"]["kdpipe"]["identity"]
-            return {s["name"]: (i, s) for i, s in enumerate(identity["shards"])}
+            return dict(json.loads(self.store.read(ROOT))["attributes"]["kdpipe"]["identity"])
         except (CacheError, ValueError, KeyError, TypeError):
             return {}
+
+    def shards(self) -> dict[str, tuple[int, dict[str, Any]]]:
+        """Position and identity of each shard."""
+        return {s["name"]: (i, s) for i, s in enumerate(self.identity().get("shards", []))}
+
+    def parts(self, records: dict[str, str], segments: Iterable[Segment]) -> None:
+        """The parts by the paths of their records, and that those which segments need are among them."""
+        for name, part in records.items():
+            self.part(name, part)
+        for part in sorted(needed(segments) - set(records.values())):
+            self.problem(part_record(part), "missing: a segment can't be read without this part")
+
+    def part(self, name: str, part: str) -> None:
+        """A part's record, its file, and that it is of this cache's teacher, or what its name says."""
+        content = self.record(name)
+        if content is None:
+            self.known.add(part_file(part))  # which a damaged record can't vouch for, but it isn't foreign
+            return
+        fits = content["part"] == part and list(content["files"]) == [part_file(part)]
+        self.expect(fits, name, f"it describes part {content['part']}")
+        if not fits or any(p["where"] == part_file(part) for p in self.problems):
+            return
+        teacher = self.identity().get("teacher", {}).get("weights")
+        of = content["about"].get("teacher")
+        if part.startswith(CALIBRATION):
+            tensors = load(self.store.read(part_file(part)))
+            self.expect(calibration_name(tensors) == part, name, "its name is of another content")
+        else:
+            self.expect(of == teacher, name, f"it is of another teacher: of weights {str(of)[:16]}")
 
     def arrays(self, name: str) -> None:
         """A task's record and its files, of a segment of which nothing else is known."""

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.cache.cache import Cache
-from pipeline.cache.read import require_match
+from pipeline.cache.reader import require_match
 from pipeline.cache.tally import Answers
 from pipeline.errors import CacheError
 from pipeline.shards import Index

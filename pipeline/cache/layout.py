@@ -7,6 +7,8 @@ segments/<n>-<fields>-<views>/<field>/     Zarr arrays (view, shard, row, ...)
 commits/store.json                         digests of zarr.json and the canaries
 commits/<segment>/segment.json             the segment's spec, and digests of its zarr.json files
 commits/<segment>/<shard>.json             one a finished task, written last
+parts/<part>.safetensors                   the teacher's head and tail, calibrations of maps
+commits/<part>.json                        a part's digest and what it is
 """
 
 from collections.abc import Iterable, Iterator
@@ -23,6 +25,7 @@ ROOT = "zarr.json"
 STORE_RECORD = "commits/store.json"
 CANARY_LABELS = "canaries/labels.json"
 PROVENANCE = "provenance.json"
+CALIBRATION = "calibration-"  # begins the name of such a part
 # Inner chunks near this size: large enough for the codec, small enough to read one block.
 CHUNK_BYTES = 4 * 2**20
 
@@ -89,7 +92,24 @@ class Segment:
     @classmethod
     def parse(cls, data: dict[str, Any]) -> "Segment":
         """From `json()`."""
-        return cls(data["number"], Encoding(**data["encoding"]), tuple(data["views"]), data["numerics"])
+        return cls(data["number"], Encoding.parse(data["encoding"]), tuple(data["views"]), data["numerics"])
+
+
+def part_file(name: str) -> str:
+    """Path of a part's tensors."""
+    return f"parts/{name}.safetensors"
+
+
+def part_record(name: str) -> str:
+    """Path of the record that vouches for a part."""
+    return f"commits/{name}.json"
+
+
+def part_named(record: str) -> str | None:
+    """The part whose record has this path; None for other files."""
+    folder, _, file = record.rpartition("/")
+    is_part = folder == "commits" and file.endswith(".json") and record != STORE_RECORD
+    return file.removesuffix(".json") if is_part else None
 
 
 def span(views: tuple[View, ...]) -> str:
@@ -125,8 +145,11 @@ def padded_rows(shards: list[dict[str, Any]], block: int) -> int:
 
 
 def fill_value(dtype: str) -> float | int:
-    """What unwritten rows read as: infinity, or an index no class has. Nothing that is stored equals it.
+    """What unwritten rows read as: infinity, an index no class has, a step no feature takes. Nothing stored equals it.
 
     So chunks of padding are left out of a file, and chunks of data never are, be they all NaN for want of labels.
     """
-    return float("inf") if dtype.startswith("float") else int(np.iinfo(dtype).max)
+    if dtype.startswith("float"):
+        return float("inf")
+    limits = np.iinfo(dtype)
+    return int(limits.min if dtype == "int8" else limits.max)

@@ -14,15 +14,16 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.cache.cache import Cache
-from pipeline.cache.layout import CANARY_LABELS, PROVENANCE, ROOT, STORE_RECORD
+from pipeline.cache.layout import CANARY_LABELS, PROVENANCE, ROOT, STORE_RECORD, part_file, part_record
 from pipeline.cache.listing import is_cache, place_of
+from pipeline.cache.parts import spare
 from pipeline.cache.records import read_record
 from pipeline.cache.store import Store
 from pipeline.errors import CacheError, ConfigError
 
 
 def orphans(cache: Cache) -> dict[str, int]:
-    """Files that no record vouches for and their bytes: what interrupted writes left, and anything foreign.
+    """Files that nothing needs and their bytes: what interrupted writes left, anything foreign, spare calibrations.
 
     Only true while nobody writes: see `locks`.
     """
@@ -32,6 +33,8 @@ def orphans(cache: Cache) -> dict[str, int]:
         known |= {segment.record, *read_record(store, segment.record)["files"]}
     for (segment_name, shard), record in cache.commits.items():
         known |= {f"commits/{segment_name}/{shard}.json", *record["files"]}
+    for part in set(cache.parts) - set(spare(cache)):
+        known |= {part_record(part), part_file(part)}
     return {name: store.size(name) or 0 for name in store.files() if name not in known}
 
 

@@ -13,6 +13,7 @@ from pipeline.cache.layout import PROVENANCE, STORE_RECORD, Segment, runs
 from pipeline.cache.listing import place_of
 from pipeline.cache.locks import alone
 from pipeline.cache.manage import remove_orphans
+from pipeline.cache.parts import copy_parts
 from pipeline.cache.records import seal
 from pipeline.cache.store import Store
 from pipeline.errors import CacheError, ConfigError, IdentityError
@@ -35,7 +36,7 @@ class Part:
 
 @dataclass
 class Merged:
-    """What `merge` did."""
+    """What `merge` did; `bytes`: of tasks and parts."""
 
     tasks: int = 0
     skipped: int = 0
@@ -68,6 +69,9 @@ def merge(out: str, sources: Sequence[str], on_task: OnTask = lambda *_: None) -
     canaries, report = spread_canaries(caches), Merged()
     with alone(store):
         cache = _open(store, identity, canaries, parts)
+        # Before the segments that can't be read without them.
+        for source in caches:
+            report.bytes += copy_parts(source, cache, source.segments)
         for part in parts:
             if part.segment not in cache.segments:
                 add_segment(cache, part.segment)

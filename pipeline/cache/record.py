@@ -11,8 +11,9 @@ from typing import Any, Self
 
 from pipeline.cache.cache import Cache
 from pipeline.cache.layout import Segment, in_order
-from pipeline.cache.read import CacheReader, Selection
-from pipeline.errors import CacheError, IdentityError, TargetsError
+from pipeline.cache.reader import CacheReader
+from pipeline.cache.select import Want
+from pipeline.errors import CacheError, IdentityError
 from pipeline.fingerprint import fingerprint
 from pipeline.shards import Index
 from pipeline.targets import Encoding, Quality
@@ -99,38 +100,33 @@ def place(out: str, identity: dict[str, Any]) -> str:
 
 
 def open_reader(
-    where: str, index: Index, views: ViewsConfig | None = None, *, dense: bool = False, num_classes: int | None = None
+    where: str,
+    index: Index,
+    views: ViewsConfig | None = None,
+    *,
+    want: Want | None = None,
+    num_classes: int | None = None,
+    begun: list[dict[str, Any]] | None = None,
 ) -> CacheReader:
-    """A reader of a cache, or of what a record (a name that ends in .json) says of one.
+    """A reader of a cache, or of what a record (a name that ends in .json) says of one. Arguments as `CacheReader`'s.
 
     Raises:
         CacheError, IdentityError, TargetsError: as `CacheReader`, or the store is not what the record says.
     """
     if not where.endswith(_SUFFIX):
-        return CacheReader(where, index, views, dense=dense, num_classes=num_classes)
+        return CacheReader(where, index, views, want=want, num_classes=num_classes, begun=begun)
     said = CacheRecord.read(where)
-    reader = CacheReader(said.cache, index, views, dense=dense, num_classes=num_classes)
-    cache, encoding = reader.cache, Encoding(**said.encoding)
-    segments = _segments(cache, encoding, said.views)
-    if fingerprint(cache.identity) != said.identity or _root(cache, segments) != said.root:
+    encoding = Encoding.parse(said.encoding)
+    reader = CacheReader(said.cache, index, views, want=want, num_classes=num_classes, only=encoding)
+    segments = _segments(reader.cache, encoding, said.views)
+    if fingerprint(reader.cache.identity) != said.identity or _root(reader.cache, segments) != said.root:
         raise IdentityError(
             "the cache holds other targets than its record says",
             where=where,
             found=said.cache,
             do="Repeat the kdpipe cache-teacher that wrote the record",
         )
-    if dense and not encoding.dense:
-        raise TargetsError(
-            "this objective needs every class and the record is of the top k",
-            where=where,
-            found=encoding.name,
-            do="Cache dense targets: kdpipe cache-teacher --targets dense, or use temperature 1",
-        )
-    found: dict[View, Segment] = {}
-    for segment in segments:
-        for view in set(segment.views) & set(said.views):
-            found.setdefault(view, segment)
-    reader.selection = Selection(encoding, found)
+    reader.keep(said.views)
     return reader
 
 

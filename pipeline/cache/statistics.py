@@ -1,4 +1,7 @@
-"""What a cache says, by reading its arrays through once, a block at a time: memory doesn't grow with the cache."""
+"""What a cache says, by reading its logits through once, a block at a time: memory doesn't grow with the cache.
+
+Segments that keep features alone say nothing here, and of the others their features aren't read.
+"""
 
 import copy
 import itertools
@@ -9,6 +12,7 @@ from typing import Any, NamedTuple
 
 from pipeline.cache.cache import Cache
 from pipeline.cache.judged import Judged, ViewLabels
+from pipeline.cache.layout import Segment
 from pipeline.cache.read import ArrayReader
 from pipeline.cache.tally import Answers, Tally
 from pipeline.views.draws import permutation
@@ -31,7 +35,7 @@ class Statistics:
 
     Attributes:
         samples: read; of each, all committed views.
-        tallies: one for each view of each segment.
+        tallies: one for each view of each segment that has logits.
         unmixed: labelled views that the next two are about; a view that is kept in two encodings counts once.
         confusions: how often the teacher's first class was another than the label, by (label, class).
         contradictions: the samples with the largest probability of a wrong first class, taking the mean
@@ -45,10 +49,15 @@ class Statistics:
     contradictions: list[dict[str, Any]] = field(default_factory=list)
 
 
+def with_logits(cache: Cache) -> list[Segment]:
+    """The segments that keep logits, in the order of their numbers."""
+    return [segment for segment in cache.segments if segment.encoding.kind != "none"]
+
+
 def committed_blocks(cache: Cache) -> list[Block]:
-    """The blocks of all shards that have a committed view, in order."""
+    """The blocks of all shards that have a committed view with logits, in order."""
     size, found = int(cache.identity["block_size"]), []
-    there = {shard for _, shard in cache.commits}
+    there = {shard for segment in with_logits(cache) for shard in cache.committed(segment)}
     for position, shard in enumerate(cache.shards):
         if shard["name"] in there:
             starts = range(0, shard["samples"], size)
@@ -58,7 +67,7 @@ def committed_blocks(cache: Cache) -> list[Block]:
 
 def choose_blocks(cache: Cache, samples: int | None = None, seed: int = 0) -> list[Block]:
     """A seeded choice of committed blocks with at least so many samples; None for all, up to 4 million views."""
-    views = sum(len(segment.views) for segment in cache.segments)
+    views = sum(len(segment.views) for segment in with_logits(cache))
     left = samples or max(1, _MOST_VIEWS // max(1, views))
     blocks = committed_blocks(cache)
     taken: list[Block] = []
@@ -78,7 +87,7 @@ def read_statistics(
     top: int = 10,
     on_samples: Callable[[int], None] = lambda _: None,
 ) -> Statistics:
-    """Read the committed views of these blocks.
+    """Read the committed views with logits of these blocks.
 
     Args:
         cache: open.
@@ -90,17 +99,20 @@ def read_statistics(
     Raises:
         CorruptionError: a chunk is damaged.
     """
-    tallies = {(s.name, view): Tally(s.name, view, s.encoding) for s in cache.segments for view in s.views}
+    segments = with_logits(cache)
+    tallies = {(s.name, view): Tally(s.name, view, s.encoding) for s in segments for view in s.views}
     found = Statistics(sum(len(block.rows) for block in blocks), list(tallies.values()))
     reader = ArrayReader(cache)
     for position, group in itertools.groupby(blocks, lambda block: block.shard):
         shard = cache.shards[position]["name"]
-        views = [(s, view) for s in cache.segments if (s.name, shard) in cache.commits for view in s.views]
+        views = [(s, view) for s in segments if (s.name, shard) in cache.commits for view in s.views]
         arrays = copy.copy(reader)  # with no files open: their tables of chunks would add up over the shards
         for _, number, rows in group:
             judged = None if labels is None else Judged(labels.own(shard, number), cache.num_classes)
             for segment, view in views:
-                said = Answers.of(segment.encoding, arrays.read(segment, shard, view, rows.start, rows.stop))
+                fields = segment.encoding.fields(("logits",))
+                read = arrays.read(segment, shard, view, rows.start, rows.stop, fields)
+                said = Answers.of(segment.encoding, read)
                 tally = tallies[segment.name, view]
                 if labels is None or judged is None:
                     tally.add(said)

@@ -7,23 +7,24 @@ from dataclasses import dataclass
 
 from pipeline.cache.cache import Cache, require_identity
 from pipeline.cache.commit import add_segment, read_provenance, require_empty
-from pipeline.cache.copying import OnTask, Source, copy_file
+from pipeline.cache.copying import OnTask, Source, copy_file, rows_of
 from pipeline.cache.layout import PROVENANCE, STORE_RECORD, Segment, describe, in_order, runs
 from pipeline.cache.listing import place_of
 from pipeline.cache.locks import alone
+from pipeline.cache.parts import copy_parts
 from pipeline.cache.records import read_record, seal
 from pipeline.cache.store import Store
 from pipeline.errors import CacheError, ConfigError, IdentityError
 from pipeline.fingerprint import differences
 from pipeline.views import View
 
-# Object stores answer slowly and many at once.
-_AT_ONCE = 8
+# Object stores answer slowly and many at once; but so many bytes are in memory.
+_AT_ONCE, _IN_MEMORY = 8, 4 * 2**30
 
 
 @dataclass
 class Transfer:
-    """What `transfer` did. `absent`: wanted tasks that the source has not finished."""
+    """What `transfer` did. `absent`: wanted tasks that the source has not finished; `bytes`: of tasks and parts."""
 
     tasks: int = 0
     skipped: int = 0
@@ -65,6 +66,8 @@ def transfer(
     with alone(store):
         cache = _open(origin, store)
         pairs = pieces(origin, cache, wanted)
+        # Before the segments that can't be read without them.
+        report.bytes += copy_parts(origin, cache, [piece for _, piece in pairs])
         for _, piece in pairs:
             if piece not in cache.segments:
                 add_segment(cache, piece)
@@ -74,7 +77,8 @@ def transfer(
         report.skipped, report.absent = len(tasks) - len(missing), len(missing) - len(todo)
         on_task(0, len(todo))
         reader = Source(origin)
-        with ThreadPoolExecutor(_AT_ONCE) as pool:
+        largest = max((s.encoding.nbytes * len(s.views) for s, _, _ in todo), default=0) * rows_of(origin)
+        with ThreadPoolExecutor(max(1, min(_AT_ONCE, _IN_MEMORY // max(1, largest)))) as pool:
             waiting = [pool.submit(reader.copy, held, name, cache, piece, digests=False) for held, piece, name in todo]
             try:
                 for done in as_completed(waiting):

@@ -1,38 +1,46 @@
 """Who does the tasks: this process here, workers of a dask cluster in `cluster`. Both answer the same questions."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
 
 from pipeline.cache import Cache, Segment, Store, commit_task
 from pipeline.cache.locks import writing
+from pipeline.cache.parts import read_calibration
 from pipeline.cache.records import read_record
+from pipeline.caching.parts import Sample, calibrate, extract, try_extracting
 from pipeline.caching.task import run_task
 from pipeline.errors import CacheError, KdpipeError
 from pipeline.machine import cores
 from pipeline.shards import Index
 from pipeline.shards.index import Shard
 from pipeline.targets import Quality
-from pipeline.teacher import Plan, Teacher
-from pipeline.views import ViewsConfig
+from pipeline.teacher import Plan, Teacher, shapes_of
+from pipeline.views import View, ViewsConfig
 
 
 @dataclass(frozen=True)
 class Described:
-    """What a teacher is and how it is run, as `Teacher` says it; JSON-able but for nothing."""
+    """What a teacher is and how it is run, as `Teacher` says it; JSON-able but for nothing.
+
+    `shapes` are those of the features it gives, by name, as `Teacher.shapes` has them.
+    """
 
     identity: dict[str, Any]
     numerics: dict[str, Any]
     config: dict[str, Any]
+    shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, teacher: Teacher) -> "Described":
-        """Describe a teacher, having it look at one black image: what can't run fails here."""
+    def of(cls, teacher: Teacher, features: Sequence[str] = ()) -> "Described":
+        """Have a teacher give these features, and look at one black image: what can't run fails here."""
         size = teacher.built.input_size
-        teacher(np.zeros((1, size, size, 3), np.uint8))
-        return cls(teacher.identity(), teacher.numerics(), teacher.config.absolute().model_dump(mode="json"))
+        teacher.give(features)
+        said = teacher(np.zeros((1, size, size, 3), np.uint8))
+        config = teacher.config.absolute().model_dump(mode="json")
+        return cls(teacher.identity(), teacher.numerics(), config, shapes_of(said))
 
 
 @dataclass(frozen=True)
@@ -49,6 +57,10 @@ class Job:
     threads: int | None
     beside: int
     teacher: Described
+
+    def sample(self, views: Sequence[View]) -> Sample:
+        """What calibrations are fitted to."""
+        return Sample(self.index, self.config, views, self.size, self.threads)
 
 
 @dataclass(frozen=True)
@@ -79,11 +91,11 @@ class Backend(Protocol):
 
     beside: int
 
-    def describe(self) -> Described:
-        """The teacher that will do the tasks.
+    def describe(self, features: Sequence[str] = ()) -> Described:
+        """The teacher that will do the tasks, and give these features.
 
         Raises:
-            KdpipeError: it can't be loaded or run.
+            KdpipeError: it can't be loaded or run, or has no such features.
         """
         ...
 
@@ -100,6 +112,18 @@ class Backend(Protocol):
         Raises:
             KdpipeError: it can't be run like that.
         """
+        ...
+
+    def try_extracting(self, names: Sequence[str]) -> None:
+        """See `parts.try_extracting`."""
+        ...
+
+    def extract(self, job: Job, names: Sequence[str]) -> None:
+        """Store parts of the teacher in the job's cache; see `parts.extract`."""
+        ...
+
+    def calibrate(self, job: Job, rank: int | None, views: Sequence[View]) -> str:
+        """Store a calibration of the teacher's map in the job's cache; see `parts.calibrate`. Returns its name."""
         ...
 
     def run(self, job: Job, tasks: Iterator[Task]) -> Iterator[Outcome]:
@@ -119,7 +143,16 @@ def do(job: Job, task: Task, teacher: Teacher, cache: Cache) -> dict[str, Any]:
     threads = job.threads or max(1, cores() // job.beside)
     with writing(cache.store) as writer:
         writer.share()
-        done = run_task(job.index, job.config, teacher, task.segment, task.shard, job.size, threads)
+        done = run_task(
+            job.index,
+            job.config,
+            teacher,
+            task.segment,
+            task.shard,
+            job.size,
+            threads,
+            read_calibration(cache, task.segment.encoding),
+        )
         return commit_task(cache, task.segment, task.position, *done)
 
 
@@ -140,13 +173,25 @@ class InProcess:
     def __init__(self, teacher: Teacher) -> None:
         self._teacher = teacher
 
-    def describe(self) -> Described:
+    def describe(self, features: Sequence[str] = ()) -> Described:
         """See Backend."""
-        return Described.of(self._teacher)
+        return Described.of(self._teacher, features)
 
     def settle(self, layers: Plan | None, batches: int) -> dict[str, Any]:
         """See Backend."""
         return settle(self._teacher, layers, batches)
+
+    def try_extracting(self, names: Sequence[str]) -> None:
+        """See Backend."""
+        try_extracting(self._teacher, names)
+
+    def extract(self, job: Job, names: Sequence[str]) -> None:
+        """See Backend."""
+        extract(Cache(Store(job.url)), self._teacher, names)
+
+    def calibrate(self, job: Job, rank: int | None, views: Sequence[View]) -> str:
+        """See Backend."""
+        return calibrate(Cache(Store(job.url)), self._teacher, job.sample(views), rank)
 
     def run(self, job: Job, tasks: Iterator[Task]) -> Iterator[Outcome]:
         """See Backend."""

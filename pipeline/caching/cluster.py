@@ -10,7 +10,7 @@ import pickle
 import socket
 import threading
 from asyncio import CancelledError
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -24,10 +24,12 @@ from distributed.scheduler import KilledWorker
 from pipeline import remote
 from pipeline.cache import Cache, Store
 from pipeline.caching.backend import Described, Job, Outcome, Task, do, settle
+from pipeline.caching.parts import calibrate, extract, try_extracting
 from pipeline.errors import CacheError, IdentityError, KdpipeError, TeacherError
 from pipeline.fingerprint import differences
 from pipeline.machine import few_arenas
 from pipeline.teacher import Plan, Teacher, TeacherConfig
+from pipeline.views import View
 
 # Tasks in flight for each worker: one that it does and one that waits, so that it never does.
 _AHEAD = 2
@@ -56,11 +58,12 @@ class TeacherPlugin(WorkerPlugin):
             device = self._devices[worker.name % len(self._devices)]
             self._config = self._config.model_copy(update={"device": device})
 
-    def described(self) -> Described:
-        """The teacher, loaded if it isn't yet."""
-        if self._described is None:
+    def described(self, features: Sequence[str] | None = None) -> Described:
+        """The teacher, loaded if it isn't yet, that gives these features; by default what it gives."""
+        if self._teacher is None:
             self._teacher = Teacher(self._config, self._num_classes)
-            self._described = Described.of(self._teacher)
+        if self._described is None or not (features is None or set(features) == set(self._described.shapes)):
+            self._described = Described.of(self._teacher, features or ())
         return self._described
 
     def settle(self, layers: Plan | None, batches: int) -> dict[str, Any]:
@@ -73,6 +76,27 @@ class TeacherPlugin(WorkerPlugin):
 
     def do(self, packed: bytes, task: bytes) -> dict[str, Any]:
         """A pickled Task of a pickled Job, with the teacher that its run was begun with."""
+        job, teacher, cache = self._begin(packed)
+        return do(job, pickle.loads(task), teacher, cache)
+
+    def try_extracting(self, names: Sequence[str]) -> None:
+        """See Backend, of this worker's teacher."""
+        self.described()
+        assert self._teacher is not None
+        try_extracting(self._teacher, names)
+
+    def extract(self, packed: bytes, names: Sequence[str]) -> None:
+        """See Backend; the job is pickled."""
+        _, teacher, cache = self._begin(packed)
+        extract(cache, teacher, names)
+
+    def calibrate(self, packed: bytes, rank: int | None, views: Sequence[View]) -> str:
+        """See Backend; the job is pickled."""
+        job, teacher, cache = self._begin(packed)
+        return calibrate(cache, teacher, job.sample(views), rank)
+
+    def _begin(self, packed: bytes) -> tuple[Job, Teacher, Cache]:
+        """A job, and the teacher as it is to be run in it."""
         if packed not in self._jobs:
             job: Job = pickle.loads(packed)
             _require_same(self.described(), job.teacher, socket.gethostname())
@@ -80,8 +104,10 @@ class TeacherPlugin(WorkerPlugin):
         assert self._teacher is not None
         job, cache = self._jobs[packed]
         # As one worker found for all; the last task may have been of another job.
+        with self._lock:
+            self.described(tuple(job.teacher.shapes))
         self.settle(job.teacher.numerics["layers"], 0)
-        return do(job, pickle.loads(task), self._teacher, cache)
+        return job, self._teacher, cache
 
 
 class Cluster:
@@ -106,10 +132,10 @@ class Cluster:
         self._client, self.beside = client, beside
         client.register_plugin(TeacherPlugin(teacher.absolute(), num_classes, devices or []))
 
-    def describe(self) -> Described:
+    def describe(self, features: Sequence[str] = ()) -> Described:
         """See Backend. Every worker loads its teacher; they must all be the same, run in the same way."""
         self._client.wait_for_workers(1)
-        answers = self._client.run(_describe, on_error="return")
+        answers = self._client.run(_describe, tuple(features), on_error="return")
         first: Described | None = None
         for worker, answer in answers.items():
             if isinstance(answer, KdpipeError):
@@ -124,11 +150,28 @@ class Cluster:
     def settle(self, layers: Plan | None, batches: int) -> dict[str, Any]:
         """See Backend. One worker finds out; the others do as it found when their first task tells them."""
         share = -(-batches // max(1, len(self._client.nthreads())))
+        numerics: dict[str, Any] = self._on_one("settle", layers, share)
+        return numerics
+
+    def try_extracting(self, names: Sequence[str]) -> None:
+        """See Backend, of one worker."""
+        self._on_one("try_extracting", tuple(names))
+
+    def extract(self, job: Job, names: Sequence[str]) -> None:
+        """See Backend. One worker writes them: they may be large, and it is at the cache as well as anybody."""
+        self._on_one("extract", pickle.dumps(job), tuple(names))
+
+    def calibrate(self, job: Job, rank: int | None, views: Sequence[View]) -> str:
+        """See Backend. One worker fits it, and writes it."""
+        name: str = self._on_one("calibrate", pickle.dumps(job), rank, tuple(views))
+        return name
+
+    def _on_one(self, name: str, *args: Any) -> Any:
+        """What the plugin of some worker answers."""
         try:
-            numerics: dict[str, Any] = self._client.submit(remote.settle, layers, share, pure=False).result()
+            return self._client.submit(remote.call, name, *args, pure=False).result()
         except _GONE as e:
             raise CacheError("the scheduler is gone", do="Repeat the command: finished tasks are kept") from e
-        return numerics
 
     def run(self, job: Job, tasks: Iterator[Task]) -> Iterator[Outcome]:
         """See Backend."""
@@ -214,8 +257,8 @@ def user_client(address: str) -> Iterator[Client]:
         yield client
 
 
-def _describe(dask_worker: Any) -> Described:
-    return _plugin(dask_worker).described()
+def _describe(features: tuple[str, ...], dask_worker: Any) -> Described:
+    return _plugin(dask_worker).described(features)
 
 
 def _plugin(worker: Any) -> TeacherPlugin:

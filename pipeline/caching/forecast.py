@@ -30,7 +30,8 @@ def forecast(
         loading: seconds that the teacher took to load.
 
     Returns:
-        JSON-able; ranges are `low`, `mid`, `high`. Bytes are those of the arrays, seconds are of the clock.
+        JSON-able; ranges are `low`, `mid`, `high`. Bytes are those of the arrays, `part_bytes` what is stored once
+        beside them; seconds are of the clock.
         `seconds_alone` is what each part takes by itself, of which rendering hides behind the teacher or the
         teacher behind rendering; `binds` is the longest of them.
     """
@@ -44,6 +45,7 @@ def forecast(
         "encodings": [
             _encoding(index, measured, w, views) | {"chosen": w.encoding == chosen} for w in measured.weights
         ],
+        "part_bytes": sum(measured.part_bytes.values()) + _calibration_bytes(chosen),
         "startup_seconds": startup,
         "device_seconds": (pace.forward * (alone["teacher"] / max(pace.forward.mid, 1e-12))).json(),
         "seconds_alone": alone,
@@ -114,16 +116,26 @@ def _encoding(index: Index, measured: Measured, weight: Weight, views: Sequence[
     counts = numbered, len(views) - numbered
     indexes = shards * sum(index_bytes(s, len(s.views), _padded(index), index.block_size) for s in segments)
     total = (weight.numbered * counts[0] + weight.evaluation * counts[1]) * len(index) + indexes
-    mass, nats = loss(weight, *counts)
+    # Each part has a file and a record.
+    parts = len(measured.part_bytes) + (encoding.map is not None)
+    lost = loss(weight, *counts)
     return {
         "name": encoding.name,
         **encoding.json(),
         "bytes": total.json(),
         "bytes_per_view": (total * (1 / (len(index) * len(views)))).json(),
-        "files": writing.store_files + len(segments) * (writing.segment_files + fields + shards * (1 + fields)),
-        "retained_mass": mass,
-        "encoding_loss": nats,
+        "files": writing.store_files
+        + 2 * parts
+        + len(segments) * (writing.segment_files + fields + shards * (1 + fields)),
+        "retained_mass": lost["retained_mass"],
+        "encoding_loss": lost["kl"],
+        "pooled_error": lost["pooled_error"],
+        "map_error": lost["map_error"],
     }
+
+
+def _calibration_bytes(encoding: Encoding) -> int:
+    return 0 if encoding.map is None else 4 * encoding.map.shape[-1] * (2 + (encoding.map.rank or 0))
 
 
 def _segments(index: Index, encoding: Encoding, views: Sequence[View]) -> list[Segment]:

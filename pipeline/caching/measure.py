@@ -1,18 +1,22 @@
 """Measuring what a forecast needs: all that caching does, on a small sample."""
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import numpy as np
+import torch
 
+from pipeline.caching.alternatives import encodings, largest_rank
+from pipeline.caching.backend import Described
 from pipeline.caching.pace import Pace, rehearse
+from pipeline.caching.parts import VIEWS, parts_of, try_extracting
 from pipeline.caching.run import CachingConfig
 from pipeline.caching.sample import Answered
-from pipeline.caching.weigh import Weight, Writing, encodings, measure_writing, weigh
+from pipeline.caching.weigh import Scales, Weight, Writing, measure_writing
 from pipeline.machine import cores
 from pipeline.shards import Index
-from pipeline.targets import Encoding, TargetsConfig
+from pipeline.targets import Calibration, Encoding, TargetsConfig
 from pipeline.teacher import Teacher
 from pipeline.views import View, ViewsConfig
 from pipeline.views.block import labelling_index
@@ -26,8 +30,11 @@ class Measured:
     Attributes:
         pace: of rendering and teacher.
         sample: the teacher's answers.
+        encoding: the chosen one.
         weights: by encoding, the chosen one among them.
         writing: of the chosen encoding.
+        calibration: of its map, fitted to the sample.
+        part_bytes: of each part of the teacher that goes with it, by name.
         startup: seconds before the first task, without loading the teacher.
         threads: render threads.
         seconds: that measuring took.
@@ -35,8 +42,11 @@ class Measured:
 
     pace: Pace
     sample: list[Answered]
+    encoding: Encoding
     weights: list[Weight]
     writing: Writing
+    calibration: Calibration | None
+    part_bytes: dict[str, int]
     startup: float
     threads: int
     seconds: float
@@ -67,22 +77,48 @@ def measure(
     began = time.monotonic()
     config, block = config.cached, index.block_size
     threads = (caching or CachingConfig()).render_threads or cores()
-    encoding = Encoding.of(targets, teacher.num_classes)
     say("starting")
     labelling_index(index, config).check_labels(teacher.num_classes)
     index.verify()
-    size = teacher.built.input_size
-    teacher(np.zeros((1, size, size, 3), np.uint8))
+    described = Described.of(teacher, targets.features)
+    encoding = Encoding.of(targets, teacher.num_classes, described.shapes)
+    part_bytes, extracting = _parts(teacher, targets)
     teacher.search(len(views) * -(-len(index) // teacher.config.batch_size), at_most=0.25 * seconds)
     startup = time.monotonic() - began
     say("rendering and asking the teacher")
     pace, sample = rehearse(index, config, teacher, encoding, views, threads, max(0.0, 0.75 * seconds - startup))
-    # A cache begins with its canaries, rendered one by one.
-    startup += COUNT * threads * (pace.decode + pace.render)
-    weights, all_of_them = [], encodings(encoding)
+    # A cache begins with its canaries, rendered one by one, and with what isn't in arrays.
+    startup += COUNT * threads * (pace.decode + pace.render) + extracting
+    all_of_them = encodings(encoding)
+    calibration, fitting = _calibration(encoding, sample, largest_rank(all_of_them))
+    if calibration is not None:
+        startup += fitting + VIEWS * (pace.decode + pace.render + pace.forward.mid / pace.batch)
+    scales = Scales(sample, block, 0.2 * seconds / len(all_of_them), calibration)
+    weights = []
     for one in all_of_them:
         say(f"encoding {one.name}")
-        weights.append(weigh(one, sample, block, 0.2 * seconds / len(all_of_them)))
+        weights.append(scales.weigh(one))
     say("writing")
-    writing = measure_writing(encoding, sample, block)
-    return Measured(pace, sample, weights, writing, startup, threads, time.monotonic() - began)
+    writing = measure_writing(encoding, sample, block, scales)
+    took = time.monotonic() - began
+    fitted = scales.of_rank(encoding)
+    return Measured(pace, sample, encoding, weights, writing, fitted, part_bytes, startup, threads, took)
+
+
+def _parts(teacher: Teacher, targets: TargetsConfig) -> tuple[dict[str, int], float]:
+    """Bytes of the parts of the teacher that will be kept, and seconds that it takes to get them."""
+    began = time.monotonic()
+    sizes = try_extracting(teacher, parts_of(targets))
+    return sizes, time.monotonic() - began
+
+
+def _calibration(encoding: Encoding, sample: Sequence[Answered], rank: int | None) -> tuple[Calibration | None, float]:
+    """One of so many components, fitted to the sample, and the seconds that it takes to fit the cache's own."""
+    maps = [part.map for part in sample if part.map is not None]
+    if encoding.map is None or not maps:
+        return None, 0.0
+    tokens = torch.cat([x.movedim(2, -1).flatten(0, 3) for x in maps])
+    began = time.monotonic()
+    fitted = Calibration.fit(tokens, rank)
+    wanted = VIEWS * math.prod(encoding.map.shape[:-1])
+    return fitted, (time.monotonic() - began) * wanted / len(tokens)

@@ -1,6 +1,7 @@
 """How fast a machine caches: rendering alone, the teacher alone, and both at once as a task does it."""
 
 import itertools
+import math
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +15,7 @@ from pipeline.caching.sample import Answered, choose_blocks, choose_views, cut
 from pipeline.caching.task import one_ahead, views_a_step
 from pipeline.errors import TeacherError
 from pipeline.shards import BlockReader, Index
-from pipeline.targets import Encoding, quality
+from pipeline.targets import Calibration, Encoding, quality
 from pipeline.teacher import Teacher, TeacherOutput
 from pipeline.views import View, ViewsConfig
 from pipeline.views.block import Rendered, paired_index, render_rows
@@ -104,12 +105,17 @@ def rehearse(
             read = _reading(index, reader, blocks)
             first = render(blocks[0], few[:1])
             decode, per_view = _rendering(lambda some: render(blocks[0], some), len(blocks[0]), few, 0.1 * seconds)
-            forward, encode = _answering(teacher, encoding, first, 0.1 * seconds)
+            forward, encode, calibration = _answering(teacher, encoding, first, 0.1 * seconds)
             unknown = Estimate.exactly(1)
             alone = Pace(decode, per_view, Estimate.of_times(forward), encode, 1.0, unknown, batch, group, read)
             budget = 0.7 * seconds
-            pieces, few = _pieces(alone, blocks, few, budget, 4 * teacher.num_classes)
-            answered, together, spread = _run(alone, teacher, encoding, pieces, few, render, budget)
+            floats = teacher.num_classes + sum(math.prod(feature.shape) for feature in encoding.features)
+            pieces, few = _pieces(alone, blocks, few, budget, 4 * floats)
+
+            def ask(rendered: Rendered, view: int) -> TeacherOutput:
+                return _ask(teacher, encoding, calibration, rendered, view)
+
+            answered, together, spread = _run(alone, ask, pieces, few, render, budget)
         finally:
             reader.close()
     return replace(alone, together=together, spread=spread), answered
@@ -145,8 +151,10 @@ def _rendering(
     return (one - per_view) / rows, per_view / rows
 
 
-def _answering(teacher: Teacher, encoding: Encoding, rendered: Rendered, seconds: float) -> tuple[list[float], float]:
-    """Seconds of each of a few forwards of a batch, and those of a row's encoding."""
+def _answering(
+    teacher: Teacher, encoding: Encoding, rendered: Rendered, seconds: float
+) -> tuple[list[float], float, Calibration | None]:
+    """Seconds of each of a few forwards of a batch, those of a row's encoding, and a calibration to encode with."""
     pixels = rendered.pixels[0][: teacher.config.batch_size]
     erased = None if rendered.erased[0] is None else rendered.erased[0][: len(pixels)]
     said: list[TeacherOutput] = []
@@ -157,9 +165,16 @@ def _answering(teacher: Teacher, encoding: Encoding, rendered: Rendered, seconds
 
     times = repeat(ask, seconds, least=1)
     output = said[0]
+    rank = encoding.map.rank if encoding.map else None
+    calibration = None
+    if rank is not None and output.map is not None:
+        calibration = Calibration.fit(output.map.movedim(1, -1).flatten(0, 2), rank)
     labels = torch.from_numpy(rendered.labels[0][: len(output.logits)]).to(teacher.device)
-    encode = repeat(lambda: quality(output, labels, encoding, encoding.encode(output, labels)), seconds / 10, least=3)
-    return times, float(np.median(encode)) / len(labels)
+
+    def encode() -> None:
+        quality(output, labels, encoding, encoding.encode(output, labels, calibration), calibration)
+
+    return times, float(np.median(repeat(encode, seconds / 10, least=3))) / len(labels), calibration
 
 
 def _pieces(
@@ -181,8 +196,7 @@ def _pieces(
 
 def _run(
     pace: Pace,
-    teacher: Teacher,
-    encoding: Encoding,
+    ask: Callable[[Rendered, int], TeacherOutput],
     pieces: list[range],
     views: list[View],
     render: Callable[[range, Sequence[View]], Rendered],
@@ -198,13 +212,15 @@ def _run(
     asked: list[float] = []
     for rows, rendered in one_ahead(order, lambda rows: render(rows, views)):
         marks.append(time.perf_counter())
-        logits = []
+        said = []
         for view in range(len(views)):
             start = time.perf_counter()
-            logits.append(_ask(teacher, encoding, rendered, view))
+            said.append(ask(rendered, view))
             asked.append((time.perf_counter() - start) / -(-len(rows) // pace.batch))
         if len(answered) < len(pieces):
-            answered.append(Answered(rows, tuple(views), torch.stack(logits), torch.from_numpy(rendered.labels)))
+            named = [output.parts() for output in said]
+            stacked = {name: torch.stack([parts[name] for parts in named]) for name in named[0]}
+            answered.append(Answered(rows, tuple(views), labels=torch.from_numpy(rendered.labels), **stacked))
     took = np.diff(marks)
     parts = np.array(
         [
@@ -219,11 +235,13 @@ def _run(
     return answered, together, Estimate.of_times((varied / varied.mean()).tolist())
 
 
-def _ask(teacher: Teacher, encoding: Encoding, rendered: Rendered, view: int) -> torch.Tensor:
-    """What a task does with a view; returns the logits, float32 (rows, classes), on the CPU."""
+def _ask(
+    teacher: Teacher, encoding: Encoding, calibration: Calibration | None, rendered: Rendered, view: int
+) -> TeacherOutput:
+    """What a task does with a view; returns the answer on its rows, on the CPU."""
     labels = torch.from_numpy(rendered.labels[view]).to(teacher.device)
     output: TeacherOutput = teacher(rendered.pixels[view], rendered.erased[view])
-    if not bool(torch.isfinite(output.logits).all()):
+    if not all(bool(torch.isfinite(said).all()) for said in output.parts().values()):
         raise TeacherError("the teacher answered with NaN or infinity", do="Use --amp-dtype bfloat16 or float32")
-    quality(output, labels, encoding, encoding.encode(output, labels))
-    return output.logits.cpu()
+    quality(output, labels, encoding, encoding.encode(output, labels, calibration), calibration)
+    return TeacherOutput(**{name: said.cpu() for name, said in output.parts().items()})

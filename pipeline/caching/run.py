@@ -19,6 +19,7 @@ from pipeline.cache.locks import adding, writing
 from pipeline.cache.record import place
 from pipeline.caching.backend import Backend, Described, InProcess, Job, Outcome, Task
 from pipeline.caching.identity import check_canaries, make_identity, render_canaries
+from pipeline.caching.parts import calibrated, parts_of, require_calibration, with_calibration
 from pipeline.caching.segments import layers_asked, segments_for, settled
 from pipeline.config import Config
 from pipeline.shards import Index, images
@@ -38,7 +39,10 @@ class CachingConfig(Config):
 
 @dataclass
 class Report:
-    """What `cache_views` did: committed tasks, those that were there, views, quality, bytes, seconds; what failed."""
+    """What `cache_views` did: committed tasks, those that were there, views, quality, bytes, seconds; what failed.
+
+    `encoding` is that of the segments that hold what was asked for.
+    """
 
     tasks: int = 0
     skipped: int = 0
@@ -46,6 +50,7 @@ class Report:
     bytes: int = 0
     seconds: float = 0.0
     failed: list[Outcome] = field(default_factory=list)
+    encoding: Encoding | None = None
 
 
 @dataclass(frozen=True)
@@ -99,22 +104,26 @@ def cache_views(
     began = time.monotonic()
     index.verify()
     # What can't run fails here, before there is a store.
-    described = backend.describe()
+    described = backend.describe(targets.features)
     num_classes = int(described.identity["num_classes"])
     labelling_index(index, config).check_labels(num_classes)
-    encoding = Encoding.of(targets, num_classes)
+    encoding = Encoding.of(targets, num_classes, described.shapes)
     identity = make_identity(index, config, described.identity, int(described.identity["input_size"]))
     store, report = Store(place(url, identity)), Report()
     batches = -(-len(index) // int(described.numerics["batch_size"]))  # of each view
     searched = not store.exists(STORE_RECORD)
     if searched:  # while nobody has to wait: it may take minutes
+        backend.try_extracting(parts_of(targets))
         described = replace(described, numerics=backend.settle(layers_asked(described), len(views) * batches))
     with writing(store) as writer:
         with adding(store):
             cache = _open(store, index, config, identity, views, caching)
             if writer.alone:
                 sweep(cache)
+            encoding = calibrated(cache, encoding, views)
             described = settled(backend, described, cache, encoding, views, None if searched else batches)
+            job = Job(store.url, index, config, cache.size, caching.render_threads, backend.beside, described)
+            encoding = report.encoding = _store_parts(backend, job, cache, encoding, parts_of(targets), views)
             segments = segments_for(cache, encoding, list(views), described.numerics)
             todo = _todo(cache, index, segments)
             if todo:
@@ -123,7 +132,6 @@ def cache_views(
         report.skipped = len(segments) * len(cache.shards) - len(todo)
         pending = sum(task.shard.samples * len(task.segment.views) for task in todo)
         on_progress(Progress(0, len(todo), "", "", 0, pending))
-        job = Job(store.url, index, config, cache.size, caching.render_threads, backend.beside, described)
         # Another run may be at the same cache: what it has finished by now needn't be done twice.
         fresh = (task for task in todo if not store.exists(task.segment.commit(task.shard.name)))
         for done, outcome in enumerate(backend.run(job, fresh), start=1):
@@ -154,6 +162,21 @@ def _open(
     require_identity(store, identity, cache.identity)
     check_canaries(cache, index, config, caching.pixels)
     return cache
+
+
+def _store_parts(
+    backend: Backend, job: Job, cache: Cache, encoding: Encoding, names: Sequence[str], views: Sequence[View]
+) -> Encoding:
+    """Have what the arrays need beside them; the encoding, which names the calibration of its map."""
+    missing = [name for name in names if name not in cache.parts]
+    if missing:
+        backend.extract(job, missing)
+    if encoding.map is not None and encoding.map.calibration not in cache.parts:
+        name = backend.calibrate(job, encoding.map.rank, views)
+        require_calibration(cache, encoding.map.calibration or name, name)
+        encoding = with_calibration(encoding, name)
+    cache.refresh()
+    return encoding
 
 
 def _todo(cache: Cache, index: Index, segments: Sequence[Segment]) -> list[Task]:

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from pipeline.shards import Index
+from pipeline.teacher import TeacherOutput
 from pipeline.views import View
 from pipeline.views.draws import permutation
 
@@ -25,12 +26,20 @@ class Answered:
         views: n of them.
         logits: float32 (n, rows, classes), on the CPU.
         labels: int64 (n, rows), -1 where there is none.
+        pooled, map: float32 (n, rows, D) and (n, rows, D, h, w), on the CPU; None unless asked for.
     """
 
     rows: range
     views: tuple[View, ...]
     logits: torch.Tensor
     labels: torch.Tensor
+    pooled: torch.Tensor | None = None
+    map: torch.Tensor | None = None
+
+    def output(self, place: int) -> TeacherOutput:
+        """What it said of the view at this place of `views`."""
+        said = {name: getattr(self, name) for name in TeacherOutput._fields}
+        return TeacherOutput(**{name: x[place] for name, x in said.items() if x is not None})
 
     @property
     def count(self) -> int:

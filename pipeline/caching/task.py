@@ -9,10 +9,10 @@ import numpy as np
 import torch
 
 from pipeline.cache import Segment
-from pipeline.errors import TeacherError
+from pipeline.caching.finite import require_finite, require_fit
 from pipeline.shards import BlockReader, Index
 from pipeline.shards.index import Shard
-from pipeline.targets import Quality, quality
+from pipeline.targets import Calibration, Quality, quality
 from pipeline.teacher import Teacher
 from pipeline.views import View, ViewsConfig
 from pipeline.views.block import Rendered, paired_index, render_rows
@@ -32,8 +32,9 @@ def run_task(
     shard: Shard,
     size: int,
     threads: int,
+    calibration: Calibration | None = None,
 ) -> tuple[dict[str, np.ndarray], Quality]:
-    """Everything the teacher says about the segment's views of one shard.
+    """Everything the teacher says about the segment's views of one shard; `calibration` is that of its map.
 
     The teacher's batch is one view of one block, so results depend on nothing but the block. Rendering goes on
     in the background while the teacher works.
@@ -44,7 +45,7 @@ def run_task(
 
     Raises:
         ShardError: a sample can't be read or decoded.
-        TeacherError: the teacher answers with NaN or infinity.
+        TeacherError: the teacher answers with NaN or infinity, or with more than the segment's dtypes hold.
     """
     encoding, total = segment.encoding, Quality()
     fields = {f.name: np.empty((len(segment.views), shard.samples, *f.shape), f.dtype) for f in encoding.fields()}
@@ -54,23 +55,10 @@ def run_task(
             v = first_view + at
             labels = torch.from_numpy(rendered.labels[at]).to(teacher.device)
             output = teacher(rendered.pixels[at], rendered.erased[at])
-            if not bool(torch.isfinite(output.logits).all()):
-                bad = int((~torch.isfinite(output.logits).all(dim=1)).nonzero()[0])
-                raise TeacherError(
-                    "the teacher answered with NaN or infinity",
-                    where=f"{shard.name} key {index.key(rows[bad])} view {segment.views[v]}",
-                    do="Use --amp-dtype bfloat16 or float32",
-                )
-            encoded = encoding.encode(output, labels)
-            if encoding.kind == "dense" and not np.isfinite(encoded["logits"]).all():
-                raise TeacherError(
-                    "a logit is too large for the cache's dtype",
-                    where=f"{shard.name} view {segment.views[v]}",
-                    found=f"{float(output.logits.abs().max()):.6g}",
-                    allowed="65504 in float16",
-                    do="Use --dtype float32",
-                )
-            total.add(quality(output, labels, encoding, encoded))
+            require_finite(output, index, rows, segment.views[v])
+            encoded = encoding.encode(output, labels, calibration)
+            require_fit(encoding, encoded, output, index, rows, segment.views[v])
+            total.add(quality(output, labels, encoding, encoded, calibration))
             for name, array in encoded.items():
                 fields[name][v, place] = array
     return fields, total

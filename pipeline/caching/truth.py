@@ -12,17 +12,17 @@ import numpy as np
 import torch
 
 from pipeline.cache import ArrayReader, Cache, Segment
+from pipeline.cache.parts import read_calibration
+from pipeline.caching.agreement import Agreement, compare_feature, compare_logits
 from pipeline.machine import cores
 from pipeline.shards import BlockReader, Index
-from pipeline.targets import Encoding, kl
-from pipeline.teacher import Teacher, TeacherOutput
+from pipeline.targets import GROUPS
+from pipeline.teacher import Teacher
 from pipeline.views import View, ViewsConfig
 from pipeline.views.block import paired_index, render_rows
 from pipeline.views.draws import permutation
 
-# A live-versus-live difference of zero (one machine, one plan) still leaves float32 its last bits.
-_FLOOR = 1e-5
-_SLACK = 4.0
+_LOST = ("truncation", "quantisation")
 
 
 def check_truth(
@@ -46,56 +46,64 @@ def check_truth(
     Returns:
         `views`; `control`: the largest difference between two live runs, nats (of log-probs); `tolerance`
         derived from it; `difference`: the largest difference between cached and live values beyond their
-        rounding; `quantisation` and `truncation`: mean KL in nats that rounding and top-k each cost;
-        `failures`: a list of views beyond the tolerance; `ok`.
+        rounding; `quantisation` and `truncation`: mean KL in nats that rounding and top-k each cost; None, these
+        five, where no logits are kept. `features`: of each that is, by name, `views`, and the first three relative
+        to its largest value, of a map on a basis of its projections; `error`: mean relative squared error of what
+        reading gives back. `failures`: a list of views beyond the tolerance; `ok`.
     """
     config = config.cached
     reader, arrays = BlockReader(paired_index(index, config)), ArrayReader(cache)
     batches = _choose(cache, segments, index, teacher.config.batch_size, samples, seed)
-    gaps: list[tuple[float, str]] = []
-    control, truncation, quantisation, views = 0.0, 0.0, 0.0, 0
+    totals = {group: Agreement(group) for group in GROUPS}
+    # One segment after another: its features are asked for as they were when it was made.
     with ThreadPoolExecutor(cores()) as pool:
-        for segment, view, rows in batches:
+        for segment, view, rows in sorted(batches, key=lambda batch: batch[0].number):
+            encoding, shard = segment.encoding, index.shard_of(rows.start)
+            teacher.give([feature.name for feature in encoding.features])
             rendered = render_rows(reader, config, rows, [view], cache.size, pool)
             pixels, erased = rendered.pixels[0], rendered.erased[0]
-            live = teacher(pixels, erased)
             back = None if erased is None else erased[::-1]
-            turned = teacher(np.ascontiguousarray(pixels[::-1]), back).logits.flip(0)
-            full = torch.log_softmax(live.logits.float(), dim=1).cpu()
-            again = torch.log_softmax(turned.float(), dim=1).cpu()
-            control = max(control, float((full - again).abs().max()))
-            shard = index.shard_of(rows.start)
+            runs = teacher(pixels, erased), teacher(np.ascontiguousarray(pixels[::-1]), back).flipped()
             stored = arrays.read(segment, shard.name, view, rows.start - shard.first, rows.stop - shard.first)
-            labels = torch.from_numpy(rendered.labels[0])
-            gap = _beyond_rounding(segment.encoding, stored, live, full, labels)
-            worst = int(gap.argmax())
-            gaps += [(float(gap[worst]), f"{shard.name} key {index.key(rows[worst])} view {view}")]
-            exact = _unrounded(segment.encoding, full)
-            kept = segment.encoding.decode({n: torch.from_numpy(a) for n, a in stored.items()}).log_probs
-            cut, whole = float(kl(full, exact).sum()), float(kl(full, kept).sum())
-            truncation, quantisation, views = truncation + cut, quantisation + whole - cut, views + len(rows)
+            places = [f"{shard.name} key {index.key(row)} view {view}" for row in rows]
+            if encoding.kind != "none":
+                labels = torch.from_numpy(rendered.labels[0])
+                compare_logits(totals["logits"], encoding, stored, runs, labels, places)
+            calibration = read_calibration(cache, encoding)
+            for feature in encoding.features:
+                first, again = (run.parts()[feature.name] for run in runs)
+                compare_feature(totals[feature.name], feature, stored, (first, again), calibration, places)
     reader.close()
-    tolerance = _FLOOR + _SLACK * control
-    failures = [{"where": where, "difference": gap} for gap, where in gaps if not gap <= tolerance]
-    return {
-        "views": views,
-        "control": control,
-        "tolerance": tolerance,
-        "difference": max((gap for gap, _ in gaps), default=0.0),
-        "truncation": truncation / max(1, views),
-        "quantisation": quantisation / max(1, views),
-        "failures": failures,
-        "ok": views > 0 and not failures,
-    }
+    found = {group: total.json() for group, total in totals.items() if total.views}
+    logits = dict.fromkeys(("control", "tolerance", "difference", *_LOST)) | found.pop("logits", {})
+    failures = [failure for total in totals.values() for failure in total.failures]
+    views = sum(len(rows) for _, _, rows in batches)
+    return {**logits, "views": views, "features": found, "failures": failures, "ok": views > 0 and not failures}
 
 
 def join(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Several checks as one: the worst of each, means over all views."""
+    features = {name for part in parts for name in part["features"]}
+    return {
+        **_joined([{**p, "views": 0} if p["control"] is None else p for p in parts], _LOST),
+        "views": sum(p["views"] for p in parts),
+        "features": {
+            name: _joined([p["features"][name] for p in parts if name in p["features"]], ("error",))
+            for name in GROUPS
+            if name in features
+        },
+        "failures": [f for p in parts for f in p["failures"]],
+        "ok": all(p["ok"] for p in parts),
+    }
+
+
+def _joined(parts: Sequence[dict[str, Any]], means: Sequence[str]) -> dict[str, Any]:
+    """Of one group, where views of 0 say nothing."""
+    parts = [p for p in parts if p["views"]] or list(parts[:1])
     views = sum(p["views"] for p in parts)
-    means = {n: sum(p[n] * p["views"] for p in parts) / max(1, views) for n in ("truncation", "quantisation")}
-    worst = {n: max(p[n] for p in parts) for n in ("control", "tolerance", "difference")}
-    failures = [f for p in parts for f in p["failures"]]
-    return {"views": views, **worst, **means, "failures": failures, "ok": all(p["ok"] for p in parts)}
+    found = {n: sum(p[n] * p["views"] for p in parts) / views if views else None for n in means}
+    worst = {n: max(p[n] for p in parts) if views else None for n in ("control", "tolerance", "difference")}
+    return {"views": views, **worst, **found}
 
 
 def _choose(
@@ -122,38 +130,3 @@ def _choose(
             chosen.append((segment, view, part))
             taken += len(part)
     return chosen
-
-
-def _beyond_rounding(
-    encoding: Encoding, stored: dict[str, np.ndarray], live: TeacherOutput, full: torch.Tensor, labels: torch.Tensor
-) -> torch.Tensor:
-    """Largest difference of each view, float32 (N,), less half a step of the stored dtype where it was rounded."""
-    if encoding.kind == "dense":
-        return _gap(stored["logits"], live.logits.float().cpu())
-    index = torch.from_numpy(stored["index"].astype(np.int64))
-    now = full.gather(1, index.clamp(max=encoding.num_classes - 1))
-    # Each kept class must also be one of the live top k, but for ties.
-    least = full.topk(encoding.k, dim=1).values[:, -1:]
-    now = torch.where(now < least - 1e-3, torch.inf, now)
-    at_label = full.gather(1, labels.clamp(min=0)[:, None])
-    said = stored["label_log_prob"][:, None]
-    unlabelled = (labels < 0)[:, None]
-    agree = torch.from_numpy(np.isnan(said)) == unlabelled
-    gap = torch.where(unlabelled & agree, 0, _gap(said, at_label)[:, None])
-    return torch.maximum(_gap(stored["log_prob"], now), torch.where(agree, gap, torch.inf)[:, 0])
-
-
-def _gap(cached: np.ndarray, now: torch.Tensor) -> torch.Tensor:
-    """Largest difference in each row, float32 (N,), less half a step of the cached dtype; NaN counts as infinite."""
-    step = np.spacing(np.abs(np.nan_to_num(cached))).astype(np.float32)
-    gap = (torch.from_numpy(cached.astype(np.float32)) - now).abs() - torch.from_numpy(step) / 2
-    return gap.nan_to_num(torch.inf).clamp(min=0).amax(dim=1)
-
-
-def _unrounded(encoding: Encoding, full: torch.Tensor) -> torch.Tensor:
-    """What the encoding would give back if it did not round: its truncation alone."""
-    if encoding.dense:
-        return full
-    same = Encoding(encoding.kind, encoding.k, "float32", encoding.num_classes)
-    fields = same.encode(TeacherOutput(full), torch.full((len(full),), -1))
-    return same.decode({name: torch.from_numpy(array) for name, array in fields.items()}).log_probs

@@ -6,7 +6,7 @@ import time
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +14,14 @@ import numpy as np
 
 from pipeline.cache import ArrayReader, Cache, Segment, Store, add_segment, commit_task, create
 from pipeline.cache.layout import padded_rows
+from pipeline.caching.alternatives import keeping
 from pipeline.caching.estimate import Estimate
 from pipeline.caching.sample import Answered
-from pipeline.targets import Encoding, Quality, quality
-from pipeline.teacher import TeacherOutput
+from pipeline.targets import Calibration, Encoding, Quality, quality
 from pipeline.views import View
 from pipeline.views.canaries import Canary
 
-KS = (1, 5, 10, 16, 32, 64, 100)
+LOSSES = ("retained_mass", "kl", "pooled_error", "map_error")
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,12 @@ class Weight:
     numbered: Estimate
     evaluation: Estimate
     quality: tuple[Quality | None, Quality | None]
+
+    def __add__(self, other: "Weight") -> "Weight":
+        """Of other fields of the same views, kept beside these; the encoding stays this one."""
+        numbered, evaluation = (_joined(*pair) for pair in zip(self.quality, other.quality, strict=True))
+        own, others = self.numbered + other.numbered, self.evaluation + other.evaluation
+        return Weight(self.encoding, own, others, (numbered, evaluation))
 
 
 @dataclass(frozen=True)
@@ -58,51 +64,90 @@ class Writing:
     segment_files: int
 
 
-def encodings(chosen: Encoding) -> list[Encoding]:
-    """The one asked for and what it might be instead, smallest k first, dense last."""
-    classes = chosen.num_classes
-    ks = {k for k in KS if k < classes} | ({chosen.k} if chosen.kind == "topk" else set())
-    dtype = chosen.dtype if chosen.kind == "topk" else "float16"
-    top = [Encoding("topk", k, dtype, classes) for k in sorted(ks)]
-    return [*top, *(Encoding("dense", classes, d, classes) for d in ("float16", "float32"))]
+class Scales:
+    """Weighs a sample's fields, each kind of them once, whatever encodings have them.
+
+    Args:
+        sample: what the teacher said.
+        block: samples in a block.
+        seconds: for one kind of field; two parts of the sample are weighed anyway.
+        calibration: of the map, with the components of the largest rank that will be asked for.
+    """
+
+    def __init__(
+        self, sample: Sequence[Answered], block: int, seconds: float, calibration: Calibration | None = None
+    ) -> None:
+        self._sample, self._block, self._seconds, self.calibration = sample, block, seconds, calibration
+        self._known: dict[Encoding, Weight] = {}
+
+    def weigh(self, encoding: Encoding) -> Weight:
+        """Encode and compress in the cache's own layout, in memory; two parts of the sample, and more in time."""
+        total: Weight | None = None
+        for alone in _alone(encoding):
+            if alone not in self._known:
+                self._known[alone] = self._weigh_alone(alone)
+            total = self._known[alone] if total is None else total + self._known[alone]
+        assert total is not None
+        return replace(total, encoding=encoding)
+
+    def of_rank(self, encoding: Encoding) -> Calibration | None:
+        """The calibration of an encoding's map."""
+        return cut(self.calibration, encoding)
+
+    def _weigh_alone(self, encoding: Encoding) -> Weight:
+        found: list[tuple[Estimate, Quality | None]] = []
+        for numbered in (True, False):
+            views = tuple(v for v in self._sample[0].views if isinstance(v, int) is numbered)
+            found.append(self._weigh(encoding, views) if views else (Estimate.exactly(0), None))
+        (own, said), (others, of_others) = found
+        return Weight(encoding, own, others, (said, of_others))
+
+    def _weigh(self, encoding: Encoding, views: tuple[View, ...]) -> tuple[Estimate, Quality]:
+        """Bytes of a row's view, and what is lost."""
+        began, total, block = time.perf_counter(), Quality(), self._block
+        parts: list[dict[str, np.ndarray]] = []
+        for part in self._sample:
+            if len(parts) >= 2 and time.perf_counter() - began > self._seconds / 2:
+                break
+            fields, said = _encode(encoding, part, views, self.of_rank(encoding))
+            parts.append(fields)
+            total.add(said)
+        rows = [len(part.rows) for part in self._sample[: len(parts)]]
+        sizes = _stored(Segment(0, encoding, views, {}), parts, rows, block)
+        each = Estimate.of_mean([size / n for size, n in zip(sizes, rows, strict=True)])
+        a_row = sum(sizes) / sum(rows)
+        if len(parts) > 1 and max(rows) <= block / 2:
+            # A chunk has bytes of its own, which count too much in small parts of blocks: two sizes tell them.
+            some = parts[: block // max(rows)]
+            joined = {name: np.concatenate([p[name] for p in some], axis=1) for name in parts[0]}
+            small, large = sum(rows) / len(rows), sum(rows[: len(some)])
+            [size] = _stored(Segment(0, encoding, views, {}), [joined], [large], block)
+            slope = (size - sum(sizes) / len(sizes)) / (large - small)
+            own = max(0.0, sum(sizes) / len(sizes) - slope * small)
+            a_row = min(a_row, slope + own / block)
+        return each * (a_row / each.mid / len(views)), total
 
 
-def weigh(encoding: Encoding, sample: Sequence[Answered], block: int, seconds: float) -> Weight:
-    """Encode and compress a sample in the cache's own layout, in memory; two parts of it, and more in time."""
-    found: list[tuple[Estimate, Quality | None]] = []
-    for numbered in (True, False):
-        views = tuple(v for v in sample[0].views if isinstance(v, int) is numbered)
-        found.append(_weigh(encoding, sample, views, block, seconds / 2) if views else (Estimate.exactly(0), None))
-    (own, said), (others, of_others) = found
-    return Weight(encoding, own, others, (said, of_others))
+def _joined(one: Quality | None, other: Quality | None) -> Quality | None:
+    """What is lost of other fields of the same views, together."""
+    if one is None or other is None:
+        return None
+    return replace(one, **{n: v for n, v in other.json().items() if n in LOSSES})
 
 
-def _weigh(
-    encoding: Encoding, sample: Sequence[Answered], views: tuple[View, ...], block: int, seconds: float
-) -> tuple[Estimate, Quality]:
-    """Bytes of a row's view, and what is lost."""
-    began, total = time.perf_counter(), Quality()
-    parts: list[dict[str, np.ndarray]] = []
-    for part in sample:
-        if len(parts) >= 2 and time.perf_counter() - began > seconds:
-            break
-        fields, said = _encode(encoding, part, views)
-        parts.append(fields)
-        total.add(said)
-    rows = [len(part.rows) for part in sample[: len(parts)]]
-    sizes = _stored(Segment(0, encoding, views, {}), parts, rows, block)
-    each = Estimate.of_mean([size / n for size, n in zip(sizes, rows, strict=True)])
-    a_row = sum(sizes) / sum(rows)
-    if len(parts) > 1 and max(rows) <= block / 2:
-        # A chunk has bytes of its own, which count too much in small parts of blocks: two sizes tell them.
-        some = parts[: block // max(rows)]
-        joined = {name: np.concatenate([p[name] for p in some], axis=1) for name in parts[0]}
-        small, large = sum(rows) / len(rows), sum(rows[: len(some)])
-        [size] = _stored(Segment(0, encoding, views, {}), [joined], [large], block)
-        slope = (size - sum(sizes) / len(sizes)) / (large - small)
-        own = max(0.0, sum(sizes) / len(sizes) - slope * small)
-        a_row = min(a_row, slope + own / block)
-    return each * (a_row / each.mid / len(views)), total
+def cut(calibration: Calibration | None, encoding: Encoding) -> Calibration | None:
+    """A calibration with the components that an encoding's map has."""
+    if calibration is None or encoding.map is None:
+        return None
+    components, rank = calibration.components, encoding.map.rank
+    return replace(calibration, components=None if components is None or rank is None else components[:rank])
+
+
+def _alone(encoding: Encoding) -> list[Encoding]:
+    """Encodings of its logits and of each of its features."""
+    nothing = replace(encoding, kind="none", k=0, dtype="float16", pooled=None, map=None)
+    logits = [replace(encoding, pooled=None, map=None)] if encoding.kind != "none" else []
+    return [*logits, *(keeping(nothing, feature) for feature in encoding.features)]
 
 
 def _stored(segment: Segment, parts: list[dict[str, np.ndarray]], rows: list[int], block: int) -> list[int]:
@@ -123,10 +168,10 @@ def index_bytes(segment: Segment, views: int, rows: int, block: int) -> int:
     return sum(16 * views * (rows // segment.rows_a_chunk(f.name, block)) + 4 for f in segment.encoding.fields())
 
 
-def measure_writing(encoding: Encoding, sample: Sequence[Answered], block: int) -> Writing:
+def measure_writing(encoding: Encoding, sample: Sequence[Answered], block: int, scales: Scales) -> Writing:
     """Write the sample as a task of one block and as a task of all, on disk, and read it back."""
     views = tuple(range(len(sample[0].views)))
-    parts = [_encode(encoding, part, part.views)[0] for part in sample]
+    parts = [_encode(encoding, part, part.views, scales.of_rank(encoding))[0] for part in sample]
     whole = {name: np.concatenate([p[name] for p in parts], axis=1) for name in parts[0]}
     with tempfile.TemporaryDirectory(prefix="kdpipe-plan-") as folder:
         took, rows = [], []
@@ -151,24 +196,27 @@ def measure_writing(encoding: Encoding, sample: Sequence[Answered], block: int) 
     return Writing(task, byte, read, before + 2, own)
 
 
-def loss(weight: Weight, numbered: int, evaluation: int) -> tuple[float | None, float | None]:
-    """Retained mass and mean encoding loss (nats) over so many numbered and evaluation views."""
-    found = []
-    for name in ("retained_mass", "kl"):
-        parts = [(n, q) for n, q in zip((numbered, evaluation), weight.quality, strict=True) if q is not None and n]
-        value = sum(n * getattr(q, name) / q.views for n, q in parts) / sum(n for n, _ in parts)
-        found.append(value if math.isfinite(value) else None)
-    return found[0], found[1]
+def loss(weight: Weight, numbered: int, evaluation: int) -> dict[str, float | None]:
+    """Means of LOSSES over so many numbered and evaluation views; None for what isn't kept, and what has no bound."""
+    parts = [(n, q) for n, q in zip((numbered, evaluation), weight.quality, strict=True) if q is not None and n]
+    found: dict[str, float | None] = {}
+    for name in LOSSES:
+        values = [(n, getattr(q, name) / q.views) for n, q in parts if getattr(q, name) is not None]
+        value = sum(n * v for n, v in values) / sum(n for n, _ in values) if values else math.inf
+        found[name] = value if math.isfinite(value) else None
+    return found
 
 
-def _encode(encoding: Encoding, part: Answered, views: Sequence[View]) -> tuple[dict[str, np.ndarray], Quality]:
+def _encode(
+    encoding: Encoding, part: Answered, views: Sequence[View], calibration: Calibration | None
+) -> tuple[dict[str, np.ndarray], Quality]:
     places = [part.views.index(v) for v in views]
     total, fields = Quality(), []
     for place in places:
-        output, labels = TeacherOutput(part.logits[place]), part.labels[place]
-        with np.errstate(all="ignore"):  # logits too large for a dtype: the loss says so
-            encoded = encoding.encode(output, labels)
-        total.add(quality(output, labels, encoding, encoded))
+        output, labels = part.output(place), part.labels[place]
+        with np.errstate(all="ignore"):  # what is too large for a dtype: the loss says so
+            encoded = encoding.encode(output, labels, calibration)
+        total.add(quality(output, labels, encoding, encoded, calibration))
         fields.append(encoded)
     return {name: np.stack([f[name] for f in fields]) for name in fields[0]}, total
 

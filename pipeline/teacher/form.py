@@ -8,6 +8,7 @@ from torch import nn
 
 from pipeline.errors import TeacherError
 from pipeline.models import crop, croppable, first_line, merged
+from pipeline.teacher.answering import Answering
 from pipeline.teacher.plan import noise, on_cpu, require_same
 
 Form = Literal["eager", "merged", "fastest"]
@@ -51,7 +52,7 @@ def merge(plain: nn.Module, name: str, size: int) -> nn.Module | None:
     return copied
 
 
-def check_merged(plain: nn.Module, run: nn.Module, x: torch.Tensor, name: str) -> None:
+def check_merged(plain: Answering, run: Answering, x: torch.Tensor, name: str) -> None:
     """Compare the merged network with the plain one: in float32 on the CPU, on a few views and one of noise.
 
     Noise, because a first batch may be of one colour, which tells little about kernels.

@@ -8,6 +8,7 @@ from torch import nn
 
 from pipeline.errors import TeacherError
 from pipeline.models import Built, ModelConfig, build, is_factory, weights_digest
+from pipeline.teacher.answering import Answering, TeacherOutput
 from pipeline.teacher.config import TeacherConfig
 from pipeline.teacher.form import Form, check_merged, merge
 from pipeline.teacher.runner import Runner
@@ -36,6 +37,7 @@ class Network:
     def __init__(
         self, config: ModelConfig, how: TeacherConfig, device: torch.device, num_classes: int | None = None
     ) -> None:
+        self._config, self._num_classes = config, num_classes
         named = config.model is not None and is_factory(config.model)
         if not (config.weights or config.pretrained or named):
             raise TeacherError(
@@ -43,7 +45,7 @@ class Network:
                 where=config.model,
                 do="Pass --weights FILE, or --pretrained for timm's published ones",
             )
-        built = build(config, num_classes=num_classes)
+        built = self._build()
         published = (getattr(built.module, "pretrained_cfg", None) or {}).get("num_classes")
         if (
             config.pretrained
@@ -91,15 +93,50 @@ class Network:
             "std": list(b.std),
         }
 
-    def __call__(self, images: torch.Tensor, erased: Erased | None) -> torch.Tensor:
-        """Logits, float32 (N, num_classes), of uint8 (N, S, S, 3) on the device, erased where `erased` says.
+    def _build(self) -> Built:
+        return build(self._config, num_classes=self._num_classes)
+
+    def plain(self) -> nn.Module:
+        """The network on the CPU in eval mode as it was built, whatever the form: another copy of it, or built again.
+
+        Raises:
+            TeacherError: built again it has other weights.
+        """
+        if self._unchecked is not None:
+            return self._unchecked
+        module = self._build().module.eval().requires_grad_(False)
+        again = weights_digest(module)
+        if again != self.weights:
+            raise TeacherError(
+                "built once more, the model has other weights",
+                where=self.built.name,
+                found=again,
+                allowed=self.weights,
+                do="Give it --weights, or a factory that always returns the same ones",
+            )
+        return module
+
+    def give(self, features: tuple[str, ...]) -> None:
+        """Give these features beside the logits; see `Runner.give`."""
+        before = self.runner.features
+        self.runner.give(features)
+        if set(features) - set(before) and self.form == "merged" and self._unchecked is None:
+            # It was compared without them.
+            self._unchecked = self.plain()
+
+    def normalized(self, images: torch.Tensor) -> torch.Tensor:
+        """uint8 (N, S, S, 3) on the device -> what the network is fed, float32 (N, 3, S, S)."""
+        return self._normalize(images, None)
+
+    def __call__(self, images: torch.Tensor, erased: Erased | None) -> TeacherOutput:
+        """What it says, in float32, of uint8 (N, S, S, 3) on the device, erased where `erased` says.
 
         Raises:
             TeacherError: it can't run, or a merged form isn't the network that it was made from.
         """
         x = self._normalize(images, erased)
         try:
-            logits = self.runner(x)
+            said = self.runner(x)
         except Exception as e:
             # Whatever a layer raises, it is about what the user asked this model to do.
             room = (
@@ -114,6 +151,7 @@ class Network:
                 found=f"{len(images)} views of {images.shape[1]} pixels",
                 do=room,
             ) from e
+        logits = said.logits
         if logits.ndim != 2 or logits.shape[1] != self.built.num_classes:
             raise TeacherError(
                 "the model's output is no logits",
@@ -122,6 +160,7 @@ class Network:
                 allowed=(len(images), self.built.num_classes),
             )
         if self._unchecked is not None:
-            check_merged(self._unchecked, self._model, x, self.built.name)
+            plain, run = (Answering(one, self.runner.features) for one in (self._unchecked, self._model))
+            check_merged(plain, run, x, self.built.name)
             self._unchecked = None
-        return logits.float()
+        return TeacherOutput(**{name: part.float() for name, part in said.parts().items()})

@@ -9,14 +9,19 @@ from torch.func import functional_call
 
 from pipeline.errors import TeacherError
 from pipeline.models import Seen, inputs_seen
+from pipeline.teacher.answering import Answering, TeacherOutput
 from pipeline.teacher.ways import WAYS, Way, ways_of
 
 # Layer -> way; layers that it doesn't name are plain. The whole network may be compiled.
 Plan = dict[str, str]
 WHOLE, COMPILED = "", "compiled"
 
-# Largest difference of two forms, relative to the largest logit, float32.
+# Largest difference of two forms, relative to the largest value, float32.
 TOLERANCE = 1e-5
+# What the parts of an answer are called, and how many times more they may differ: a map's values are sums of
+# thousands too, but nothing has averaged them yet.
+_CALLED = {"logits": "logit", "pooled": "pooled feature", "map": "value of the final map"}
+_ROOM = {"logits": 1.0, "pooled": 10.0, "map": 10.0}
 # About a plan that somebody gave, or that a cache was begun with.
 OTHER = "Leave out teacher.layers; where a cache was begun like this, go on where it can be done, or begin another"
 
@@ -63,17 +68,21 @@ def restore(model: nn.Module) -> None:
             _put(model, at, module.plain)
 
 
-def compiled(model: nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
-    """The network compiled for one shape of input, its weights as constants; each layer keeps its memory format."""
+def compiled(model: Answering) -> Callable[[torch.Tensor], TeacherOutput]:
+    """The network compiled for one shape of input, its weights as constants; each layer keeps its memory format.
+
+    With its features, if it gives any: they come out of the same graph.
+    """
     return torch.compile(model, dynamic=False, options={"freezing": True, "layout_optimization": False})
 
 
-def on_cpu(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    """Logits in float32 on the CPU, where float32 is float32, of a network on any device."""
+def on_cpu(model: Answering, x: torch.Tensor) -> TeacherOutput:
+    """The answer in float32 on the CPU, where float32 is float32, of a network on any device."""
     # Its tensors on the CPU; those that are there already aren't copied.
     here: dict[str, Any] = {key: value.cpu() for key, value in [*model.named_parameters(), *model.named_buffers()]}
     with torch.inference_mode(), torch.autocast("cpu", enabled=False):
-        return functional_call(model, here, (x.cpu().float(),))
+        said: TeacherOutput = functional_call(model, here, (x.cpu().float(),))
+    return said
 
 
 def noise(images: int, size: int) -> torch.Tensor:
@@ -82,22 +91,27 @@ def noise(images: int, size: int) -> torch.Tensor:
 
 
 def require_same(
-    found: torch.Tensor, expected: torch.Tensor, name: str, what: str, do: str, tolerance: float = TOLERANCE
+    found: TeacherOutput, expected: TeacherOutput, name: str, what: str, do: str, tolerance: float = TOLERANCE
 ) -> None:
-    """Refuse logits that differ from others by more than `tolerance`, relative to the largest.
+    """Refuse an answer whose logits differ from another's by more than `tolerance`, relative to the largest.
 
-    What isn't finite in the expected ones is refused by whoever keeps it.
+    Features may differ ten times as much. Only what both have is compared. What isn't finite in the expected one is
+    refused by whoever keeps it.
 
     Raises:
         TeacherError: they differ.
     """
-    finite = expected.isfinite()
-    gap = (found - expected)[finite].abs()
-    most = expected[finite].abs().max() if finite.any() else torch.tensor(0.0)
-    if not bool((gap <= tolerance * most).all()):
-        raise TeacherError(
-            what, where=name, found=f"{float(gap.max() / most):.2g} of the largest logit", allowed=tolerance, do=do
-        )
+    others = found.parts()
+    for part, values in expected.parts().items():
+        if part not in others:
+            continue
+        finite = values.isfinite()
+        gap = (others[part] - values)[finite].abs()
+        most = values[finite].abs().max() if finite.any() else torch.tensor(0.0)
+        allowed = tolerance * _ROOM[part]
+        if not bool((gap <= allowed * most).all()):
+            far = f"{float(gap.max() / most):.2g} of the largest {_CALLED[part]}"
+            raise TeacherError(what, where=name, found=far, allowed=f"{allowed:.2g}", do=do)
 
 
 def _put(model: nn.Module, at: str, module: nn.Module) -> None:

@@ -1,4 +1,4 @@
-"""A network on its device, each layer computed in the way that a plan says."""
+"""A network on its device, each layer computed in the way that a plan says, giving the features that are asked for."""
 
 import math
 import time
@@ -11,6 +11,7 @@ from torch import nn
 
 from pipeline.errors import TeacherError
 from pipeline.models import first_line
+from pipeline.teacher.answering import WITHOUT, Answering, TeacherOutput, answering
 from pipeline.teacher.plan import (
     COMPILED,
     OTHER,
@@ -31,14 +32,15 @@ _COMPILING = 60.0
 # Images on which two ways are compared.
 _COMPARED = 2
 _OTHERWISE = "computed in other ways, the model says something else"
-# Of a compiled network, relative to the largest logit: it rounds elsewhere.
+_FEATURES = "with its features, the model says something else: forward isn't forward_head of forward_features"
+# Of a compiled network, relative to the largest value: it rounds elsewhere.
 _TOLERANCES = {torch.float32: TOLERANCE, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 
-Run = Callable[[torch.Tensor], torch.Tensor]
+Run = Callable[[torch.Tensor], TeacherOutput]
 
 
 class Runner:
-    """Runs a network; at first every layer plainly.
+    """Runs a network; at first every layer plainly, and for its logits alone.
 
     Args:
         model: in eval mode, on `device`.
@@ -51,6 +53,7 @@ class Runner:
 
     Attributes:
         plan: what is followed now.
+        features: given beside the logits.
     """
 
     def __init__(
@@ -66,13 +69,48 @@ class Runner:
     ) -> None:
         self._model, self._name, self._batch, self._size = model, name, batch, size
         self._device, self._amp_dtype, self._channels_last = device, amp_dtype, channels_last
-        self._run: Run = model
+        self._answering = Answering(model)
+        self._run: Run = self._answering
         self.plan: Plan = {}
-        self._plainly: torch.Tensor | None = None
+        self._plainly: TeacherOutput | None = None
 
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """Logits of normalised images (N, 3, S, S) on the device; it raises whatever a layer does."""
+    @property
+    def features(self) -> tuple[str, ...]:
+        """Given beside the logits."""
+        return self._answering.features
+
+    def __call__(self, x: torch.Tensor) -> TeacherOutput:
+        """The answer on normalised images (N, 3, S, S) on the device; it raises whatever a layer does."""
         return self._with(self._run, x)
+
+    def give(self, features: tuple[str, ...]) -> None:
+        """Give these features from now on, by a way to the logits that was compared with the network's own.
+
+        Raises:
+            TeacherError: the network has no such features, or says something else on that way; then all is as before.
+        """
+        if features == self.features:
+            return
+        plan, before = self.plan, self._answering
+        self.obey({})
+        x = noise(_COMPARED, self._size)
+        try:
+            if features:
+                # On the CPU, where float32 is float32.
+                tried = answering(self._model, features, self._name, self._images(1))
+                with torch.inference_mode():
+                    found, expected = on_cpu(tried, x), on_cpu(Answering(self._model), x)
+                require_same(found, expected, self._name, _FEATURES, WITHOUT)
+            self._take(Answering(self._model, features))
+            self.obey(plan)
+        except BaseException:
+            self._take(before)
+            self.obey(plan)
+            raise
+
+    def _take(self, answer: Answering) -> None:
+        self._answering = self._run = answer
+        self.plan, self._plainly = {}, None
 
     @torch.inference_mode()
     def search(self, seconds: float) -> None:
@@ -107,7 +145,7 @@ class Runner:
             self._follow(plan)
         except BaseException as e:
             restore(self._model)
-            self._run, self.plan = self._model, {}
+            self._run, self.plan = self._answering, {}
             if isinstance(e, TeacherError) or not isinstance(e, Exception):
                 raise
             what = f"it can't be computed as teacher.layers says: {type(e).__name__}: {first_line(e)}"
@@ -121,11 +159,11 @@ class Runner:
             restore(self._model)
             x = noise(_COMPARED, self._size)
             if self._plainly is None:
-                self._plainly = on_cpu(self._model, x)
+                self._plainly = on_cpu(self._answering, x)
             apply(self._model, plan, self._images(1), self._name, channels_last=self._channels_last)
             if _layers(plan):
-                require_same(on_cpu(self._model, x), self._plainly, self._name, _OTHERWISE, OTHER)
-        self._run = self._compiled() if WHOLE in plan else self._model
+                require_same(on_cpu(self._answering, x), self._plainly, self._name, _OTHERWISE, OTHER)
+        self._run = self._compiled() if WHOLE in plan else self._answering
         self.plan = plan
 
     def _try_compiled(self, plan: Plan, x: torch.Tensor) -> None:
@@ -134,14 +172,14 @@ class Runner:
         except TeacherError:  # no compiler here, or a network that it can't take
             self.obey(plan)
             return
-        runs = {name: partial(self._with, run, x) for name, run in (("plain", self._model), (COMPILED, self._run))}
+        runs = {name: partial(self._with, run, x) for name, run in (("plain", self._answering), (COMPILED, self._run))}
         times = interleaved(runs, self._device)
         if times.get(COMPILED, math.inf) > times["plain"]:
             self.obey(plan)
 
     def _compiled(self) -> Run:
-        run, x = compiled(self._model), self._images(self._batch)
-        found, expected = (self._with(one, x).float().cpu() for one in (run, self._model))
+        run, x = compiled(self._answering), self._images(self._batch)
+        found, expected = (_here(self._with(one, x)) for one in (run, self._answering))
         tolerance = _TOLERANCES[self._amp_dtype]
         tf32 = torch.backends.cudnn.allow_tf32 or torch.backends.cuda.matmul.allow_tf32
         if self._device.type == "cuda" and tf32:
@@ -149,7 +187,7 @@ class Runner:
         require_same(found, expected, self._name, "compiled, the model says something else", OTHER, tolerance)
         return run
 
-    def _with(self, run: Run, x: torch.Tensor) -> torch.Tensor:
+    def _with(self, run: Run, x: torch.Tensor) -> TeacherOutput:
         with self._autocast():
             return run(x)
 
@@ -159,6 +197,10 @@ class Runner:
     def _images(self, count: int) -> torch.Tensor:
         layout = torch.channels_last if self._channels_last else torch.contiguous_format
         return noise(count, self._size).to(self._device).contiguous(memory_format=layout)
+
+
+def _here(said: TeacherOutput) -> TeacherOutput:
+    return TeacherOutput(**{name: x.float().cpu() for name, x in said.parts().items()})
 
 
 def _layers(plan: Plan) -> Plan:

@@ -1,7 +1,8 @@
 """Views in, logits out: one network, or several whose mean is taken."""
 
 import time
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,6 +11,7 @@ from torch import nn
 from pipeline.errors import TeacherError
 from pipeline.fingerprint import fingerprint
 from pipeline.models import Built
+from pipeline.teacher.answering import FEATURES, WITHOUT, TeacherOutput
 from pipeline.teacher.config import TeacherConfig
 from pipeline.teacher.device import resolve_device
 from pipeline.teacher.network import Network
@@ -19,17 +21,6 @@ from pipeline.views import Erased
 # Seconds of the search for the fastest ways, as a share of what the run's batches take; with less than the least of
 # them a job is run as it is.
 _SHARE, _LEAST = 0.02, 0.5
-
-
-class TeacherOutput(NamedTuple):
-    """What a teacher says of N views: `logits`, float32 (N, num_classes).
-
-    Of several networks it is the mean of their logits, or of their log-probabilities. The latter are logits too:
-    their softmax is the geometric mean of the members' probabilities, made to sum to 1. They are not
-    normalised themselves: where members disagree, their exponentials sum to less than 1.
-    """
-
-    logits: torch.Tensor
 
 
 class Teacher:
@@ -116,6 +107,62 @@ class Teacher:
             at, way = next(iter(left.items()))
             raise TeacherError("no member has such a layer", where=f"teacher.layers: {at}", found=way)
 
+    @property
+    def features(self) -> tuple[str, ...]:
+        """Given beside the logits."""
+        return self._networks[0].runner.features
+
+    def give(self, features: Sequence[str]) -> None:
+        """From now on, give these features beside the logits: `pooled`, `map`.
+
+        They come from the forward that gives the logits, in whatever form the network is run; that the logits are
+        those of the network's own forward is checked here, and that a merged form has the same features with the next
+        batch. A compiled network is compiled anew, features and all.
+
+        Raises:
+            TeacherError: several models have no feature in common; or the model has none, or says something else
+                on the way through them.
+        """
+        unknown = [feature for feature in features if feature not in FEATURES]
+        if unknown:
+            raise TeacherError("no such feature", found=unknown[0], allowed=", ".join(FEATURES))
+        asked = tuple(feature for feature in FEATURES if feature in features)
+        if asked and self.config.members:
+            raise TeacherError(
+                "several models as one have no features of their own", where=self.built.name, found=asked[0], do=WITHOUT
+            )
+        self._use_threads()
+        for network in self._networks:
+            network.give(asked)
+
+    def shapes(self, features: Sequence[str]) -> dict[str, tuple[int, ...]]:
+        """Of one view's features, by name: (D,) of pooled, (h, w, D) of map, as tokens lie in a cache.
+
+        Raises:
+            TeacherError: as `give`.
+        """
+        before, size = self.features, self.built.input_size
+        self.give(features)
+        try:
+            said = self(np.zeros((1, size, size, 3), np.uint8))
+        finally:
+            self.give(before)
+        return shapes_of(said)
+
+    def plain(self) -> nn.Module:
+        """The network as it was built, on the CPU; see `Network.plain`.
+
+        Raises:
+            TeacherError: there are several, or built again it has other weights.
+        """
+        if self.config.members:
+            raise TeacherError("several models as one have no parts of their own", where=self.built.name, do=WITHOUT)
+        return self._networks[0].plain()
+
+    def normalized(self, images: np.ndarray) -> torch.Tensor:
+        """Views, uint8 (N, S, S, 3) -> what a single network is fed, float32 (N, 3, S, S), on the CPU."""
+        return self._networks[0].normalized(torch.from_numpy(images).to(self.device)).cpu()
+
     def search(self, batches: int, at_most: float = 180.0) -> None:
         """Where the config asks for the fastest ways, find them: in a small part of the time of so many batches.
 
@@ -150,15 +197,16 @@ class Teacher:
         """
         self._use_threads()
         size = self.config.batch_size
-        logits = []
+        answers = []
         for start in range(0, len(images), size):
             part = images[start : start + size]
             rows = len(part)
             if rows < size:
                 part = np.concatenate([part, np.broadcast_to(part[:1], (size - rows, *part.shape[1:]))])
             boxes = None if erased is None else erased[start : start + size]
-            logits.append(self._answer(torch.from_numpy(part), boxes)[:rows])
-        return TeacherOutput(torch.cat(logits))
+            said = self._answer(torch.from_numpy(part), boxes).parts()
+            answers.append(TeacherOutput(**{name: x[:rows] for name, x in said.items()}))
+        return TeacherOutput.joined(answers)
 
     def _named(self) -> list[tuple[str, Network]]:
         """The networks with their names in `built.module`."""
@@ -170,18 +218,23 @@ class Teacher:
         if torch.get_num_threads() != self.threads:
             torch.set_num_threads(self.threads)
 
-    def _answer(self, images: torch.Tensor, erased: Erased | None) -> torch.Tensor:
+    def _answer(self, images: torch.Tensor, erased: Erased | None) -> TeacherOutput:
         images = images.to(self.device, non_blocking=True)
-        answers = (network(images, erased) for network in self._networks)
         if not self.config.members:
-            return next(answers)
+            return self._networks[0](images, erased)
+        answers = (network(images, erased).logits for network in self._networks)
         if self.config.combine == "log-probs":
             answers = (torch.log_softmax(logits, dim=1) for logits in answers)
         # One after the other, in their order: only their sum is kept.
         total = next(answers)
         for logits in answers:
             total = total + logits
-        return total / len(self._networks)
+        return TeacherOutput(total / len(self._networks))
+
+
+def shapes_of(said: TeacherOutput) -> dict[str, tuple[int, ...]]:
+    """Of a view's features as tokens lie in a cache: (D,) of pooled, (h, w, D) of map."""
+    return {n: tuple(x.movedim(1, -1).shape[1:]) for n, x in said.parts().items() if n != "logits"}
 
 
 # What members have in common: of Built, what is wrong if they differ, and what to do.

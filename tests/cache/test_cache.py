@@ -10,7 +10,7 @@ import torch
 import zarr
 from PIL import Image
 
-from pipeline.cache import ArrayReader, Cache, CacheReader, Store, check_integrity
+from pipeline.cache import ArrayReader, Cache, CacheReader, Store, Want, check_integrity
 from pipeline.cache.locks import alone
 from pipeline.errors import CacheError, IdentityError, IndexFileError, TargetsError
 from pipeline.loader import Loader
@@ -245,11 +245,11 @@ def test_a_limited_cache_serves_limited_training(world, tmp_path):
 
 def test_dense_is_asked_for_where_it_is_needed(world, cache_path, tmp_path):
     with pytest.raises(TargetsError, match=r"needs every class.*--targets dense"):
-        CacheReader(cache_path, world.index, VIEWS, dense=True)
+        CacheReader(cache_path, world.index, VIEWS, want=Want(dense=True))
     make_cache(world, tmp_path / "c", views=(0,))
     make_cache(world, tmp_path / "c", views=(0,), targets=TargetsConfig(kind="dense"))
     assert CacheReader(str(tmp_path / "c"), world.index, VIEWS).encoding.kind == "topk"
-    assert CacheReader(str(tmp_path / "c"), world.index, VIEWS, dense=True).encoding.kind == "dense"
+    assert CacheReader(str(tmp_path / "c"), world.index, VIEWS, want=Want(dense=True)).encoding.kind == "dense"
 
 
 def test_a_cache_can_live_behind_fsspec(world):

@@ -13,8 +13,10 @@ import pipeline.caching.task as task
 from pipeline.cache import Store, check_integrity
 from pipeline.cache.store import PARTIAL
 from pipeline.shards import Index
+from pipeline.targets import TargetsConfig
 from pipeline.teacher import Teacher
 from tests import children
+from tests.caching.featured import TINY
 from tests.tiny import RECIPE, World, make_cache, tree
 
 # 20 instants, at least four in each phase: (phase, which call).
@@ -111,6 +113,35 @@ def test_a_kill_while_the_store_is_created_is_made_good(world, undisturbed, tmp_
 def killed_creating(index: str, out: str, call: int) -> None:
     Store.sync = children.dying_at(Store.sync, call)
     caching(index, out)
+
+
+@pytest.fixture(scope="module")
+def whole(world: World, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    out = tmp_path_factory.mktemp("whole") / "c.zarr"
+    featured(world.index_path, str(out))
+    return tree(out)
+
+
+# Before the head's record, the calibration's, the first segment's; then a scale, and the array of a later task.
+@pytest.mark.parametrize("call", [7, 9, 10, 33, 48])
+def test_a_kill_while_parts_and_features_are_written_is_made_good(world, whole, tmp_path, call):
+    out = tmp_path / "c.zarr"
+    assert children.run(killed_putting, world.index_path, str(out), call) == -signal.SIGKILL
+    if (out / "commits" / "store.json").exists():
+        assert all(p["what"].startswith("foreign") for p in check_integrity(Store(out))[0])
+    assert children.run(featured, world.index_path, str(out)) == 0
+    assert tree(out) == whole
+
+
+def featured(index: str, out: str) -> None:
+    world = World(Path(index).parent, Index.open(index))
+    targets = TargetsConfig(k=4, pooled="int8", map="int8", map_rank=3)
+    make_cache(world, out, views=(0, "center"), targets=targets, **TINY)
+
+
+def killed_putting(index: str, out: str, call: int) -> None:
+    Path.replace = children.dying_at(Path.replace, call)
+    featured(index, out)
 
 
 def test_leftovers_of_interrupted_writes_are_swept(world, undisturbed, tmp_path):

@@ -262,8 +262,6 @@ def test_the_check_sees_data_that_went_before_its_records(small, tmp_path):
 
 
 def test_a_share_of_a_task_has_its_means():
-    from pipeline.cache.copying import share
-
     whole = Quality(views=40, labelled=40, top1=20, top5=36, retained_mass=30.0, kl=4.0)
-    assert share(whole, 1, 4) == Quality(views=10, labelled=10, top1=5, top5=9, retained_mass=7.5, kl=1.0)
-    assert share(whole, 4, 4) is whole
+    assert whole.part(1, 4) == Quality(views=10, labelled=10, top1=5, top5=9, retained_mass=7.5, kl=1.0)
+    assert whole.part(4, 4) is whole

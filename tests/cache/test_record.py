@@ -6,6 +6,7 @@ import pytest
 
 from pipeline.cache import Cache, Store
 from pipeline.cache.record import CacheRecord, open_reader, place
+from pipeline.cache.select import Want
 from pipeline.caching import CachingConfig, cache_views
 from pipeline.errors import CacheError, IdentityError, TargetsError
 from pipeline.shards import Index
@@ -73,7 +74,7 @@ def test_a_record_of_the_top_k_does_not_serve_a_dense_objective(tmp_path, index)
     record(cache(tmp_path, index, [0]), [0]).write(path)
     cache(tmp_path, index, [0], kind="dense")
     with pytest.raises(TargetsError, match="top2-float16"):
-        open_reader(path, index, tiny.VIEWS, dense=True)
+        open_reader(path, index, tiny.VIEWS, want=Want(dense=True))
 
 
 @pytest.mark.parametrize("text", [None, "{", "[]", '{"cache": "x"}'])

@@ -237,11 +237,11 @@ def test_every_block_is_read_once_and_alone(cache, half, monkeypatch):
     """So memory is that of a block, and of one shard's open files."""
     seen, readers, read = Counter(), {}, ArrayReader.read
 
-    def spy(self, segment, shard, view, start, stop):
+    def spy(self, segment, shard, view, start, stop, fields):
         assert stop - start <= 16
         seen[segment.name, view, shard, start] += 1
         readers.setdefault(shard, set()).add(id(self))
-        out = read(self, segment, shard, view, start, stop)
+        out = read(self, segment, shard, view, start, stop, fields)
         assert {name.split("/c/0/")[1].split("/")[0] for name in self._files} == {shard[-5]}
         return out
 

@@ -6,12 +6,13 @@ import pytest
 from distributed import Client, LocalCluster
 
 import pipeline.caching.backend as backend
-from pipeline.cache import Store, check_integrity
+from pipeline.cache import Cache, Store, check_integrity
 from pipeline.caching import CachingConfig, cache_views
 from pipeline.caching.cluster import Cluster
 from pipeline.errors import CacheError, IdentityError, ShardError, TeacherError
 from pipeline.targets import TargetsConfig
 from pipeline.teacher import TeacherConfig
+from tests.caching.featured import TINY
 from tests.tiny import RECIPE, SETTINGS, make_cache, tree
 
 # dask leaves sockets to the garbage collector and has events of its own loop.
@@ -156,7 +157,7 @@ def test_a_worker_with_other_weights_is_refused(world, client, tmp_path, monkeyp
     who = teacher(client)
     described = who.describe()
     other = {**described.identity, "weights": "0" * 64}
-    monkeypatch.setattr(who, "describe", lambda: type(described)(other, described.numerics, described.config))
+    monkeypatch.setattr(who, "describe", lambda _: type(described)(other, described.numerics, described.config))
     _, report = cached(world, tmp_path / "c", who, views=(0,))
     assert report.tasks == 0
     assert all(isinstance(o.error, IdentityError) for o in report.failed)
@@ -193,6 +194,38 @@ def test_each_job_has_its_own_ways(world, client, tmp_path, monkeypatch):
         assert {str(s.numerics["layers"]) for s in cache.segments} == {str(layers)}
     assert len(ran) == 9
     assert all(ran)
+
+
+FEATURED = TargetsConfig(k=4, pooled="float16", map="int8", map_rank=3)
+
+
+def test_workers_give_features_and_store_the_parts(world, client, tmp_path):
+    caching = CachingConfig(render_threads=1)
+    args = (world.index, RECIPE, teacher(client, **TINY), FEATURED, (0, 1, "center"))
+    cache, report = cache_views(str(tmp_path / "c"), *args, caching=caching)
+    assert report.failed == []
+    assert [name.partition("-")[0] for name in cache.parts] == ["calibration", "head"]
+    make_cache(world, tmp_path / "alone", views=(0, 1, "center"), config=RECIPE, targets=FEATURED, **TINY)
+    assert tree(tmp_path / "c") == tree(tmp_path / "alone")
+    assert report.encoding == cache.segments[0].encoding
+
+
+def test_each_job_has_its_own_features(world, client, tmp_path):
+    """Also on a worker that comes with none."""
+    who, caching = teacher(client, **TINY), CachingConfig(render_threads=1)
+    for number, targets in enumerate([FEATURED, TargetsConfig(k=2), FEATURED]):
+        where = str(tmp_path / ("a" if targets == FEATURED else "b"))
+        cache, report = cache_views(where, world.index, RECIPE, who, targets, range(number + 1), caching=caching)
+        assert report.failed == []
+        assert {s.encoding.groups for s in cache.segments} == {report.encoding.groups}
+    assert len(Cache(Store(tmp_path / "a")).segments) == 2
+
+
+def test_a_worker_without_such_a_part_says_so(world, client, tmp_path):
+    targets = TargetsConfig(k=4, map="int8", tail=True)
+    with pytest.raises(TeacherError, match="no last stage"):
+        cache_views(str(tmp_path / "c"), world.index, RECIPE, teacher(client, **TINY), targets, [0])
+    assert not (tmp_path / "c").exists()
 
 
 def test_a_lost_scheduler_says_how_to_go_on(world, tmp_path, monkeypatch):

@@ -1,0 +1,124 @@
+"""Parts: what is stored once beside the segments that need it. A teacher's classifier, its last stage, calibrations.
+
+A part is parts/<name>.safetensors and, written last, the record commits/<name>.json that vouches for it.
+"""
+
+import json
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+
+from pipeline.cache.cache import Cache
+from pipeline.cache.layout import CALIBRATION, Segment, part_file, part_record
+from pipeline.cache.records import read_record, seal
+from pipeline.errors import CacheError, CorruptionError
+from pipeline.fingerprint import sha256
+from pipeline.targets import Calibration, Encoding
+
+_REPEAT = "Repeat the kdpipe cache-teacher that made it"
+_MEND = "Delete its record, and repeat the kdpipe cache-teacher that made it"
+
+
+def put_part(cache: Cache, name: str, tensors: dict[str, torch.Tensor], about: dict[str, Any]) -> None:
+    """Store a part, unless one of this name is there; JSON-able `about` goes into its record.
+
+    Raises:
+        CacheError: it can't be written.
+    """
+    if name in cache.parts:
+        return
+    put_part_bytes(cache, name, _bytes(tensors), json.loads(json.dumps(about)))
+
+
+def put_part_bytes(cache: Cache, name: str, data: bytes, about: dict[str, Any]) -> None:
+    """Store a part as its file is, and then its record."""
+    store, file = cache.store, part_file(name)
+    store.put(file, data)
+    record = {"part": name, "files": {file: sha256(data)}, "bytes": len(data), "about": about}
+    store.put(part_record(name), seal(record))
+    cache.parts[name] = record
+
+
+def read_part(cache: Cache, name: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """A part's tensors, on the CPU, and what was said about it.
+
+    Raises:
+        CorruptionError: its bytes are not those that were written.
+        CacheError: it is missing.
+    """
+    data = read_part_bytes(cache, name)
+    try:
+        return load(data), cache.parts[name]["about"]
+    except SafetensorError as e:
+        where = f"{cache.store}/{part_file(name)}"
+        raise CorruptionError(f"a part of the cache can't be read: {e}", where=where, do=_MEND) from e
+
+
+def read_part_bytes(cache: Cache, name: str) -> bytes:
+    """A part's file, checked; raises as `read_part`."""
+    if name not in cache.parts and cache.store.exists(part_record(name)):  # stored since the cache was opened
+        cache.parts[name] = read_record(cache.store, part_record(name))
+    if name not in cache.parts:
+        where = f"{cache.store}/{part_record(name)}"
+        raise CacheError(f"the cache has no part {name}", where=where, do=_REPEAT)
+    [(file, digest)] = cache.parts[name]["files"].items()
+    data = cache.store.read(file)
+    if sha256(data) != digest:
+        raise CorruptionError("a part of the cache is damaged", where=f"{cache.store}/{file}", do=_MEND)
+    return data
+
+
+def put_calibration(cache: Cache, calibration: Calibration, about: dict[str, Any]) -> str:
+    """Store a map's calibration under a name made of its content; returns the name."""
+    name = calibration_name(calibration.tensors())
+    put_part(cache, name, calibration.tensors(), about)
+    return name
+
+
+def calibration_name(tensors: dict[str, torch.Tensor]) -> str:
+    """The name of the calibration with these tensors."""
+    return CALIBRATION + sha256(_bytes(tensors))[:16]
+
+
+def read_calibration(cache: Cache, encoding: Encoding) -> Calibration | None:
+    """That of an encoding's map; None where there is none. Raises as `read_part`."""
+    name = encoding.map.calibration if encoding.map else None
+    if name is None:
+        return None
+    tensors, about = read_part(cache, name)
+    return Calibration(**tensors, explained=about["explained"])
+
+
+def needed(segments: Iterable[Segment]) -> set[str]:
+    """Names of the calibrations that segments can't be read without."""
+    maps = (segment.encoding.map for segment in segments)
+    return {feature.calibration for feature in maps if feature is not None and feature.calibration is not None}
+
+
+def spare(cache: Cache) -> list[str]:
+    """Calibrations of segments that are gone, or that never came to be."""
+    wanted = needed(cache.segments)
+    return [name for name in cache.parts if name.startswith(CALIBRATION) and name not in wanted]
+
+
+def copy_parts(source: Cache, target: Cache, segments: Iterable[Segment]) -> int:
+    """Copy what these segments need, and the parts of the teacher; those that are there stay. Returns the bytes.
+
+    Raises:
+        CorruptionError: a part of the source is damaged.
+        CacheError: one is missing, or it can't be written.
+    """
+    wanted, copied = needed(segments), 0
+    wanted |= {name for name in source.parts if not name.startswith(CALIBRATION)}
+    for name in sorted(wanted - set(target.parts)):
+        data = read_part_bytes(source, name)
+        put_part_bytes(target, name, data, source.parts[name]["about"])
+        copied += len(data)
+    return copied
+
+
+def _bytes(tensors: dict[str, torch.Tensor]) -> bytes:
+    return save({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()})

@@ -1,0 +1,160 @@
+"""A teacher's own parts as they are kept beside a cache: its last stage and its classifier."""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, Self
+
+import torch
+from torch import nn
+
+from pipeline.errors import CacheError, IdentityError, TeacherError
+from pipeline.models import ModelConfig, build
+
+Shape = tuple[int, int, int]
+Tensors = Mapping[str, torch.Tensor]
+
+# Largest difference of a part's answer from its stored one, relative to the largest value: float32 on two machines.
+TOLERANCE = 1e-4
+# Maps run at once, which bounds the memory that a probe takes.
+_BATCH = 16
+
+
+class Tail(nn.Module):
+    """A teacher's last stage with the norm behind it, frozen: what it makes of another network's map.
+
+    Whoever holds it: its tensors move with `.to()`, and are in no `parameters()` (an optimizer has nothing of
+    it) and no `state_dict()` (a checkpoint has nothing of it), and `.train()` does not reach it. Gradients flow
+    through it to its input.
+
+    Args:
+        stage: the network's last stage, its downsampling included.
+        norm: of the final map, as `forward_features` ends; None without one.
+        in_shape: (C3, h3, w3) of the map that the stage takes.
+        out_shape: (D, h, w) of the final map.
+        channels_last: whether the network's own maps have their channels last.
+    """
+
+    def __init__(
+        self, stage: nn.Module, norm: nn.Module | None, in_shape: Shape, out_shape: Shape, channels_last: bool = False
+    ) -> None:
+        super().__init__()
+        self.in_shape, self.out_shape, self.channels_last = in_shape, out_shape, channels_last
+        # In a tuple, where torch doesn't look for modules.
+        parts = (stage,) if norm is None else (stage, norm)
+        self._parts = tuple(part.eval().requires_grad_(False) for part in parts)
+
+    @property
+    def resident(self) -> int:
+        """How many numbers it holds in memory: parameters and buffers."""
+        return sum(t.numel() for part in self._parts for t in (*part.parameters(), *part.buffers()))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Maps (B, C3, h3, w3) -> final maps (B, D, h, w)."""
+        if not len(x):  # which some networks can't take, and a process may have
+            return self(torch.cat([x, x.new_zeros(1, *self.in_shape)]))[:0]
+        if self.channels_last:
+            x = x.permute(0, 2, 3, 1)
+        for part in self._parts:
+            x = part(x)
+        return x.permute(0, 3, 1, 2) if self.channels_last else x
+
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Self:
+        for part in self._parts:
+            part._apply(fn)
+        return super()._apply(fn, recurse)
+
+
+def load_tail(tensors: Tensors, about: Mapping[str, Any], where: object, teacher: str | None = None) -> Tail:
+    """The tail that `tail_parts` took out, on the CPU, tried on its probes. The rest of the network isn't kept.
+
+    Args:
+        tensors, about: of the part.
+        where: what an error names.
+        teacher: digest of the weights that it must be of; None for any.
+
+    Raises:
+        TeacherError: the architecture can't be built here, or the tensors aren't its.
+        IdentityError: the tail is another teacher's, or says something else of its probes than is stored.
+        CacheError: the part lacks something.
+    """
+    if teacher not in (None, about["teacher"]):
+        what = "the tail is another teacher's"
+        raise IdentityError(what, where=where, found=about["teacher"], allowed=teacher, do="Store the teacher's own")
+    inputs, outputs = _taken(tensors, ("probe_inputs", "probe_outputs"), where)
+    asked = {name: about[name] for name in ("model", "model_kwargs", "num_classes", "input_size")}
+    with torch.random.fork_rng(devices=[]):  # weights that are overwritten cost the run none of its random numbers
+        module = build(ModelConfig.model_validate(asked)).module
+    parts: list[nn.Module | None] = []
+    for name, path in (("stage", about["stage"]), ("norm", about["norm"])):
+        try:
+            part = None if path is None else module.get_submodule(path)
+            if part is not None:
+                start = f"tail.{name}."
+                part.load_state_dict({k.removeprefix(start): v for k, v in tensors.items() if k.startswith(start)})
+        except (AttributeError, RuntimeError) as e:
+            what = f"the tail's tensors aren't those of {about['model']}'s {path}: {str(e)[:300]}"
+            raise TeacherError(what, where=where, do="Use the versions of kdpipe and timm that stored it") from e
+        parts.append(part)
+    stage, norm = parts
+    assert stage is not None
+    tail = Tail(stage, norm, shape_of(inputs), shape_of(outputs), about["channels_last"])
+    _require_same(answers(tail, inputs), outputs, where, "tail")
+    return tail
+
+
+def load_head(tensors: Tensors, where: object) -> nn.Linear:
+    """The classifier that `head_parts` took out, frozen, float32, on the CPU, tried on its probes.
+
+    Raises:
+        IdentityError: it says something else of its probes than is stored.
+        CacheError: the part lacks something.
+    """
+    names = ("weight", "bias", "probe_inputs", "probe_outputs")
+    weight, bias, inputs, outputs = _taken(tensors, names, where)
+    head = nn.utils.skip_init(nn.Linear, weight.shape[1], weight.shape[0])
+    with torch.no_grad():
+        head.weight.copy_(weight)
+        head.bias.copy_(bias)
+    head.requires_grad_(False)
+    _require_same(answers(head, inputs), outputs, where, "head")
+    assert isinstance(head, nn.Linear)
+    return head
+
+
+@torch.no_grad()
+def answers(part: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
+    """What a part on the CPU says of inputs, float32, a few at a time."""
+    with torch.autocast("cpu", enabled=False):
+        return torch.cat([part(x) for x in inputs.split(_BATCH)]).contiguous()
+
+
+def gap(found: torch.Tensor, expected: torch.Tensor) -> float:
+    """Largest difference relative to the largest expected value; infinite where shapes differ or one isn't finite."""
+    if found.shape != expected.shape or not (found.isfinite().all() and expected.isfinite().all()):
+        return math.inf
+    return float((found - expected).abs().max() / expected.abs().max().clamp(min=1e-12))
+
+
+def shape_of(maps: torch.Tensor) -> Shape:
+    """Of one of them."""
+    channels, height, width = maps.shape[1:]
+    return channels, height, width
+
+
+def _require_same(found: torch.Tensor, stored: torch.Tensor, where: object, name: str) -> None:
+    far = gap(found, stored)
+    if far > TOLERANCE:
+        raise IdentityError(
+            f"the {name} isn't the one that was stored: it says something else of its probes",
+            where=where,
+            found=f"{far:.2g} of the largest value",
+            allowed=TOLERANCE,
+            do=f"Copy the cache's {name} again, or use the versions of kdpipe and timm that stored it",
+        )
+
+
+def _taken(tensors: Tensors, names: tuple[str, ...], where: object) -> list[torch.Tensor]:
+    missing = [name for name in names if name not in tensors]
+    if missing:
+        raise CacheError(f"the part lacks {missing[0]}", where=where, do="Copy the cache again")
+    return [tensors[name] for name in names]
