@@ -17,6 +17,7 @@ from torch import nn
 from pipeline.config import Config
 from pipeline.errors import TeacherError
 from pipeline.models.class_map import keep_classes, read_class_map
+from pipeline.models.dressed.logits import standardised
 from pipeline.models.fit import fit
 from pipeline.models.published import implied_kwargs
 from pipeline.models.state import read_state
@@ -47,7 +48,11 @@ class ModelConfig(Config):
 
 @dataclass(frozen=True)
 class Built:
-    """A module and how to feed it. `name` and `kwargs` rebuild the architecture."""
+    """A module and how to feed it. `name` and `kwargs` rebuild the architecture.
+
+    With a `logit_scale` the logits that it was trained for are `standardised`, which the module does where it was
+    built from such weights.
+    """
 
     module: nn.Module
     name: str
@@ -56,10 +61,12 @@ class Built:
     input_size: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    logit_scale: float | None = None
 
     def metadata(self) -> dict[str, Any]:
         """What goes into a checkpoint's header: enough to build and feed the model again."""
-        return {
+        scale = {} if self.logit_scale is None else {"logit_scale": self.logit_scale}
+        return scale | {
             "model": self.name,
             "model_kwargs": self.kwargs,
             "num_classes": self.num_classes,
@@ -104,6 +111,9 @@ def build(config: ModelConfig, *, num_classes: int | None = None, extra: dict[st
         fit(module, state, config.weights, rows)
     elif rows is not None:
         keep_classes(module, rows, name)
+    scale = said.get("logit_scale")
+    if scale is not None:
+        module.register_forward_hook(lambda _module, _inputs, logits: standardised(logits, scale))
     # A factory's model may not say what it eats; then it is ImageNet's mean, std and 224 pixels.
     feed = resolve_data_config(
         {}, pretrained_cfg=getattr(module, "pretrained_cfg", None) or {"input_size": (3, 224, 224)}
@@ -116,6 +126,7 @@ def build(config: ModelConfig, *, num_classes: int | None = None, extra: dict[st
         input_size=config.input_size or said.get("input_size") or feed["input_size"][-1],
         mean=tuple(config.mean or said.get("mean") or feed["mean"]),
         std=tuple(config.std or said.get("std") or feed["std"]),
+        logit_scale=scale,
     )
 
 

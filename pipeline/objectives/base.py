@@ -1,12 +1,17 @@
 """What every objective is: needs it declares, and a call that returns its loss and the loss's parts."""
 
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Self
 
 import torch
+from pydantic import Field, field_validator
+from torch import nn
 
+from pipeline.config import Config
 from pipeline.errors import TargetsError
+from pipeline.models import Built
 from pipeline.targets import Labels, Targets
+from pipeline.teacher import Tail
 
 
 @dataclass(frozen=True)
@@ -15,18 +20,43 @@ class Needs:
 
     Attributes:
         labels: it has a term against the ground truth.
-        targets: it can't do without the teacher's targets.
-        dense: of those it needs every class's own value rather than the top k.
+        logits: the teacher's, be they the top k.
+        dense: each class's own logit rather than the top k.
+        pooled, map: the teacher's features.
+        head, tail: the teacher's classifier and its last stage, with their weights.
+        maps: how many of the student's maps, from the last one backwards.
+        student_pooled: what the student's classifier sees.
     """
 
-    labels: bool
-    targets: bool
-    dense: bool
+    labels: bool = False
+    logits: bool = False
+    dense: bool = False
+    pooled: bool = False
+    map: bool = False
+    head: bool = False
+    tail: bool = False
+    maps: int = 0
+    student_pooled: bool = False
+
+    @property
+    def targets(self) -> bool:
+        """Whether it can't do without a teacher."""
+        return any((self.logits, self.dense, self.pooled, self.map, self.head, self.tail))
+
+    @property
+    def features(self) -> bool:
+        """Whether it takes more than logits from the teacher."""
+        return any((self.pooled, self.map, self.head, self.tail))
+
+    def __or__(self, other: "Needs") -> "Needs":
+        """What both take."""
+        mine, theirs = vars(self), vars(other)
+        return Needs(**{name: max(value, theirs[name]) for name, value in mine.items()})
 
 
 @dataclass(frozen=True)
-class Reduction:
-    """Sizes of a whole batch, so that parts of it add up to its mean.
+class Context:
+    """What a batch is part of: the whole batch over all processes, and the run.
 
     A rank divides the sum over its rows by the global count and multiplies by `world`, because data-parallel
     training averages gradients over ranks. The result depends neither on how many ranks there are nor on how
@@ -36,11 +66,15 @@ class Reduction:
         rows: of the batch over all ranks.
         labelled: those with a label.
         world: number of ranks.
+        epoch: how far the run is, in epochs, fractions included.
+        epochs: of the run.
     """
 
     rows: int
     labelled: int
     world: int = 1
+    epoch: float = 0.0
+    epochs: float = 1.0
 
     def over_rows(self, total: torch.Tensor) -> torch.Tensor:
         """Mean over all rows, from this rank's sum."""
@@ -51,24 +85,147 @@ class Reduction:
         return total * (self.world / max(1, self.labelled))
 
 
-class Objective(Protocol):
-    """A loss over one batch."""
+@dataclass(frozen=True)
+class Answer:
+    """What a student says of n views.
 
-    @property
-    def needs(self) -> Needs:
-        """What it takes."""
-        ...
+    Attributes:
+        logits: (n, C), any float dtype.
+        pooled: (n, d), what its classifier sees; None unless asked for.
+        maps: (n, c, h, w) each, as many as asked for, the last one its final map.
+    """
 
-    def __call__(
-        self, logits: torch.Tensor, labels: Labels, targets: Targets | None, reduction: Reduction
+    logits: torch.Tensor
+    pooled: torch.Tensor | None = None
+    maps: tuple[torch.Tensor, ...] = ()
+
+
+@dataclass(frozen=True)
+class Student:
+    """What adapters must know of a student before they are made: the sizes of its answer.
+
+    Attributes:
+        num_classes: C.
+        pooled: d; 0 unless asked for.
+        maps: (c, h, w) of each map, as in `Answer`.
+    """
+
+    num_classes: int
+    pooled: int = 0
+    maps: tuple[tuple[int, int, int], ...] = ()
+
+
+@dataclass(frozen=True)
+class Teaching:
+    """What adapters must know of a teacher: sizes of its features, its statistics and its parts.
+
+    Attributes:
+        num_classes: C.
+        pooled: D; 0 where not kept.
+        map: (D, h, w); None where not kept.
+        mean, std: float32 (D,), of the map's channels over the first cached views.
+        head: its classifier, frozen, float32.
+        tail: its last stage, frozen.
+    """
+
+    num_classes: int
+    pooled: int = 0
+    map: tuple[int, int, int] | None = None
+    mean: torch.Tensor | None = None
+    std: torch.Tensor | None = None
+    head: nn.Linear | None = field(default=None, compare=False)
+    tail: Tail | None = field(default=None, compare=False)
+
+
+class TermConfig(Config):
+    """What every objective's config has, for when several are summed."""
+
+    weight: float = Field(1.0, ge=0, description="of the objective where several are summed")
+    schedule: tuple[tuple[float, float], ...] = Field(
+        ((0.0, 1.0),), description="factors of the weight: [[0, 0.1], [0.05, 1]] is 0.1, and 1 from 5 % of the run on"
+    )
+
+    @field_validator("schedule")
+    @classmethod
+    def _from_the_start(cls, steps: tuple[tuple[float, float], ...]) -> tuple[tuple[float, float], ...]:
+        starts = [start for start, _ in steps]
+        if not steps or starts[0] != 0 or sorted(set(starts)) != starts or starts[-1] >= 1:
+            raise ValueError(f"a schedule begins at 0 and rises below 1, found {starts}")
+        return steps
+
+    def factor(self, context: Context) -> float:
+        """Weight times the schedule's factor, now."""
+        share = context.epoch / max(context.epochs, 1e-9)
+        return self.weight * [factor for start, factor in self.schedule if start <= share + 1e-9][-1]
+
+
+class Objective(nn.Module):
+    """A loss over one batch, with the adapters that it trains, if it has any. A subclass has the first four.
+
+    Attributes:
+        name: as in `--objective`.
+        paper: where it is from, one line.
+        Config: its numbers.
+        whole: it trains the student's classifier, so that it can stand alone.
+        dresses: whether `dress` does anything.
+        needs: what it takes.
+        config: its own.
+    """
+
+    name: ClassVar[str]
+    paper: ClassVar[str]
+    Config: ClassVar[type[TermConfig]]
+    whole: ClassVar[bool] = True
+    dresses: ClassVar[bool] = False
+
+    def __init__(self, config: TermConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.needs = self.needs_of(config)
+
+    @staticmethod
+    def needs_of(config: Any) -> Needs:
+        """What it takes with these numbers."""
+        raise NotImplementedError
+
+    @classmethod
+    def make(cls, config: Any, student: Student, teaching: Teaching | None) -> Self:
+        """With adapters of these sizes; without a teacher only where it needs none.
+
+        Raises:
+            TrainingError: student and teacher don't go together in it.
+        """
+        return cls(config)
+
+    @classmethod
+    def dress(cls, config: Any, model: nn.Module, teaching: Teaching | None) -> nn.Module:
+        """The student as it is trained and evaluated, where it needs more than its own layers.
+
+        Raises:
+            TrainingError: this student can't be dressed like that.
+        """
+        return model
+
+    @classmethod
+    def undress(cls, built: Built) -> Built:
+        """The student as it is kept, from `built` whose module is dressed: the same function."""
+        return built
+
+    @classmethod
+    def taps(cls, config: Any) -> tuple[str, ...]:
+        """Names of the dressed student's modules whose maps it takes; empty for the user's or the usual ones."""
+        return ()
+
+    def forward(
+        self, answer: Answer, labels: Labels, targets: Targets | None, context: Context
     ) -> dict[str, torch.Tensor]:
         """Compute in float32 whatever autocast is on.
 
         Args:
-            logits: (n, C), the student's, any float dtype.
+            answer: the student's, n rows.
             labels: of the same n rows.
             targets: of the same n rows.
-            reduction: see Reduction.
+            context: see Context.
 
         Returns:
             float32 scalars: `loss` to minimise, and its parts by name, unweighted.
@@ -76,17 +233,41 @@ class Objective(Protocol):
         Raises:
             TargetsError: targets are missing or lack what the objective needs.
         """
-        ...
+        raise NotImplementedError
 
 
 def require_targets(name: str, needs: Needs, targets: Targets | None) -> Targets:
     """The targets, or TargetsError if they can't serve `needs`."""
     if targets is None:
         raise TargetsError("this objective needs a teacher's targets", where=name, do="Pass --cache")
+    if (needs.logits or needs.dense) and targets.log_probs is None:
+        raise TargetsError(
+            "this objective needs the teacher's logits and the targets have none",
+            where=name,
+            do="Cache them: kdpipe cache-teacher --targets topk, or dense",
+        )
     if needs.dense and not targets.dense:
         raise TargetsError(
             "this objective needs every class and the targets are the top k",
             where=name,
-            do="Cache dense targets: kdpipe cache-teacher --targets dense, or use temperature 1",
+            do="Cache all: kdpipe cache-teacher --targets dense, or --pooled float16, which gives dense logits at any "
+            "temperature through the teacher's head",
+        )
+    missing = [n for n in ("pooled", "map") if getattr(needs, n) and getattr(targets, n) is None]
+    if missing:
+        raise TargetsError(
+            f"this objective needs the teacher's {missing[0]} feature",
+            where=name,
+            do=f"Cache it: kdpipe cache-teacher --targets none --{missing[0]} float16",
         )
     return targets
+
+
+def rows_mean(x: torch.Tensor, context: Context) -> torch.Tensor:
+    """Mean over all elements of float (n, ...), each row counting once over the whole batch."""
+    return context.over_rows(x.float().flatten(1).mean(dim=1).sum()) if len(x) else x.float().sum()
+
+
+def float32(x: torch.Tensor) -> torch.Tensor:
+    """At least float32: a double stays one."""
+    return x if x.dtype == torch.float64 else x.float()

@@ -13,9 +13,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from pipeline.errors import TargetsError
-from pipeline.objectives import OBJECTIVES, ObjectiveConfig, Reduction, build_objective
+from pipeline.objectives import Answer, Context, ObjectiveConfig, build_objective
 from pipeline.targets import Encoding, Labels, Targets
 from pipeline.teacher import TeacherOutput
+from tests.trainer.tiny import configured
 
 N, C = 12, 7
 
@@ -30,13 +31,13 @@ def logits() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 
 
 def dense(teacher: torch.Tensor) -> Targets:
-    return Targets(torch.log_softmax(teacher, dim=1), None, True)
+    return Targets(torch.log_softmax(teacher, dim=1), dense=True)
 
 
 def run(config: dict, student, labels, targets, rows=N, labelled=None, world=1):
-    objective = build_objective(ObjectiveConfig(**config))
+    objective = build_objective(configured(**config))
     count = int((labels >= 0).sum()) if labelled is None else labelled
-    return objective(student, Labels(labels), targets, Reduction(rows, count, world))
+    return objective(Answer(student), Labels(labels), targets, Context(rows, count, world))
 
 
 class Says(nn.Module):
@@ -103,9 +104,9 @@ def test_mixed_labels_are_timms_mixup_target(logits, smoothing):
     lam = torch.cat([lam, lam.flip(0)])
     target = mixup_target(labels, C, lam[:, None], smoothing)
     pairs = torch.stack([labels, labels.flip(0)], dim=1)
-    objective = build_objective(ObjectiveConfig(name="none", label_smoothing=smoothing))
+    objective = build_objective(configured("none", label_smoothing=smoothing))
     ours = student.clone().requires_grad_()
-    found = objective(ours, Labels(target.argmax(dim=1), pairs, lam), None, Reduction(N, N))
+    found = objective(Answer(ours), Labels(target.argmax(dim=1), pairs, lam), None, Context(N, N))
     theirs = student.clone().requires_grad_()
     expected = SoftTargetCrossEntropy()(theirs, target)
     torch.testing.assert_close(found["loss"], expected)
@@ -123,8 +124,8 @@ def test_a_mixed_view_with_an_unknown_label_adds_nothing(logits):
     hard = pairs[:, 0].clone()
     hard[3] = -1
     rest = torch.arange(N) != 3
-    found = objective(student, Labels(hard, pairs, lam), None, Reduction(N, N - 1))
-    expected = objective(student[rest], Labels(hard[rest], pairs[rest], lam[rest]), None, Reduction(N - 1, N - 1))
+    found = objective(Answer(student), Labels(hard, pairs, lam), None, Context(N, N - 1))
+    expected = objective(Answer(student[rest]), Labels(hard[rest], pairs[rest], lam[rest]), None, Context(N - 1, N - 1))
     torch.testing.assert_close(found["loss"], expected["loss"])
 
 
@@ -170,19 +171,19 @@ def test_topk_targets_serve_temperature_one_only(logits):
     targets = encoding.decode({n: torch.from_numpy(a) for n, a in arrays.items()})
     near = run({"name": "kd"}, student, labels, targets)["kd"]
     assert near == pytest.approx(run({"name": "kd"}, student, labels, dense(teacher))["kd"].item(), rel=0.05)
-    with pytest.raises(TargetsError, match=r"kd: this objective needs every class.*temperature 1"):
+    with pytest.raises(TargetsError, match=r"kd: this objective needs every class.*--targets dense"):
         run({"name": "kd", "temperature": 2.0}, student, labels, targets)
 
 
 def test_needs():
-    needs = {n: build_objective(ObjectiveConfig(name=n)).needs for n in OBJECTIVES}
+    needs = {name: ObjectiveConfig(name=name).needs for name in ("none", "kd", "soft-ce")}
     assert {n: (x.labels, x.targets, x.dense) for n, x in needs.items()} == {
         "none": (True, False, False),
         "kd": (True, True, False),
         "soft-ce": (False, True, False),
     }
-    assert build_objective(ObjectiveConfig(name="kd", temperature=4.0)).needs.dense
-    assert not build_objective(ObjectiveConfig(name="kd", alpha=1.0)).needs.labels
+    assert configured("kd", temperature=4.0).needs.dense
+    assert not configured("kd", alpha=1.0).needs.labels
 
 
 @pytest.mark.parametrize("name", ["kd", "soft-ce"])
@@ -196,9 +197,10 @@ def test_missing_targets_are_an_error(logits, name):
     ("config", "message"),
     [
         ({"name": "kdd"}, "unknown objective kdd; allowed: none, kd, soft-ce"),
-        ({"name": "soft-ce", "temperature": 4.0}, "soft-ce has temperature 1, found 4.0"),
-        ({"temperature": 0}, "greater than 0"),
-        ({"alpha": 1.5}, "less than or equal to 1"),
+        ({"name": "kd+kd"}, "an objective is there twice"),
+        ({"name": "soft-ce", "soft_ce": {"temperature": 4.0}}, "Extra inputs are not permitted"),
+        ({"kd": {"temperature": 0}}, "greater than 0"),
+        ({"kd": {"alpha": 1.5}}, "less than or equal to 1"),
         ({"temprature": 2}, "Extra inputs are not permitted"),
     ],
 )

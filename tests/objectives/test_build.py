@@ -1,0 +1,32 @@
+"""Objectives by name, and what a config of them means."""
+
+import pytest
+import torch
+
+from pipeline.objectives import Answer, Context, ObjectiveConfig, build_objective
+from pipeline.targets import Labels
+from stages.objectives import cheapest
+
+
+def test_a_schedule_of_one_step_counts_for_one_objective_too():
+    answer, labels = Answer(torch.eye(4)), Labels(torch.arange(4))
+    context = Context(rows=4, labelled=4)
+    plain, half = (
+        float(
+            build_objective(ObjectiveConfig(name="ce", none={"schedule": schedule}))(answer, labels, None, context)[
+                "loss"
+            ]
+        )
+        for schedule in ([[0, 1]], [[0, 0.5]])
+    )
+    assert half == pytest.approx(plain / 2)
+
+
+def test_numbered_modules_are_names():
+    assert ObjectiveConfig(taps=[0, "layer4"]).taps == ("0", "layer4")
+
+
+def test_the_cheapest_dense_logits_are_the_narrower_of_the_two():
+    needs = ObjectiveConfig(name="dist").needs
+    assert cheapest(needs, classes=1000, width=998)[1] == "--targets none --pooled float16"
+    assert cheapest(needs, classes=1000, width=1536)[1] == "--targets dense"

@@ -1,0 +1,261 @@
+"""ScaleKD and CAP+DFM: what they add up to, that every adapter learns, and from teachers of two kinds that it falls."""
+
+import numpy as np
+import pytest
+import torch
+from pydantic import ValidationError
+from torch import nn
+
+from pipeline.errors import TargetsError, TrainingError
+from pipeline.objectives.base import Answer, Context, Student, Teaching
+from pipeline.objectives.dfm import frequency, spatial
+from pipeline.objectives.scalekd import CapDfm, CapDfmConfig, ScaleKd, ScaleKdConfig
+from pipeline.targets import Labels, Targets
+from pipeline.teacher import Tail, load_tail
+from tests.objectives.logits import mean_ce, softmax
+from tests.teacher.networks import CLASSES, images, network, parts_of
+
+ROWS = 8
+FEATURES = ("spat_tail", "freq_tail", "spat", "freq")
+
+
+class Small(nn.Module):
+    """A student whose maps are of other widths and sides than any teacher's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one = nn.Sequential(nn.Conv2d(3, 16, 6, stride=6), nn.BatchNorm2d(16), nn.ReLU())
+        self.two = nn.Sequential(nn.Conv2d(16, 24, 3, padding=1, stride=2), nn.BatchNorm2d(24), nn.ReLU())
+        self.fc = nn.Linear(24, CLASSES)
+
+    def forward(self, x: torch.Tensor) -> Answer:
+        s3 = self.one(x)
+        s4 = self.two(s3)
+        return Answer(self.fc(s4.mean(dim=(2, 3))), None, (s3, s4))
+
+
+class World:
+    """A teacher with its tail, what it says of a few images, and an untrained student."""
+
+    def __init__(self, name: str) -> None:
+        built = network(name)
+        tensors, about = parts_of(built, ROWS)
+        self.tail: Tail = load_tail(tensors, about, "cache/tail")
+        self.images = images(built, ROWS)
+        with torch.no_grad():
+            logits = built.module(self.images)
+        final = tensors["probe_outputs"]  # the probes are these images
+        self.targets = Targets(torch.log_softmax(logits, dim=1), dense=True, map=final)
+        self.labels = Labels(torch.arange(ROWS) % CLASSES)
+        torch.manual_seed(0)
+        self.net = Small().train()
+        self.sizes = Student(CLASSES, 24, tuple(tuple(m.shape[1:]) for m in self.net(self.images).maps))
+        self.teaching = Teaching(CLASSES, map=tuple(final.shape[1:]), tail=self.tail)
+
+    def scalekd(self, **config) -> ScaleKd:
+        torch.manual_seed(1)
+        return ScaleKd.make(ScaleKdConfig(**config), self.sizes, self.teaching).train()
+
+    def __call__(self, objective, answer: Answer | None = None, **changes) -> dict[str, torch.Tensor]:
+        answer = self.net(self.images) if answer is None else answer
+        told = {"labels": self.labels, "targets": self.targets, "context": Context(ROWS, ROWS)} | changes
+        return objective(answer, **told)
+
+
+@pytest.fixture(scope="module")
+def swin() -> World:
+    return World("swin")
+
+
+def fall(world: World, steps: int = 200, lr: float = 2e-3) -> int:
+    """Train; the step after which each feature term is below two thirds of what it was."""
+    objective = world.scalekd()
+    optimizer = torch.optim.AdamW([*world.net.parameters(), *objective.parameters()], lr=lr)
+    first: dict[str, float] = {}
+    for step in range(steps + 1):
+        parts = world(objective)
+        now = {name: parts[name].item() for name in FEATURES}
+        first = first or now
+        if all(now[name] <= 2 / 3 * first[name] for name in FEATURES):
+            return step
+        optimizer.zero_grad()
+        parts["loss"].backward()
+        optimizer.step()
+    raise AssertionError(f"from {first} to {now}")
+
+
+@pytest.mark.parametrize("name", ["swin", "slak"])
+def test_all_feature_terms_fall_by_a_third(name):
+    assert fall(World(name)) <= 100
+
+
+def test_all_feature_terms_fall_with_499_and_998_channels():
+    world = World("slak-wide")
+    assert (world.tail.in_shape[0], world.tail.out_shape[0]) == (499, 998)
+    assert fall(world) <= 100
+
+
+def test_its_total_in_numpy(swin):
+    config = {"temperature": 2.0, "ce": 0.4, "kd": 0.3, "spat_tail": 0.2, "freq_tail": 0.5, "spat": 0.7, "freq": 0.9}
+    objective = swin.scalekd(**config).eval()
+    with torch.no_grad():
+        answer = swin.net(swin.images)
+        found = swin(objective, answer)
+        s3, s4 = answer.maps
+        q, other = (swin.tail(cap(s3)) for cap in (objective.cap3_spat, objective.cap3_freq))
+        t4 = swin.targets.map
+        features = {
+            "spat_tail": spatial(q, t4).mean(),
+            "freq_tail": frequency(other, t4).mean(),
+            "spat": spatial(objective.cap4_spat(s4, q), t4).mean(),
+            "freq": frequency(objective.cap4_freq(s4, other), t4).mean(),
+        }
+    logits, teacher = (x.double().numpy() for x in (answer.logits, swin.targets.log_probs))
+    soft = -np.mean(np.sum(softmax(teacher / 2) * np.log(softmax(logits / 2)), axis=1)) * 4
+    expected = {name: float(value) for name, value in features.items()}
+    expected |= {"ce": mean_ce(logits, swin.labels.hard.numpy()), "kd": soft}
+    expected["loss"] = sum(config[name] * value for name, value in expected.items())
+    assert {name: value.item() for name, value in found.items()} == pytest.approx(expected, rel=1e-6)
+    assert all(value.dtype == torch.float32 and value.shape == () for value in found.values())
+
+
+@pytest.mark.parametrize("name", ["ce", "kd", *FEATURES])
+def test_removing_a_term_changes_the_loss_by_its_own_value(swin, name):
+    with torch.no_grad():
+        answer = swin.net(swin.images)
+        whole, without = (swin(swin.scalekd(**config), answer) for config in ({}, {name: 0.0}))
+    weight = getattr(ScaleKdConfig(), name)
+    torch.testing.assert_close(whole["loss"] - without["loss"], weight * whole[name], rtol=0, atol=1e-6)
+
+
+def test_every_adapter_gets_a_gradient_and_the_tail_none(swin):
+    objective = swin.scalekd()
+    swin(objective)["loss"].backward()
+    for name, parameter in objective.named_parameters():
+        # A key's bias moves every score of a query alike, which a softmax doesn't see.
+        if not name.endswith(".k.bias"):
+            assert parameter.grad.abs().max() > 0, name
+    assert not any(name.startswith("tail") for name in objective.state_dict())
+    # Gradients of what is behind the tail pass it.
+    objective.zero_grad()
+    swin(objective)["spat_tail"].backward()
+    assert objective.cap3_spat.queries.grad.abs().max() > 0
+    objective.zero_grad()
+    swin(objective)["spat"].backward()
+    assert objective.cap3_spat.queries.grad.abs().max() > 0  # queries aren't detached
+
+
+def test_checkpoint_has_the_adapters_only(swin):
+    objective = swin.scalekd()
+    kept = objective.state_dict()
+    other = swin.scalekd()
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.zero_()
+    other.load_state_dict(kept)
+    answer = swin.net(swin.images)
+    assert torch.equal(swin(objective.eval(), answer)["loss"], swin(other.eval(), answer)["loss"])
+    assert sum(v.numel() for v in kept.values()) < sum(p.numel() for p in other.parameters()) + 1000
+
+
+@pytest.mark.parametrize("name", ["swin", "slak"])
+def test_half_precision_costs_little(name):
+    world = World(name)
+    answer, objective = world.net(world.images), world.scalekd()
+    full = world(objective, answer)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        half = world(objective, answer)
+    assert all(value.dtype == torch.float32 for value in half.values())
+    torch.testing.assert_close(half["loss"], full["loss"], rtol=1e-3, atol=0)
+    # Adapters and tail are networks under autocast; of untrained ones L_freq sees nothing but what positions differ in.
+    for part, value in full.items():
+        torch.testing.assert_close(half[part], value, rtol=1e-2, atol=0)
+
+
+@pytest.mark.parametrize("kind", ["scalekd", "cap-dfm"])
+def test_ranks_add_up_to_the_batch(swin, kind):
+    objective = swin.scalekd() if kind == "scalekd" else CapDfm.make(CapDfmConfig(), swin.sizes, swin.teaching)
+    objective.eval()  # batch statistics are each rank's own
+    answer = swin.net(swin.images)
+    whole = swin(objective, answer)
+
+    def part(rows: slice) -> dict[str, torch.Tensor]:
+        own = Answer(answer.logits[rows], None, tuple(m[rows] for m in answer.maps))
+        targets = Targets(swin.targets.log_probs[rows], dense=True, map=swin.targets.map[rows])
+        return objective(own, Labels(swin.labels.hard[rows]), targets, Context(ROWS, ROWS, 3))
+
+    parts = [part(rows) for rows in (slice(0, 5), slice(5, 5), slice(5, None))]
+    for name, value in whole.items():
+        torch.testing.assert_close(sum(p[name] for p in parts) / 3, value, rtol=1e-5, atol=1e-6)
+
+
+def test_cap_dfm_is_its_two_terms_and_falls(swin):
+    torch.manual_seed(2)
+    objective = CapDfm.make(CapDfmConfig(), swin.sizes, Teaching(CLASSES, map=swin.teaching.map)).train()
+    answer = swin.net(swin.images)
+    with torch.no_grad():
+        maps = objective.cap_spat(answer.maps[-1]), objective.cap_freq(answer.maps[-1])
+    found = swin(objective, answer)
+    assert found["spat"].item() == pytest.approx(spatial(maps[0], swin.targets.map).mean().item(), rel=1e-6)
+    assert found["freq"].item() == pytest.approx(frequency(maps[1], swin.targets.map).mean().item(), rel=1e-6)
+    expected = 0.08 * found["spat"].item() + 0.06 * found["freq"].item()
+    assert found["loss"].item() == pytest.approx(expected, rel=1e-6)
+    assert not CapDfm.whole
+    optimizer = torch.optim.AdamW(objective.parameters(), lr=2e-3)
+    maps = Answer(answer.logits.detach(), None, tuple(m.detach() for m in answer.maps))
+    for _ in range(40):
+        optimizer.zero_grad()
+        now = swin(objective, maps)
+        now["loss"].backward()
+        assert all(p.grad is not None for p in objective.parameters())
+        optimizer.step()
+    assert all(now[name] < 2 / 3 * found[name] for name in ("spat", "freq"))
+
+
+def test_needs():
+    needs = ScaleKd.needs_of(ScaleKdConfig())
+    assert (needs.labels, needs.logits, needs.dense, needs.map, needs.tail, needs.maps) == (
+        True,
+        True,
+        False,
+        True,
+        True,
+        2,
+    )
+    assert ScaleKd.needs_of(ScaleKdConfig(temperature=4.0)).dense
+    assert not ScaleKd.needs_of(ScaleKdConfig(ce=0.0)).labels
+    assert not ScaleKd.needs_of(ScaleKdConfig(kd=0.0, temperature=4.0)).dense
+    needs = CapDfm.needs_of(CapDfmConfig())
+    assert (needs.labels, needs.logits, needs.map, needs.tail, needs.maps) == (False, False, True, False, 1)
+
+
+def test_what_does_not_go_together_is_refused(swin):
+    config, tail, final = ScaleKdConfig(), swin.tail, swin.teaching.map
+    with pytest.raises(TrainingError, match=r"scalekd: .*final map.*--map int8"):
+        ScaleKd.make(config, swin.sizes, Teaching(CLASSES, tail=tail))
+    with pytest.raises(TrainingError, match=r"cap-dfm: .*final map.*--map int8"):
+        CapDfm.make(CapDfmConfig(), swin.sizes, None)
+    with pytest.raises(TrainingError, match=r"scalekd: .*last stage.*cache-teacher --tail.*kd\+cap-dfm"):
+        ScaleKd.make(config, swin.sizes, Teaching(CLASSES, map=final))
+    with pytest.raises(TrainingError, match=r"other maps than were cached; found \(192, 2, 2\); allowed: \(64, 2, 2\)"):
+        ScaleKd.make(config, swin.sizes, Teaching(CLASSES, map=(64, 2, 2), tail=tail))
+    with pytest.raises(TrainingError, match="last two stages; found 1"):
+        ScaleKd.make(config, Student(CLASSES, 24, swin.sizes.maps[-1:]), swin.teaching)
+    with pytest.raises(TargetsError, match="scalekd: this objective needs the teacher's map feature"):
+        swin(swin.scalekd(), targets=Targets(swin.targets.log_probs, dense=True))
+    with pytest.raises(TargetsError, match="scalekd: this objective needs every class"):
+        swin(swin.scalekd(temperature=2.0), targets=Targets(swin.targets.log_probs, map=swin.targets.map))
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"ce": 0, "kd": 0}, "leaves the classifier untrained; use kd"),
+        ({"head_widths": (0, 64)}, "at least 1, found"),
+        ({"spat": -1}, "greater than or equal to 0"),
+        ({"temperature": 0}, "greater than 0"),
+    ],
+)
+def test_impossible_configs_are_refused(config, message):
+    with pytest.raises(ValidationError, match=message):
+        ScaleKdConfig(**config)

@@ -1,0 +1,125 @@
+"""SimKD against its equation in float64; a student whose feature is the teacher's gives the teacher's logits."""
+
+from dataclasses import replace
+
+import pytest
+import timm
+import torch
+from torch import nn
+from torch.autograd import gradcheck
+
+from pipeline.errors import TargetsError
+from pipeline.models.build import ModelConfig, build
+from pipeline.models.dressed.simkd import SimkdStudent
+from pipeline.models.taps import Taps
+from pipeline.objectives.base import Student, Teaching
+from pipeline.objectives.fitnets import squared_error
+from pipeline.objectives.simkd import Simkd, SimkdConfig
+from pipeline.targets import Targets
+from tests.objectives.features import WIDE, C, N, answer, average_by, call, drawn, float64, in_two_parts
+
+RESNET = {"layers": (1, 1, 1, 1), "channels": (8, 8, 12, 16)}
+
+
+def make(**config: object) -> Simkd:
+    return Simkd.make(SimkdConfig(**config), Student(C, pooled=WIDE), None)
+
+
+def head() -> nn.Linear:
+    torch.manual_seed(1)
+    return nn.Linear(WIDE, C)
+
+
+def features(side: int = 4) -> tuple[torch.Tensor, torch.Tensor]:
+    return drawn(N, WIDE, 4, 4, seed=1), drawn(N, WIDE, side, side, seed=2, scale=2)
+
+
+def test_equation_of_the_pooled_feature():
+    student, teacher = (x.mean(dim=(2, 3)) for x in features())
+    found = call(make(), answer(pooled=student), Targets(pooled=teacher))
+    s, t = float64(student, teacher)
+    assert found["loss"].item() == pytest.approx(((s - t) ** 2).mean(), rel=1e-6)
+    assert found["simkd"] is found["loss"]
+    for cut in (0, 2):
+        parts = in_two_parts(make(), answer(pooled=student), Targets(pooled=teacher), cut)
+        torch.testing.assert_close(parts["loss"], found["loss"])
+
+
+@pytest.mark.parametrize("side", [4, 8, 2])
+def test_equation_of_the_map(side):
+    student, teacher = features(side)
+    told = Targets(pooled=teacher.mean(dim=(2, 3)), map=teacher)
+    found = call(make(feature="map"), answer(student), told)
+    s, t = float64(student, teacher)
+    least = min(4, side)
+    s, t = average_by(s, 4 // least), average_by(t, side // least)
+    assert found["loss"].item() == pytest.approx(((s - t) ** 2).mean(), rel=1e-6)
+
+
+def test_gradient():
+    student, teacher = drawn(3, 4).double().requires_grad_(), drawn(3, 4, seed=1).double()
+    assert gradcheck(lambda s: squared_error(s, teacher), (student,))
+
+
+def test_bfloat16_is_near():
+    student, teacher = drawn(64, 32, seed=1).bfloat16(), drawn(64, 32, seed=2)
+    expected = call(make(), answer(pooled=student.float(), rows=64), Targets(pooled=teacher))["loss"]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = call(make(), answer(pooled=student, rows=64), Targets(pooled=teacher))["loss"]
+    assert found.dtype == torch.float32
+    assert found.item() == pytest.approx(expected.item(), rel=1e-3)
+
+
+def test_a_map_whose_mean_the_classifier_does_not_see_is_refused():
+    student, teacher = features()
+    normed = nn.functional.layer_norm(teacher.mean(dim=(2, 3)), (WIDE,))
+    with pytest.raises(TargetsError, match=r"doesn't see the mean.*objective\.simkd\.feature=pooled"):
+        call(make(feature="map"), answer(student), Targets(pooled=normed, map=teacher))
+
+
+def test_a_relu_before_features_with_both_signs_is_refused():
+    student, teacher = (x.mean(dim=(2, 3)) for x in features())
+    with pytest.raises(TargetsError, match=r"negative.*objective\.simkd\.relu=false"):
+        call(make(relu=True), answer(pooled=student), Targets(pooled=teacher))
+    call(make(relu=True), answer(pooled=student), Targets(pooled=teacher.abs()))
+
+
+def test_it_needs_neither_labels_nor_logits():
+    assert Simkd.whole
+    needs = Simkd.needs_of(SimkdConfig())
+    assert (needs.labels, needs.logits, needs.map, needs.maps) == (False, False, False, 0)
+    assert (needs.pooled, needs.head, needs.student_pooled) == (True, True, True)
+    assert Simkd.needs_of(SimkdConfig(feature="map")).maps == 1
+    with pytest.raises(TargetsError, match="--pooled"):
+        Simkd.dress(SimkdConfig(), timm.create_model("resnet18", num_classes=C, **RESNET), Teaching(C))
+
+
+@pytest.mark.parametrize("feature", ["pooled", "map"])
+def test_a_dressed_student_learns_what_the_teacher_says(feature):
+    torch.manual_seed(0)
+    built = build(ModelConfig(model="resnet18", model_kwargs=RESNET, num_classes=C))
+    config = SimkdConfig(feature=feature)
+    student = Simkd.dress(config, built.module, Teaching(C, pooled=WIDE, head=head()))
+    assert isinstance(student, SimkdStudent)
+    weights = [p.clone() for p in student.head.parameters()]
+    taps = Taps(student, Simkd.taps(config), pooled=Simkd.needs_of(config).student_pooled)
+    objective = Simkd.make(config, Student(C), None)
+    images, teacher = drawn(N, 3, 64, 64, seed=3), drawn(N, WIDE, 2, 2, seed=4)
+    targets = Targets(pooled=teacher.mean(dim=(2, 3)), map=teacher)
+    optimizer = torch.optim.Adam([p for p in student.parameters() if p.requires_grad], lr=1e-2)
+    losses = []
+    for _ in range(40):
+        student(images)
+        pooled, maps = taps.take(images.device)
+        loss = call(objective, answer(*maps, pooled=pooled), targets)["loss"]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0] / (2 if feature == "map" else 4)
+    told, said = (x.detach() - x.detach().mean() for x in (head()(targets.pooled), student(images)))
+    assert (told - said).square().mean() < told.square().mean() / 2
+    assert all(torch.equal(a, b) for a, b in zip(weights, student.head.parameters(), strict=True))
+    kept = Simkd.undress(replace(built, module=student))
+    assert kept.module is student
+    assert kept.kwargs["model"] == "resnet18"
