@@ -10,7 +10,7 @@ from torch import distributed
 from pipeline.cache.tally import BINS
 from pipeline.errors import TrainingError
 from pipeline.loader import Batch
-from pipeline.targets import Encoding, kl
+from pipeline.targets import Targets, kl
 
 Metrics = dict[str, float | int | None]
 _COUNTS = ("samples", "labelled", "top1", "top5", "nll", "cached", "agreement_top1", "agreement_top5", "kl")
@@ -102,7 +102,7 @@ def evaluate(
     num_classes: int,
     device: torch.device,
     *,
-    cached: Encoding | None = None,
+    cached: Callable[[dict[str, torch.Tensor]], Targets] | None = None,
     views: int = 1,
 ) -> Metrics:
     """Score a model; over all ranks where the run is distributed, each bringing its own batches.
@@ -112,7 +112,7 @@ def evaluate(
         batches: normally an epoch of a Loader that evaluates.
         num_classes: C.
         device: where to compute.
-        cached: how the batches' targets are encoded, to compare with the teacher; None not to.
+        cached: decodes the batches' targets, to compare with the teacher; None not to.
         views: of every sample, one after another in the batches; probabilities are averaged over them.
 
     Returns:
@@ -133,7 +133,11 @@ def evaluate(
         if not len(batch):
             continue
         moved = batch.to(device, non_blocking=True)
-        teacher = None if cached is None else averaged(cached.decode(moved.targets).log_probs, views)
+        teacher = None
+        if cached is not None:
+            said = cached(moved.targets).log_probs
+            assert said is not None
+            teacher = averaged(said, views)
         logits = model(moved.images)
         if logits.shape != (len(batch), num_classes):
             raise TrainingError(

@@ -20,6 +20,7 @@ COMMANDS = {
     "verify": ("stages.verify:verify", "Check a cache: every byte, and a sample of views run again."),
     "inspect": ("stages.inspect:inspect", "Print what a cache holds."),
     "cache": ("stages.cache:cache", "Look after caches: list, make room, merge, move."),
+    "objectives": ("stages.objectives:objectives", "List what students can learn from, and what it weighs."),
     "train-student": ("stages.train_student:train_student", "Train a model, from a cache or from labels alone."),
     "evaluate": ("stages.evaluate:evaluate", "Score a model."),
     "erf": ("stages.erf:erf", "Draw and measure models' effective receptive fields."),

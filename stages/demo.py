@@ -20,6 +20,7 @@ from pipeline.errors import ConfigError, KdpipeError
 from pipeline.loader import LoaderConfig
 from pipeline.models import ModelConfig
 from pipeline.objectives import ObjectiveConfig
+from pipeline.objectives.logit import KdConfig
 from pipeline.shards import Index, build_index
 from pipeline.shards.prepare import prepare_digits
 from pipeline.targets import TargetsConfig
@@ -149,7 +150,7 @@ class Demo:
             validation=self.val,
             views=VIEWS,
             student=model,
-            objective=ObjectiveConfig(name=objective, temperature=2.0 if objective == "kd" else 1.0, alpha=0.9),
+            objective=ObjectiveConfig(name=objective, kd=KdConfig(temperature=2.0, alpha=0.9)),
             train=TrainConfig(
                 epochs=epochs,
                 batch_size=64,

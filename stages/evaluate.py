@@ -104,13 +104,12 @@ def evaluate(
                 yield batch
                 progress.advance(len(batch) // len(crops))
 
-        encoding = reader.encoding if reader else None
         found = score(
             lambda images: teacher(images.cpu().numpy()).logits,
             batches(),
             teacher.num_classes,
             teacher.device,
-            cached=encoding,
+            cached=reader.decode if reader else None,
             views=len(crops),
         )
     loader.close()

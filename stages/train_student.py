@@ -5,6 +5,8 @@ from typing import Any
 
 import click
 
+from pipeline.errors import ConfigError
+from pipeline.objectives import OBJECTIVES, ObjectiveConfig
 from pipeline.shards import Index
 from pipeline.trainer import Job, train
 from pipeline.trainer import Progress as Step
@@ -20,8 +22,6 @@ FLAGS = {
     "num_classes": "student.num_classes",
     "input_size": "student.input_size",
     "objective": "objective.name",
-    "temperature": "objective.temperature",
-    "alpha": "objective.alpha",
     "epochs": "train.epochs",
     "batch_size": "train.batch_size",
     "lr": "train.lr",
@@ -37,16 +37,21 @@ FLAGS = {
 @click.command("train-student")
 @click.option("--shards", required=True, help="Index of the training shards, from kdpipe index.")
 @click.option("--val", help="Index of the validation shards.")
-@click.option("--cache", help="The teacher's targets, from kdpipe cache-teacher: a cache, or its --record.")
+@click.option(
+    "--cache",
+    "caches",
+    multiple=True,
+    help="A teacher's targets, from kdpipe cache-teacher: a cache, or its --record. Repeat it for several teachers.",
+)
 @click.option("--student", help="timm name, hub name, or package.module:factory.")
 @click.option("--weights", help="Weights to start from [default: random].")
 @click.option("--pretrained", is_flag=True, default=None, help="Start from timm's published weights.")
 @click.option("--model-kwargs", multiple=True, metavar="KEY=VALUE", help="Argument of the model; repeatable.")
 @click.option("--num-classes", type=int, help="Classes, where cache, weights and index don't say.")
 @click.option("--input-size", type=int, help="Side the student sees, pixels [default: the model's own].")
-@click.option("--objective", help="Loss: none (labels only), kd, soft-ce.")
-@click.option("--temperature", type=float, help="T of kd; other than 1 needs dense targets.")
-@click.option("--alpha", type=float, help="Weight of kd against cross entropy.")
+@click.option("--objective", help="Loss, see kdpipe objectives; several joined by +: kd+fd.")
+@click.option("--temperature", type=float, help="T of the objective; other than 1 needs dense targets.")
+@click.option("--alpha", type=float, help="The objective's alpha: of kd its weight against cross entropy.")
 @click.option("--epochs", type=int)
 @click.option("--batch-size", type=int, help="Samples a step, over all processes.")
 @click.option("--lr", type=float, help="Learning rate.")
@@ -65,7 +70,7 @@ FLAGS = {
 def train_student(
     shards: str,
     val: str | None,
-    cache: str | None,
+    caches: tuple[str, ...],
     limit: int | None,
     out: str,
     replace: bool,
@@ -83,11 +88,15 @@ def train_student(
     """
     overrides = {setting: flags[flag] for flag, setting in FLAGS.items()}
     overrides["student.model_kwargs"] = params.key_values(model_kwargs)
+    numbers = {name: flags[name] for name in ("temperature", "alpha") if flags[name] is not None}
     settings = params.load(params_file, sets, overrides)
+    if numbers:
+        overrides |= of_objective(settings.objective, numbers)
+        settings = params.load(params_file, sets, overrides)
     job = Job(
         index=Index.open(shards).limit(limit),
         validation=Index.open(val) if val else None,
-        cache=cache,
+        caches=caches,
         views=settings.views,
         student=settings.student,
         objective=settings.objective,
@@ -136,3 +145,17 @@ class _Shown:
             self._samples = step.before
         count, self._samples = step.samples - self._samples, step.samples
         self._progress.advance(count, epoch=f"{step.epoch}/{step.epochs}", loss=step.loss)
+
+
+def of_objective(objective: ObjectiveConfig, numbers: dict[str, float]) -> dict[str, float]:
+    """The settings that --temperature and --alpha stand for: those of the objectives that have them."""
+    found = {}
+    for number, value in numbers.items():
+        having = [o.name for o in objective.objectives if number in o.Config.model_fields]
+        if not having:
+            all_ = [name for name, o in OBJECTIVES.items() if number in o.Config.model_fields]
+            raise ConfigError(
+                f"objective {objective.name} has no {number}", where=f"--{number}", found=value, allowed=", ".join(all_)
+            )
+        found |= {f"objective.{name.replace('-', '_')}.{number}": value for name in having}
+    return found

@@ -12,9 +12,8 @@ import click
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from pipeline.cache import Cache, Store
+from pipeline.cache import Cache, Store, require_match
 from pipeline.cache.layout import describe
-from pipeline.cache.read import require_match
 from pipeline.errors import ConfigError
 from pipeline.shards import BlockReader, Index
 from pipeline.views import Erased, View, ViewsConfig

@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from pipeline.cache import CacheReader
+from pipeline.cache import CacheReader, JointReader
 from pipeline.config import Config
 from pipeline.errors import TargetsError, TrainingError
 from pipeline.loader.batch import Batch, join
@@ -65,7 +65,7 @@ class Loader:
         *,
         loader: LoaderConfig | None = None,
         seed: int = 0,
-        cache: CacheReader | None = None,
+        cache: CacheReader | JointReader | None = None,
         rank: int = 0,
         world: int = 1,
         labelled_only: bool = False,

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from pipeline.cache import CacheReader
+from pipeline.cache import CacheReader, JointReader
 from pipeline.loader.batch import Batch, view_code
 from pipeline.loader.share import Share
 from pipeline.loader.spool import Spool, Spooled
@@ -44,7 +44,7 @@ class RowReader:
         cache: where targets come from, or None.
     """
 
-    def __init__(self, index: Index, config: ViewsConfig, size: int, cache: CacheReader | None) -> None:
+    def __init__(self, index: Index, config: ViewsConfig, size: int, cache: CacheReader | JointReader | None) -> None:
         self._index, self._config, self._size, self._cache = index, config, size, cache
         # A partner may lie beyond the limit of the index, but not of the cache where its targets are mixed in.
         self._whole = paired_index(index, config)
@@ -54,8 +54,8 @@ class RowReader:
         self._spool: Spool | None = None
         self._targets, self._partners = None, None
         if cache is not None:
-            self._targets = TargetRows(cache.encoding)
-            self._partners = TargetRows(cache.encoding) if config.mixes and config.mix == "targets" else None
+            self._targets = TargetRows(cache.fields)
+            self._partners = TargetRows(cache.fields) if config.mixes and config.mix == "targets" else None
         self._left: np.ndarray | None = None
         self._images: dict[int, np.ndarray] = {}
         self._unit = -1

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from pipeline.targets import Encoding
+from pipeline.targets import ArrayField
 from pipeline.views import View
 
 
@@ -13,8 +13,8 @@ class TargetRows:
     A block here is one view of a block of the index.
     """
 
-    def __init__(self, encoding: Encoding) -> None:
-        self._fields = encoding.fields()
+    def __init__(self, fields: tuple[ArrayField, ...]) -> None:
+        self._fields = fields
         self._open: dict[tuple[int, View], list[np.ndarray]] = {}
         self._taken: list[list[np.ndarray]] = [[] for _ in self._fields]
 

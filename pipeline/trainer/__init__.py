@@ -1,9 +1,21 @@
 """Training a student: the step, the run, its checkpoints."""
 
 from pipeline.trainer.config import TrainConfig
+from pipeline.trainer.learner import Learner
 from pipeline.trainer.loop import Progress, train
 from pipeline.trainer.prepare import Job
 from pipeline.trainer.ranks import Ranks, joined
 from pipeline.trainer.step import Step, TargetsOf, build_student
 
-__all__ = ["Job", "Progress", "Ranks", "Step", "TargetsOf", "TrainConfig", "build_student", "joined", "train"]
+__all__ = [
+    "Job",
+    "Learner",
+    "Progress",
+    "Ranks",
+    "Step",
+    "TargetsOf",
+    "TrainConfig",
+    "build_student",
+    "joined",
+    "train",
+]

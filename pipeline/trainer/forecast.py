@@ -16,10 +16,10 @@ from pipeline.caching.sample import Answered
 from pipeline.loader import Batch
 from pipeline.machine import cores
 from pipeline.models import Built
-from pipeline.objectives import build_objective
 from pipeline.shards import BlockReader
 from pipeline.targets import Encoding
 from pipeline.teacher import TeacherOutput
+from pipeline.trainer.learner import Learner
 from pipeline.trainer.prepare import Job
 from pipeline.trainer.step import Step, build_student
 from pipeline.views.block import paired_index, render_rows
@@ -52,8 +52,8 @@ def forecast_student(
     size, batch = built.input_size, job.train.batch_size
     load, images = _loading(job, measured.sample, size, seconds / 2)
     updates = -(-len(job.index) // batch)
-    objective = build_objective(job.objective)
-    step = Step(built, objective, job.train, updates=updates, targets_of=lambda b: encoding.decode(b.targets))
+    learner = Learner(built, job.objective)
+    step = Step(learner, job.train, updates=updates, targets_of=lambda b: encoding.decode(b.targets))
     step.rehearse()
     first = _batch(images, measured.sample, encoding, batch)
     numbers = itertools.count()

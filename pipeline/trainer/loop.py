@@ -235,14 +235,15 @@ class _Run:
 
     def _weights(self, scores: Metrics | None) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         job = self.plan.job
+        kept = self.plan.step.learner.undressed(self.plan.step.averaged)
         header = {
-            **self.plan.built.metadata(),
+            **kept.metadata(),
             "views": job.views.model_dump(mode="json"),
-            "objective": job.objective.model_dump(mode="json"),
+            "objective": job.objective.used(),
             "epoch": self.epoch,
             "evaluation": scores,
         }
-        return separate(dict(self.plan.step.averaged.state_dict())), header
+        return separate(dict(kept.module.state_dict())), header
 
     def _save(self) -> None:
         # Also so that no checkpoint is made of weights that a bad loss has spoilt.
@@ -285,7 +286,7 @@ class _Run:
         summary = {
             "student": config["student"]["model"],
             "objective": config["objective"],
-            "cache": config["cache"] and config["cache"]["identity"],
+            "caches": [cache["identity"] for cache in config["caches"]],
             "pixels": self.plan.pixels,
             "epochs": self.epochs,
             "steps": self.number,

@@ -10,27 +10,27 @@ from timm.utils import ModelEmaV3
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from pipeline.errors import TrainingError
+from pipeline.errors import KdpipeError, TrainingError
 from pipeline.fingerprint import fingerprint
 from pipeline.loader import Batch
 from pipeline.models import Built, ModelConfig, build, first_line
-from pipeline.objectives import Objective, Reduction
-from pipeline.targets import Targets
+from pipeline.models.dressed.logits import standardised
+from pipeline.objectives import Context
 from pipeline.teacher import resolve_device
 from pipeline.trainer.config import TrainConfig
+from pipeline.trainer.learner import Learner
 from pipeline.trainer.ranks import Ranks
 from pipeline.views import Erased, Normalize
 
-# What the teacher says of a batch: decoded from the cache, or asked of a live teacher.
-TargetsOf = Callable[[Batch], Targets | None]
+# What the teacher says of a batch: Targets decoded from the cache, or asked of a live teacher; of several a tuple.
+TargetsOf = Callable[[Batch], Any]
 
 
 class Step:
     """A student with everything that trains it.
 
     Args:
-        built: the student, its module not yet on a device.
-        objective: the loss.
+        learner: the student and its objective, not yet on a device.
         config: see TrainConfig.
         updates: steps of an epoch, for the schedule.
         targets_of: the teacher's word on a batch; None where the objective needs none.
@@ -42,8 +42,7 @@ class Step:
 
     def __init__(
         self,
-        built: Built,
-        objective: Objective,
+        learner: Learner,
         config: TrainConfig,
         *,
         updates: int,
@@ -51,14 +50,17 @@ class Step:
         ranks: Ranks | None = None,
     ) -> None:
         ranks = ranks or Ranks(0, 1, resolve_device(config.device))
-        self.built, self.objective, self.config, self.ranks = built, objective, config, ranks
-        self._targets_of = targets_of
+        built = learner.built
+        self.built, self.config, self.ranks = built, config, ranks
+        self._targets_of, self._updates = targets_of, updates
         layout = torch.channels_last if config.channels_last else torch.contiguous_format
-        self.model: nn.Module = built.module.to(ranks.device, memory_format=layout)  # type: ignore[call-overload]
+        self.learner = learner.to(ranks.device)
+        self.model: nn.Module = learner.model.to(memory_format=layout)
         self._normalize = Normalize(built.mean, built.std, config.channels_last).to(ranks.device)
         try:
             self.optimizer = create_optimizer_v2(
-                self.model,
+                # timm asks a model for its layers; one with adapters beside it has none to tell.
+                learner if learner.adapts else self.model,
                 opt=config.opt,
                 lr=config.lr,
                 weight_decay=config.weight_decay,
@@ -89,10 +91,10 @@ class Step:
         )
         self._dtype: torch.dtype = getattr(torch, config.amp_dtype)
         self.scaler = torch.amp.GradScaler(ranks.device.type, enabled=self._dtype == torch.float16)
-        self._forward: nn.Module = self.model
+        self._forward: nn.Module = learner
         if ranks.world > 1:
             own = [ranks.device] if ranks.device.type == "cuda" else None
-            self._forward = DistributedDataParallel(self.model, device_ids=own)
+            self._forward = DistributedDataParallel(learner, device_ids=own)
 
     @property
     def averaged(self) -> nn.Module:
@@ -148,19 +150,20 @@ class Step:
             )
 
     def _train(self, batch: Batch, number: int) -> dict[str, torch.Tensor]:
-        self.model.train()
+        self.learner.train()
         torch.manual_seed(stable_seed("step", self.config.seed, number, self.ranks.rank))
         self._schedule.step_update(number)
         self.optimizer.zero_grad(set_to_none=True)
         batch = batch.to(self.ranks.device, non_blocking=True)
         targets = None if self._targets_of is None else self._targets_of(batch)
-        logits = self._run(self._forward, _at_least_two(batch.images), batch.erased)[: len(batch)]
-        reduction = Reduction(batch.global_rows, batch.global_labelled, self.ranks.world)
-        parts = self.objective(logits, batch.truth, targets, reduction)
+        epoch = number / self._updates
+        context = Context(batch.global_rows, batch.global_labelled, self.ranks.world, epoch, self.config.epochs)
+        images = _at_least_two(batch.images)
+        parts = self._run(self._forward, images, batch.erased, len(batch), batch.truth, targets, context)
         self.scaler.scale(parts["loss"]).backward()
         if self.config.clip_grad is not None:
             self.scaler.unscale_(self.optimizer)
-            nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_grad)
+            nn.utils.clip_grad_norm_(self.learner.parameters(), self.config.clip_grad)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         if self.ema is not None:
@@ -172,15 +175,17 @@ class Step:
         model = self.averaged
         if model.training:
             model.eval()
-        return self._run(model, images).float()
+        logits: torch.Tensor = self._run(model, images).float()
+        return logits if self.built.logit_scale is None else standardised(logits, self.built.logit_scale)
 
-    def _run(self, model: nn.Module, images: torch.Tensor, erased: Erased | None = None) -> torch.Tensor:
+    def _run(self, model: nn.Module, images: torch.Tensor, erased: Erased | None = None, *more: Any) -> Any:
         try:
             with self._autocast():
-                logits: torch.Tensor = model(self._normalize(images, erased))
+                return model(self._normalize(images, erased), *more)
+        except KdpipeError:
+            raise
         except Exception as e:  # each layer raises what it likes; what the user asked for caused it
             raise self._failure(e, images) from e
-        return logits
 
     def _failure(self, error: Exception, images: torch.Tensor) -> TrainingError:
         found = f"{len(images)} images of {images.shape[1]} pixels"
@@ -214,9 +219,9 @@ def stable_seed(*name: Any) -> int:
     return int(fingerprint(list(name))[:16], 16) >> 1
 
 
-def parameter_names(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[str]:
+def parameter_names(learner: nn.Module, optimizer: torch.optim.Optimizer) -> list[str]:
     """Names of the parameters in the optimizer's own order, which is that of its state's numbers."""
-    names = {id(p): n for n, p in model.named_parameters()}
+    names = {id(p): n for n, p in learner.named_parameters()}
     return [names[id(p)] for group in optimizer.param_groups for p in group["params"]]
 
 

@@ -14,11 +14,11 @@ from pipeline.cache import CacheReader
 from pipeline.caching import cache_views
 from pipeline.loader import Batch, Loader, LoaderConfig
 from pipeline.models import ModelConfig
-from pipeline.objectives import ObjectiveConfig, Reduction, build_objective
+from pipeline.objectives import Answer, Context, ObjectiveConfig
 from pipeline.shards import Index
 from pipeline.targets import Targets, TargetsConfig
 from pipeline.teacher import Teacher, TeacherConfig
-from pipeline.trainer import Step, TrainConfig, build_student
+from pipeline.trainer import Learner, Step, TrainConfig, build_student
 from pipeline.views import Normalize, ViewsConfig
 from stages.bench.data import RECIPE
 
@@ -98,8 +98,8 @@ def _step(updates: int, epochs: int, targets_of: Callable[[Batch], Targets], dev
     student = ModelConfig(
         model="convnext_atto", model_kwargs={**NETWORK, "kernel_sizes": 3}, num_classes=CLASSES, input_size=SIZE
     )
-    objective = build_objective(ObjectiveConfig(name="kd", alpha=0.5))
-    return Step(build_student(student, config), objective, config, updates=updates, targets_of=targets_of)
+    learner = Learner(build_student(student, config), ObjectiveConfig(name="kd"))
+    return Step(learner, config, updates=updates, targets_of=targets_of)
 
 
 def _run(loader: Loader, step: Step, steps: int) -> list[float]:
@@ -116,14 +116,13 @@ def _run(loader: Loader, step: Step, steps: int) -> list[float]:
 
 def _online(teacher: Teacher) -> Callable[[Batch], Targets]:
     def ask(batch: Batch) -> Targets:
-        logits = teacher(batch.images.cpu().numpy(), batch.erased).logits
-        return Targets(torch.log_softmax(logits, dim=1), None, dense=True)
+        return Targets.live(teacher(batch.images.cpu().numpy(), batch.erased))
 
     return ask
 
 
 def _cached(cache: CacheReader) -> Callable[[Batch], Targets]:
-    return lambda batch: cache.encoding.decode(batch.targets)
+    return lambda batch: cache.decode(batch.targets)
 
 
 def _against_timm(index: Index, teacher: Teacher) -> float:
@@ -136,9 +135,9 @@ def _against_timm(index: Index, teacher: Teacher) -> float:
     task = LogitDistillationTask(
         student, model, criterion=criterion, task_loss_weight=0.5, device=torch.device("cpu"), verbose=False
     )
-    reduction = Reduction(len(batch), batch.global_labelled)
+    context = Context(len(batch), batch.global_labelled)
     with torch.no_grad():
         theirs = task(x, batch.labels)["loss"]
         targets = Targets(torch.log_softmax(model(x), dim=1), None, dense=True)
-        ours = step.objective(student(x), batch.truth, targets, reduction)["loss"]
+        ours = step.learner.objective(Answer(student(x)), batch.truth, targets, context)["loss"]
     return abs(float(ours) - float(theirs))

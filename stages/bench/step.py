@@ -8,11 +8,11 @@ from pipeline.cache import CacheReader
 from pipeline.caching import cache_views
 from pipeline.loader import Batch, Loader
 from pipeline.models import ModelConfig
-from pipeline.objectives import ObjectiveConfig, build_objective
+from pipeline.objectives import ObjectiveConfig
 from pipeline.shards import Index
 from pipeline.targets import TargetsConfig
 from pipeline.teacher import Teacher, TeacherConfig
-from pipeline.trainer import Step, TrainConfig, build_student
+from pipeline.trainer import Learner, Step, TrainConfig, build_student
 from pipeline.views import ViewsConfig
 from stages.bench.measure import core_seconds, spread
 
@@ -62,10 +62,9 @@ def _arm(
     config = TrainConfig(epochs=100, batch_size=batch, opt="sgd", lr=0.01)
     built = build_student(ModelConfig(model=student, num_classes=CLASSES, input_size=size), config)
     one = Step(
-        built,
-        build_objective(ObjectiveConfig(name=objective)),
+        Learner(built, ObjectiveConfig(name=objective)),
         config,
         updates=loader.steps,
-        targets_of=None if cache is None else lambda b: cache.encoding.decode(b.targets),
+        targets_of=None if cache is None else lambda b: cache.decode(b.targets),
     )
     return (b for epoch in range(100) for b in loader.epoch(epoch)), one

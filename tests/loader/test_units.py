@@ -9,7 +9,7 @@ from pipeline.cache import CacheReader
 from pipeline.errors import ShardError, TargetsError, TrainingError
 from pipeline.loader import Batch, Loader, LoaderConfig
 from pipeline.loader.batch import view_code
-from pipeline.trainer.prepare import targets_of
+from pipeline.trainer.teachers import targets_of
 from pipeline.views import FIVE_CROP, ViewsConfig
 from pipeline.views.block import labelling_index
 from tests.loader.test_loader import assert_same, loader

@@ -137,7 +137,7 @@ def test_repro(tmp_path):
     assert len(stores) == 2
 
     # A loss weight, as an experiment: students and what follows them.
-    said = project.dvc("exp", "run", "--set-param", "presets/digits.yaml:objective.alpha=0.7")
+    said = project.dvc("exp", "run", "--set-param", "presets/digits.yaml:objective.kd.alpha=0.7")
     assert set(RUNNING.findall(said)) == {student, *follow}
     assert "alpha: 0.7" in project.text("presets/digits.yaml")
     assert "0.7" in project.dvc("exp", "show", "--csv")

@@ -10,16 +10,16 @@ from pathlib import Path
 import pytest
 
 from pipeline.trainer import train
-from tests.trainer import tiny
+from tests.trainer import featured, tiny
 
 SCRIPT = """
 import sys
 import torch
 from pipeline.shards import Index
 from pipeline.trainer import train
-from tests.trainer import tiny
+from tests.trainer import featured, tiny
 
-folder, out, stop = sys.argv[1:]
+world, folder, out, stop = sys.argv[1:]
 torch.set_num_threads(1)
 seen = 0
 
@@ -30,11 +30,11 @@ def on_step(progress):
     if seen == int(stop):
         sys.exit(3)
 
-train(tiny.distributed_job(folder), out, on_step=on_step)
+train({"tiny": tiny, "featured": featured}[world].distributed_job(folder), out, on_step=on_step)
 """
 
 
-def run(world: int, data: Path, out: Path, stop: int = 0) -> list[float]:
+def run(world: int, data: Path, out: Path, stop: int = 0, of: str = "tiny") -> list[float]:
     """Train in processes as torchrun would start them; returns the loss of each step."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -42,7 +42,7 @@ def run(world: int, data: Path, out: Path, stop: int = 0) -> list[float]:
     environment = {**os.environ, "WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     children = [
         subprocess.Popen(
-            [sys.executable, "-c", SCRIPT, str(data), str(out), str(stop)],
+            [sys.executable, "-c", SCRIPT, of, str(data), str(out), str(stop)],
             env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -92,3 +92,13 @@ def test_stop_on_two_go_on_with_one(alone, data, tmp_path):
     assert begun[:5] + gone_on == pytest.approx(alone[0], abs=1e-5)
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["steps"] == len(alone[0])
+
+
+@pytest.mark.slow
+def test_losses_that_compare_rows_and_adapters_are_those_of_one_process(tmp_path):
+    featured.make(tmp_path)
+    losses: list[float] = []
+    job = featured.distributed_job(str(tmp_path))
+    train(job, tmp_path / "alone", say=lambda _: None, on_step=lambda p: losses.append(p.loss))
+    assert run(2, tmp_path, tmp_path / "run", of="featured") == pytest.approx(losses, rel=1e-4)
+    assert len(losses) == 4

@@ -45,7 +45,7 @@ def begun(index, tmp_path) -> Path:
         ({"epochs": 1, "batch_size": 8}, r"train\.batch_size"),
         ({"epochs": 1, "seed": 8}, r"train\.seed"),
         ({"epochs": 1, "opt": "sgd"}, r"train\.opt"),
-        ({"epochs": 1, "objective": {"name": "none", "label_smoothing": 0.1}}, r"objective\.label_smoothing"),
+        ({"epochs": 1, "objective": {"name": "none", "label_smoothing": 0.1}}, r"objective\.none\.label_smoothing"),
         ({"epochs": 1, "student": {"model_kwargs": {"width": 4}}}, r"student\.model_kwargs\.width"),
         ({"epochs": 1, "student": {"input_size": 12}}, r"student\.input_size"),
         ({"epochs": 1, "loader": {"window": 1}}, r"loader\.window"),

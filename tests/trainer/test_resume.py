@@ -131,7 +131,7 @@ def test_stopped_while_writing(job, whole, tmp_path, monkeypatch, name, nth):
 
 def test_views_cached_meanwhile_change_nothing(job, whole, index, tmp_path):
     """A run goes on with the views that it began with; only a new one takes up the others."""
-    growing = replace(job, cache=tiny.make_cache(tmp_path, index))
+    growing = replace(job, caches=(tiny.make_cache(tmp_path, index),))
     left = 4
 
     def on_step(_) -> None:
@@ -145,13 +145,13 @@ def test_views_cached_meanwhile_change_nothing(job, whole, index, tmp_path):
     tiny.make_cache(tmp_path, index, views=(2, 3, "center"))
     train(growing, tmp_path / "run", say=lambda _: None)
     assert_same(tmp_path / "run", whole)
-    assert train(growing, tmp_path / "run", say=lambda _: None)["config"]["cache"]["views"] == [0, 1]
+    assert train(growing, tmp_path / "run", say=lambda _: None)["config"]["caches"][0]["views"] == [0, 1]
     summary = train(replace(growing, train=TrainConfig(**tiny.TRAIN)), tmp_path / "new", say=lambda _: None)
-    assert summary["config"]["cache"]["views"] == [0, 1, 2, 3]
+    assert summary["config"]["caches"][0]["views"] == [0, 1, 2, 3]
 
 
 def test_another_encoding_cached_meanwhile_is_refused_by_name(job, index, tmp_path):
-    growing = replace(job, cache=tiny.make_cache(tmp_path, index))
+    growing = replace(job, caches=(tiny.make_cache(tmp_path, index),))
 
     def on_step(progress) -> None:
         if progress.step == 3:

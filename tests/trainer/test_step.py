@@ -5,13 +5,11 @@ import copy
 import pytest
 import torch
 
-from pipeline.cache import CacheReader
+from pipeline.cache import CacheReader, Want
 from pipeline.loader import Loader, LoaderConfig
 from pipeline.models import ModelConfig
-from pipeline.objectives import ObjectiveConfig, build_objective
 from pipeline.targets import Targets
-from pipeline.trainer import Step, TrainConfig, build_student
-from pipeline.trainer.prepare import targets_of
+from pipeline.trainer import Learner, Step, TrainConfig, build_student
 from pipeline.trainer.step import stable_seed
 from tests.trainer import tiny
 
@@ -20,8 +18,8 @@ def make_step(objective: dict | None = None, targets_of=None, **train) -> Step:
     config = TrainConfig(**{**tiny.TRAIN, **train})
     student = ModelConfig(model=tiny.MODEL, input_size=tiny.SIZE, num_classes=tiny.CLASSES)
     built = build_student(student, config)
-    loss = build_objective(ObjectiveConfig(**(objective or {"name": "none"})))
-    return Step(built, loss, config, updates=5, targets_of=targets_of)
+    learner = Learner(built, tiny.configured(**(objective or {"name": "none"})))
+    return Step(learner, config, updates=5, targets_of=targets_of)
 
 
 def same_weights(a: Step, b: Step) -> bool:
@@ -40,11 +38,11 @@ def test_a_live_teacher_gives_the_losses_of_the_cache(index, cache, batches):
     teacher = tiny.make_teacher()
 
     def ask(batch) -> Targets:
-        return Targets(torch.log_softmax(teacher(batch.images.numpy(), batch.erased).logits, dim=1), None, True)
+        return Targets.live(teacher(batch.images.numpy(), batch.erased))
 
     objective = {"name": "kd", "temperature": 4.0}
-    reader = CacheReader(cache, index, tiny.VIEWS, dense=True)
-    live, cached = make_step(objective, ask), make_step(objective, targets_of(reader))
+    reader = CacheReader(cache, index, tiny.VIEWS, want=Want(dense=True))
+    live, cached = make_step(objective, ask), make_step(objective, lambda b: reader.decode(b.targets))
     for number, batch in enumerate(batches):
         a, b = live(batch, number)["loss"], cached(batch, number)["loss"]
         assert abs(a.item() - b.item()) <= 1e-6

@@ -10,8 +10,7 @@ from torch import nn
 
 from pipeline.errors import TrainingError
 from pipeline.models import weights_digest
-from pipeline.trainer import Step, build_student, files, train
-from pipeline.trainer.prepare import build_objective
+from pipeline.trainer import Learner, Step, build_student, files, train
 from tests.trainer import tiny
 from tests.trainer.test_refusals import refused
 
@@ -97,7 +96,7 @@ def test_out_of_memory_in_the_backward(index, tmp_path, monkeypatch):
 def test_the_rehearsal_changes_nothing(index):
     job = tiny.make_job(index)
     built = build_student(job.student, job.train)
-    step = Step(built, build_objective(job.objective), job.train, updates=3, targets_of=None)
+    step = Step(Learner(built, job.objective), job.train, updates=3, targets_of=None)
     before, drawn = weights_digest(step.model), torch.get_rng_state()
     step.rehearse()
     assert weights_digest(step.model) == before

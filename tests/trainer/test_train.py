@@ -112,13 +112,13 @@ def test_eval_every(tmp_path, index, validation):
 def test_another_input_size_is_said(tmp_path, index, cache):
     said: list[str] = []
     job = tiny.make_job(index, cache=cache, student={"input_size": 12}, epochs=1)
-    pixels = train(job, tmp_path / "run", say=said.append)["pixels"]
+    pixels = train(job, tmp_path / "run", say=said.append)["pixels"][0]
     assert sum("student sees 12 pixels a side, the teacher saw 16: views share crop, flips" in s for s in said) == 1
     assert (pixels["student"], pixels["teacher"], pixels["exact"]) == (12, 16, False)
     assert "erased boxes" in pixels["shared"]
     assert "erased noise" in pixels["own"]
     same = train(tiny.make_job(index, cache=cache, epochs=1), tmp_path / "same", say=said.append)
-    assert same["pixels"] == {"student": 16, "teacher": 16, "exact": True, "canaries": 44}
+    assert same["pixels"][0] == {"student": 16, "teacher": 16, "exact": True, "canaries": 44}
 
 
 def test_objective_none_leaves_a_cache_alone(tmp_path, index):

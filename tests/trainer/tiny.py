@@ -82,6 +82,13 @@ def make_cache(folder: Path, index: Index, views: Any = (0, 1), **targets: Any) 
     return url
 
 
+def configured(name: str = "kd", **numbers: Any) -> ObjectiveConfig:
+    """A config with the numbers of the one objective that it names."""
+    own = {"taps", "teachers", "teacher_weights"} & numbers.keys()
+    common = {key: numbers.pop(key) for key in own}
+    return ObjectiveConfig(name=name, **common, **({name.replace("-", "_"): numbers} if numbers else {}))
+
+
 def make_job(
     index: Index,
     validation: Index | None = None,
@@ -95,10 +102,10 @@ def make_job(
     return Job(
         index=index,
         validation=validation,
-        cache=cache,
+        caches=(cache,) if cache else (),
         views=VIEWS,
         student=ModelConfig(**{**default, **(student or {})}),
-        objective=ObjectiveConfig(**(objective or {"name": "kd" if cache else "none"})),
+        objective=configured(**(objective or {"name": "kd" if cache else "none"})),
         train=TrainConfig(**{**TRAIN, **train}),
         loader=LoaderConfig(**{"lanes": 3, "window": 2, **(loader or {})}),
     )

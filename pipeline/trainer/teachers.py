@@ -1,0 +1,234 @@
+"""The caches of a run: opened, matched with its samples and student, decoded for its steps."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from pipeline.cache import CacheReader, JointReader, Want
+from pipeline.cache.record import open_reader
+from pipeline.caching.identity import check_readers_canaries
+from pipeline.errors import ConfigError, IdentityError, TargetsError, TrainingError
+from pipeline.fingerprint import fingerprint
+from pipeline.loader import Batch, LoaderConfig
+from pipeline.models import Built
+from pipeline.objectives import ObjectiveConfig, Teaching, average
+from pipeline.shards import Index
+from pipeline.targets import Targets, mix_targets
+from pipeline.trainer.step import TargetsOf
+from pipeline.views import ViewsConfig
+
+Say = Callable[[str], None]
+
+
+class Teachers:
+    """One or several caches, or none.
+
+    Args:
+        caches: folders, URLs or records.
+        index, views: the samples and the policy, which must be the caches' own.
+        objective: what is asked of them.
+        loader: how close their canaries must be.
+        num_classes: the student's, where it is known.
+        say: told remarks.
+        begun: `identity` of the run to go on with: it keeps its encodings and views, if all of them are there; else
+            its identity will differ.
+
+    Attributes:
+        readers: one a cache.
+        reader: what the loader reads; None without a cache.
+
+    Raises:
+        TrainingError: no cache where the objective needs one.
+        IdentityError, CacheError, TargetsError, ViewError: a cache doesn't serve this.
+    """
+
+    def __init__(
+        self,
+        caches: Sequence[str],
+        index: Index,
+        views: ViewsConfig,
+        objective: ObjectiveConfig,
+        loader: LoaderConfig,
+        num_classes: int | None,
+        say: Say,
+        begun: Sequence[dict[str, Any]] = (),
+    ) -> None:
+        self._objective, self._views, needs = objective, views, objective.needs
+        self.readers: list[CacheReader] = []
+        self._canaries: list[dict[str, Any]] = []
+        if not needs.targets:
+            if caches:
+                say(f"objective {objective.name} takes nothing from a teacher: the cache is not read")
+        elif not caches:
+            raise TrainingError(
+                f"objective {objective.name} needs a teacher's targets",
+                do="Pass --cache (kdpipe cache-teacher makes one), or --objective none",
+            )
+        elif needs.features and views.mixes and views.mix == "targets":
+            raise TargetsError(
+                "of a mixed view a teacher's feature is no mixture of features",
+                where="views.mix",
+                found="targets",
+                allowed="images, which the teacher then sees mixed",
+            )
+        else:
+            weights = objective.teacher_weights
+            if weights and (len(weights) != len(caches) or min(weights) <= 0):
+                raise ConfigError(
+                    "each cache has a weight above 0",
+                    where="objective.teacher_weights",
+                    found=list(weights),
+                    allowed=f"{len(caches)} numbers",
+                )
+            dressing = [one.name for one in objective.objectives if one.dresses]
+            if len(caches) > 1 and dressing:
+                raise TargetsError(
+                    f"{dressing[0]} changes the student for one teacher: it can't learn from several",
+                    where="--cache",
+                    found=f"{len(caches)} caches",
+                    allowed=1,
+                    do="Pass one --cache, or use another objective: kd+fd with objective.teachers=sum",
+                )
+            if len(caches) > 1 and needs.features and objective.teachers == "average":
+                raise TargetsError(
+                    "features of several teachers have no mean",
+                    where="objective.teachers",
+                    found="average",
+                    allowed="sum: an objective for each teacher",
+                    do="Pass --set objective.teachers=sum",
+                )
+            want = Want(**{name: getattr(needs, name) for name in Want.__dataclass_fields__})
+            before = begun if len(begun) == len(caches) else [None] * len(caches)
+            for where, was in zip(caches, before, strict=True):
+                encodings = None if was is None else was["encodings"]
+                reader = open_reader(where, index, views, want=want, num_classes=num_classes, begun=encodings)
+                if was is not None and encodings == reader.selection.json() and set(was["views"]) <= set(reader.views):
+                    reader.keep(was["views"])
+                self.readers.append(reader)
+                asked = "pixels" in loader.model_fields_set
+                report = check_readers_canaries(reader.cache, index, views, loader.pixels, asked=asked, say=say)
+                self._canaries.append(report)
+        self.reader = self._joined()
+
+    @property
+    def targets_of(self) -> TargetsOf | None:
+        """How a step gets targets, see `targets_of`; None without a cache."""
+        weights = None if self._sums else self._objective.teacher_weights
+        return None if self.reader is None else targets_of(self.reader, weights)
+
+    def teaching(self) -> list[Teaching]:
+        """What adapters must know: of each teacher where there is an objective for each, else of one."""
+        needs, found = self._objective.needs, []
+        for reader in self.readers if self._sums else self.readers[:1]:
+            shapes = {f.name: f.shape for source in reader.selection.sources for f in source.encoding.features}
+            final = shapes.get("map") if needs.map else None
+            calibration = reader.calibration()
+            found.append(
+                Teaching(
+                    num_classes=reader.num_classes,
+                    pooled=shapes["pooled"][0] if needs.pooled else 0,
+                    map=None if final is None else (final[2], final[0], final[1]),
+                    mean=None if calibration is None else calibration.mean,
+                    std=None if calibration is None else calibration.std,
+                    head=reader.head if needs.head else None,
+                    tail=reader.tail if needs.tail else None,
+                )
+            )
+        return found
+
+    def fit(self, built: Built, say: Say) -> list[dict[str, Any]]:
+        """Of each cache, whether the student sees what the teacher saw, and if not, what is the same.
+
+        Returns:
+            `student`, `teacher`: their sizes; `canaries`: how many were compared, or "unchecked"; `exact`, which
+            is None then; `shared` and `own` where sizes differ.
+
+        Raises:
+            IdentityError: numbers of classes differ.
+        """
+        return [self._fit(*pair, built, say) for pair in zip(self.readers, self._canaries, strict=True)]
+
+    def remarks(self) -> list[str]:
+        """What a user should know of the parts of teachers that are in memory."""
+        if not self._objective.needs.tail:
+            return []
+        said = []
+        for reader in self.readers:
+            model = reader.cache.identity["teacher"]["model"]
+            count = f"{reader.tail.resident:,}"
+            said.append(f"{count} numbers of {model} are in memory, frozen: its last stage and no other")
+        if self._views.mixes:
+            said.append("mixup and cutmix are no part of the recipes that scalekd was published with")
+        return said
+
+    def identity(self) -> list[dict[str, Any]]:
+        """What of the caches decides the trained weights."""
+        return [
+            {
+                "identity": fingerprint(reader.cache.identity),
+                "encodings": reader.selection.json(),
+                "views": [v for v in reader.views if isinstance(v, int)],
+            }
+            for reader in self.readers
+        ]
+
+    @property
+    def _sums(self) -> bool:
+        return len(self.readers) > 1 and self._objective.teachers == "sum"
+
+    def _joined(self) -> CacheReader | JointReader | None:
+        if len(self.readers) > 1:
+            return JointReader(self.readers)
+        return self.readers[0] if self.readers else None
+
+    def _fit(self, reader: CacheReader, canaries: dict[str, Any], built: Built, say: Say) -> dict[str, Any]:
+        views, size = self._views, reader.cache.size
+        if built.num_classes != reader.num_classes:
+            raise IdentityError(
+                "student and cached teacher have different numbers of classes",
+                where=reader.url,
+                found=built.num_classes,
+                allowed=reader.num_classes,
+                do="Set student.num_classes to the teacher's",
+            )
+        compared = canaries["views"]
+        report: dict[str, Any] = {
+            "student": built.input_size,
+            "teacher": size,
+            "exact": not canaries["levels"] if compared else None,
+            "canaries": compared or "unchecked",
+        }
+        if views.mix == "targets" and views.mixes:
+            say("mix targets: the student sees mixed views whose parts the teacher saw one by one")
+            report["exact"] = False
+        if built.input_size != size:
+            shared, own = views.across_sizes()
+            say(
+                f"student sees {built.input_size} pixels a side, the teacher saw {size}: views share "
+                f"{', '.join(shared)}; each has its own {', '.join(own)}"
+            )
+            report |= {"exact": False, "shared": shared, "own": own}
+        return report
+
+
+def targets_of(reader: CacheReader | JointReader, weights: Sequence[float] | None = ()) -> TargetsOf:
+    """How a step gets targets from a cache: decoded on the device where the batch is.
+
+    Args:
+        reader: of one teacher or several.
+        weights: of several, for their mean; None for a tuple with each teacher's own.
+    """
+
+    def one(fields: dict[str, Any]) -> Any:
+        said = reader.decode(fields)
+        return said if isinstance(said, Targets) or weights is None else average(said, weights)
+
+    def of(batch: Batch) -> Any:
+        own = one(batch.targets)
+        if not batch.partner_targets or batch.lam is None:
+            return own
+        other = one(batch.partner_targets)
+        if isinstance(own, Targets):
+            return mix_targets(own, other, batch.lam, batch.labels)
+        return tuple(mix_targets(a, b, batch.lam, batch.labels) for a, b in zip(own, other, strict=True))
+
+    return of
