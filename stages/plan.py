@@ -10,7 +10,6 @@ import click
 from pipeline.caching.forecast import forecast, sampled
 from pipeline.caching.measure import Measured, measure
 from pipeline.errors import ConfigError
-from pipeline.objectives import build_objective
 from pipeline.shards import Index
 from pipeline.teacher import Teacher, devices_here
 from pipeline.trainer import Job
@@ -52,8 +51,16 @@ def plan(
     training = {"student.model": student, "train.epochs": epochs, "train.batch_size": student_batch_size}
     settings = params.load(params_file, sets, overrides(flags) | training)
     counts, wanted = _machines(machines), parse_views(views)
-    if student is not None and not build_objective(settings.objective).needs.targets:
-        raise ConfigError("the objective takes nothing from a teacher", found=settings.objective.name, allowed="kd ...")
+    needs = settings.objective.needs
+    if student is not None and (not needs.targets or needs.features):
+        what = "takes more than logits from a teacher, which only a cache has" if needs.features else "takes nothing"
+        raise ConfigError(
+            f"a student's steps can't be rehearsed: the objective {what}",
+            where="objective.name",
+            found=settings.objective.name,
+            allowed="kd, nkd, dkd, dist and the like",
+            do="Plan with --set objective.name=kd: most of a step is the student",
+        )
     index = Index.open(shards).limit(limit)
     began = time.monotonic()
     teacher = Teacher(settings.teacher, index.num_classes)

@@ -13,7 +13,7 @@ from pipeline.cache.cache import Cache
 from pipeline.cache.layout import Segment, in_order
 from pipeline.cache.reader import CacheReader
 from pipeline.cache.select import Want
-from pipeline.errors import CacheError, IdentityError
+from pipeline.errors import CacheError, IdentityError, TargetsError
 from pipeline.fingerprint import fingerprint
 from pipeline.shards import Index
 from pipeline.targets import Encoding, Quality
@@ -117,7 +117,11 @@ def open_reader(
         return CacheReader(where, index, views, want=want, num_classes=num_classes, begun=begun)
     said = CacheRecord.read(where)
     encoding = Encoding.parse(said.encoding)
-    reader = CacheReader(said.cache, index, views, want=want, num_classes=num_classes, only=encoding)
+    try:
+        reader = CacheReader(said.cache, index, views, want=want, num_classes=num_classes, only=encoding)
+    except TargetsError as e:
+        do = f"A record is of one run of kdpipe cache-teacher: write one of a run with all fields, or pass {said.cache}"
+        raise TargetsError(e.what, where=where, found=e.found, allowed=e.allowed, do=do) from e
     segments = _segments(reader.cache, encoding, said.views)
     if fingerprint(reader.cache.identity) != said.identity or _root(reader.cache, segments) != said.root:
         raise IdentityError(

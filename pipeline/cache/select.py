@@ -85,6 +85,8 @@ def select(
 ) -> Selection:
     """The encodings with most complete views that serve what is asked; the smallest among equals.
 
+    Log-probabilities from pooled features in int8 come last.
+
     Args:
         cache: open.
         shards: that must be complete.
@@ -112,12 +114,14 @@ def select(
     for name in (HEAD, TAIL):
         if getattr(want, name) and name not in cache.parts:
             _refuse(cache, f"the teacher's {name}", "no such part", "--pooled float16" if name == HEAD else "--tail")
-    best: tuple[tuple[bool, int, int, int], Selection] | None = None
+    best: tuple[tuple[Any, ...], Selection] | None = None
     for choices in itertools.product(*_choices(cache, want, found)):
         selection = _joined(choices, found)
         size = sum(field.nbytes for source in selection.sources for field in source.fields)
         wider = sum(source.encoding.dtype != "float16" for source in selection.sources)
-        rank = (selection.json() == begun, len(selection.views), -size, -wider)
+        # Rounded to int8, features give worse logits than were kept: for want of others only.
+        sound = not (selection.by_head and selection.logits and _rounded(selection.logits))
+        rank = (selection.json() == begun, len(selection.views), sound, -size, -wider)
         if selection.views and (best is None or rank > best[0]):
             best = rank, selection
     if best is None:
@@ -150,6 +154,10 @@ def _choices(cache: Cache, want: Want, found: dict[Encoding, dict[View, Segment]
                 held = ", ".join(sorted(e.name for e in found))
                 _refuse(cache, f"the teacher's {name} feature", held, f"--targets none --{name} float16")
             yield having
+
+
+def _rounded(encoding: Encoding) -> bool:
+    return encoding.pooled is not None and encoding.pooled.dtype == "int8"
 
 
 def _joined(choices: tuple[Choice, ...], found: dict[Encoding, dict[View, Segment]]) -> Selection:

@@ -22,6 +22,9 @@ from pipeline.views import View, ViewsConfig
 from pipeline.views.block import labelling_index
 from pipeline.views.canaries import COUNT
 
+# Of a sample's tokens, as many times the channels are enough for a basis to forecast with.
+_TOKENS = 8
+
 
 @dataclass(frozen=True)
 class Measured:
@@ -92,7 +95,8 @@ def measure(
     all_of_them = encodings(encoding)
     calibration, fitting = _calibration(encoding, sample, largest_rank(all_of_them))
     if calibration is not None:
-        startup += fitting + VIEWS * (pace.decode + pace.render + pace.forward.mid / pace.batch)
+        a_view = pace.decode + pace.render + pace.forward.mid / pace.batch
+        startup += fitting + min(VIEWS, len(index) * len(views)) * a_view
     scales = Scales(sample, block, 0.2 * seconds / len(all_of_them), calibration)
     weights = []
     for one in all_of_them:
@@ -118,6 +122,8 @@ def _calibration(encoding: Encoding, sample: Sequence[Answered], rank: int | Non
     if encoding.map is None or not maps:
         return None, 0.0
     tokens = torch.cat([x.movedim(2, -1).flatten(0, 3) for x in maps])
+    # More tell little more, and take seconds that there are not.
+    tokens = tokens[:: max(1, len(tokens) // (_TOKENS * tokens.shape[1]))]
     began = time.monotonic()
     fitted = Calibration.fit(tokens, rank)
     wanted = VIEWS * math.prod(encoding.map.shape[:-1])

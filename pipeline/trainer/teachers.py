@@ -148,15 +148,20 @@ class Teachers:
         return [self._fit(*pair, built, say) for pair in zip(self.readers, self._canaries, strict=True)]
 
     def remarks(self) -> list[str]:
-        """What a user should know of the parts of teachers that are in memory."""
-        if not self._objective.needs.tail:
-            return []
-        said = []
-        for reader in self.readers:
+        """What a user should know of what is read, and of the parts of teachers that are in memory."""
+        said = [
+            f"{reader.url}: log-probabilities come from {reader.encoding.name} through the teacher's classifier"
+            for reader in self.readers
+            if reader.selection.by_head
+        ]
+        needs, own = self._objective.needs, [o.name for o in self._objective.objectives if o.dresses]
+        if self._objective.taps and (own or not needs.maps):
+            said.append(f"objective.taps has no effect: {self._objective.name} takes no map of the student's own")
+        for reader in self.readers if needs.tail else ():
             model = reader.cache.identity["teacher"]["model"]
             count = f"{reader.tail.resident:,}"
             said.append(f"{count} numbers of {model} are in memory, frozen: its last stage and no other")
-        if self._views.mixes:
+        if needs.tail and self._views.mixes:
             said.append("mixup and cutmix are no part of the recipes that scalekd was published with")
         return said
 
