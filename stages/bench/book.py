@@ -46,13 +46,14 @@ def write(out: str, reports: Reports) -> None:
     """
     known = {section.name: reports[section.name] for section in SECTIONS if section.name in reports}
     try:
-        _replace(record_path(out), json.dumps(known, indent=1) + "\n")
-        _replace(Path(out), draw(known, record_path(out).name))
+        replace_text(record_path(out), json.dumps(known, indent=1) + "\n")
+        replace_text(Path(out), draw(known, record_path(out).name))
     except OSError as e:
         do = "Choose another --out, or make room and permission"
         raise ConfigError(f"can't be written ({e.strerror or e})", where=out, do=do) from e
 
 
-def _replace(path: Path, text: str) -> None:
+def replace_text(path: Path, text: str) -> None:
+    """Write a file, whole or not at all."""
     with whole(path) as partial:
         partial.write_text(text)

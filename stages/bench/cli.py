@@ -203,6 +203,78 @@ def opening(samples: int, readers: int, as_json: bool) -> None:
         _report(run(folder, samples, readers), as_json)
 
 
+@bench.command()
+@_shards
+@click.option("--val", help="Index of shards to validate on.")
+@click.option("--val-limit", type=click.IntRange(1), help="Only the first N of them.")
+@click.option("--weights", help="The teacher's, as kdpipe wrote them [default on the digits: trained here].")
+@click.option("--params", "params_file", help="YAML file; its sections views and teacher count.")
+@click.option("--student", help="timm name [default: a small resnet10t].")
+@click.option("--model-kwargs", multiple=True, metavar="KEY=VALUE", help="Argument of the student; repeatable.")
+@_count("--epochs", 20, "Of each run, and views in the cache.")
+@_count("--batch-size", 64)
+@click.option("--lr", type=click.FloatRange(0, min_open=True), default=3e-3, show_default=True)
+@_count("--seeds", 3)
+@_count("--jobs", 2, "Runs at a time, one thread each.")
+@click.option("--only", multiple=True, metavar="NAME", help="This objective; repeatable.")
+@click.option("--out", default="runs/objectives", show_default=True, help="Folder for cache and runs; they go on.")
+@click.option("--page", help="Also draw the table into this document, NAME.md; its figures lie in NAME.json.")
+@click.option("--title", default="Digits: a tenth of the labels, a teacher of all", help="Of its section there.")
+@_json
+def objectives(page: str | None, title: str, as_json: bool, **options: Any) -> None:
+    """One student with every objective, from one cache, with the same steps: who gains over labels alone.
+
+    Without --shards a tenth of the digits' labels are known, and the teacher is trained here with all of them.
+    """
+    from stages.bench.contest.command import measure, show
+    from stages.bench.contest.page import add
+    from stages.bench.reporting import circumstances, report
+
+    figures = measure(**options)
+    if page is not None:
+        add(page, title, {"bench": "objectives", **figures, **circumstances()})
+    if as_json:
+        report(figures, as_json)
+    else:
+        show(figures)
+
+
+@bench.command()
+@_shards
+@click.option("--weights", help="The teacher's. Without --shards it is trained, and kept there, if there is none.")
+@click.option("--params", "params_file", type=click.Path(), help="YAML file: the views of --shards, the teacher.")
+@click.option("--name", help="Of these figures in --out [default: numbers, or the index's name].")
+@_count("--steps", 300, "Of the student before its gradient is looked at.")
+@_count("--batches", 4)
+@_count("--rows", 64, "Of a batch.")
+@click.option("--out", help="Also draw this document, NAME.md, of these figures and those that NAME.json has.")
+@_json
+def fidelity(
+    shards: str | None,
+    limit: int | None,
+    weights: str | None,
+    params_file: str | None,
+    name: str | None,
+    steps: int,
+    batches: int,
+    rows: int,
+    out: str | None,
+    as_json: bool,
+) -> None:
+    """How far the student's gradient is off by what each encoding of the targets loses, for every objective.
+
+    Without --shards on a thousand classes made of scikit-learn's digits, the numbers 000 to 999.
+    """
+    from stages.bench.data import workplace
+    from stages.bench.fidelity.command import measured, show
+
+    with workplace() as folder:
+        figures = measured(
+            folder, shards, limit, weights, params_file, {"steps": steps, "batches": batches, "rows": rows}, out
+        )
+    show(figures, shards, name, out, as_json)
+
+
 @bench.command("all")
 @click.option("--shards", help="Index of photographs, for the benches that need some [default: the digits].")
 @click.option("--only", type=click.Choice([s.name for s in SECTIONS]), multiple=True, help="This bench; repeatable.")

@@ -37,9 +37,9 @@ def draw(reports: Reports, record: str) -> str:
         record: name of the file beside it that holds them.
     """
     newest = max((reports[s.name] for s in SECTIONS if s.name in reports), key=_date, default={})
-    parts = ["# Benchmarks", *(_wrapped(text.format(record=record)) for text in _INTRODUCTION)]
+    parts = ["# Benchmarks", *(wrapped(text.format(record=record)) for text in _INTRODUCTION)]
     if newest:
-        parts.append(_wrapped(f"Measured {_circumstances(newest)}, unless a section says otherwise."))
+        parts.append(wrapped(f"Measured {circumstances(newest)}, unless a section says otherwise."))
     for section in SECTIONS:
         parts += _section(section, reports.get(section.name), newest)
     return "\n\n".join(parts) + "\n"
@@ -50,14 +50,14 @@ def _section(section: Section, report: dict[str, Any] | None, newest: dict[str, 
     if report is None:
         return [*parts, f"    {shlex.join(['kdpipe', 'bench', *section.words])}", "Not measured yet."]
     command = report.get("command", MISSING)
-    parts.append(_wrapped(section.text.format_map(_Figures(report))))
+    parts.append(wrapped(section.text.format_map(_Figures(report))))
     if section.photographs and "--shards" not in command.split():
-        parts.append(_wrapped(_DIGITS))
+        parts.append(wrapped(_DIGITS))
     if changed := _otherwise(report, newest):
-        parts.append(_wrapped(f"Measured {changed}."))
+        parts.append(wrapped(f"Measured {changed}."))
     parts += [f"    {command}", _table(section, report)]
     if section.note:
-        parts.append(_wrapped(section.note.format_map(_Figures(report))))
+        parts.append(wrapped(section.note.format_map(_Figures(report))))
     if section.operations:
         parts.append(_operations(report))
     return parts
@@ -68,7 +68,7 @@ def _table(section: Section, report: dict[str, Any]) -> str:
     rows = [_cells(row, report) for row in section.rows]
     heads = ["", "ours", "peer", section.ratio, "bound", ""]
     used = [i for i in range(len(heads)) if i == 0 or any(row[i] for row in rows)]
-    return _grid([[line[i] for i in used] for line in (heads, *rows)])
+    return grid([[line[i] for i in used] for line in (heads, *rows)])
 
 
 def _cells(row: Row, report: dict[str, Any]) -> list[str]:
@@ -92,10 +92,11 @@ def _operations(report: dict[str, Any]) -> str:
         ours, peer = _median(op.get("ms")), _median(op.get("pil_ms"))
         ratio = peer / ours if ours and peer is not None else None
         lines.append([name, *(_figure(value, form) for value, form in ((ours, ".3f"), (peer, ".3f"), (ratio, ".1f")))])
-    return _grid(lines)
+    return grid(lines)
 
 
-def _grid(lines: list[list[str]]) -> str:
+def grid(lines: list[list[str]]) -> str:
+    """A table in Markdown; the first line is its head."""
     head, *rows = (f"| {' | '.join(line)} |" for line in lines)
     return "\n".join([head, "|" + "---|" * len(lines[0]), *rows])
 
@@ -128,7 +129,8 @@ def _date(report: dict[str, Any]) -> str:
     return str(report.get("date", ""))
 
 
-def _circumstances(report: dict[str, Any]) -> str:
+def circumstances(report: dict[str, Any]) -> str:
+    """When, where and with what a report was made."""
     versions = ", ".join(f"{name} {number}" for name, number in report.get("versions", {}).items())
     return f"on {_date(report) or MISSING}, {report.get('machine', MISSING)}; {versions or MISSING}"
 
@@ -155,7 +157,8 @@ class _Figures(dict[str, Any]):
         return _Missing()
 
 
-def _wrapped(text: str) -> str:
+def wrapped(text: str) -> str:
+    """A paragraph in lines."""
     # No line may end inside a code span: readers of the document take spans line by line.
     whole = re.sub(r"`[^`]*`", lambda span: span[0].replace(" ", "\0"), " ".join(text.split()))
     lines = textwrap.wrap(whole, _WIDTH, break_long_words=False, break_on_hyphens=False)

@@ -54,7 +54,9 @@ def _command(context: click.Context) -> str:
     for param in context.command.params:
         name = str(param.name)
         if name != "as_json" and context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
-            words += [param.opts[0], str(context.params[name])]
+            value = context.params[name]
+            for each in value if isinstance(value, tuple) else (value,):
+                words += [param.opts[0], str(each)]
     return shlex.join(words)
 
 

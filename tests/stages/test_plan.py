@@ -152,7 +152,7 @@ class TestRefusals:
 
     def test_an_objective_without_a_teacher(self, world):
         words = [*TEACHER, *STUDENT, "--set", "objective.name=none"]
-        assert "takes nothing from a teacher" in refused("plan", "--shards", world.index_path, *words)
+        assert "the objective takes nothing" in refused("plan", "--shards", world.index_path, *words)
 
     def test_a_student_that_can_not_run(self, world):
         words = [*TEACHER, "--student", "no_such_net"]

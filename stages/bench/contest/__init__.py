@@ -1,0 +1,1 @@
+"""`kdpipe bench objectives`: one student, one cache, one budget, and every objective in turn."""
