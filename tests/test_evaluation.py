@@ -73,7 +73,7 @@ def test_agreement_and_kl(rows=40, classes=9):
     encoding = Encoding("dense", classes, "float32", classes)
     arrays = encoding.encode(TeacherOutput(teacher), labels)
     fields = {n: torch.from_numpy(a) for n, a in arrays.items()}
-    found = evaluate(saying(student), batches(labels, 16, fields), classes, CPU, cached=encoding)
+    found = evaluate(saying(student), batches(labels, 16, fields), classes, CPU, cached=encoding.decode)
     assert found["top1"] is None
     assert found["nll"] is None
     first = teacher.argmax(dim=1)
@@ -81,7 +81,7 @@ def test_agreement_and_kl(rows=40, classes=9):
     assert found["agreement_top5"] == (student.topk(5).indices == first[:, None]).any(dim=1).double().mean().item()
     log_t, log_s = teacher.double().log_softmax(dim=1), student.double().log_softmax(dim=1)
     assert found["kl"] == pytest.approx((log_t.exp() * (log_t - log_s)).sum(dim=1).mean().item(), abs=1e-6)
-    itself = evaluate(saying(teacher), batches(labels, 16, fields), classes, CPU, cached=encoding)
+    itself = evaluate(saying(teacher), batches(labels, 16, fields), classes, CPU, cached=encoding.decode)
     assert itself["agreement_top1"] == 1
     assert abs(itself["kl"]) < 1e-6
 

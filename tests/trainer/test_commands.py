@@ -39,7 +39,7 @@ def trained(params, index, validation, cache, tmp_path_factory) -> Path:
     assert result.exit_code == 0, result.output
     assert "epoch 2/2" in result.stderr
     summary = json.loads(result.stdout)
-    assert summary["objective"]["temperature"] == 2
+    assert summary["objective"]["kd"]["temperature"] == 2
     assert summary["config"]["student"]["model_kwargs"] == {"width": 6}
     return out
 

@@ -44,7 +44,7 @@ def stop_at(number):
 def test_another_job_is_replaced_and_owes_nothing_to_the_former(tmp_path, data):
     train(job(data), tmp_path / "a", say=quiet)
     (tmp_path / "a" / "notes.txt").write_text("mine")
-    with pytest.raises(CheckpointError, match=r"objective\.alpha"):
+    with pytest.raises(CheckpointError, match=r"objective\.kd\.alpha"):
         train(job(data, objective=LOSSES), tmp_path / "a", say=quiet)
     said = []
     train(job(data, objective=LOSSES), tmp_path / "a", say=said.append, replace=True)
