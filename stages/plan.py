@@ -61,6 +61,9 @@ def plan(
             allowed="kd, nkd, dkd, dist and the like",
             do="Plan with --set objective.name=kd: most of a step is the student",
         )
+    if student is not None and settings.targets.kind == "none":
+        what = "a student's steps can't be rehearsed without logits"
+        raise ConfigError(what, where="--targets", found="none", do="Plan the student with --targets dense")
     index = Index.open(shards).limit(limit)
     began = time.monotonic()
     teacher = Teacher(settings.teacher, index.num_classes)

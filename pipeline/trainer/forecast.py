@@ -4,6 +4,7 @@ import itertools
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -33,7 +34,7 @@ def forecast_student(
     Args:
         job: the student, its training and loader; no cache is needed.
         measured: of the teacher on the job's index.
-        encoding: of the cache.
+        encoding: of the cache; it keeps logits.
         teacher: its size decides what more is rendered when it is asked live.
         caching: seconds that the cache takes on one worker: low, mid, high.
         seconds: to spend, half on loading and half on steps; more where one of them takes longer.
@@ -53,9 +54,11 @@ def forecast_student(
     load, images = _loading(job, measured.sample, size, seconds / 2)
     updates = -(-len(job.index) // batch)
     learner = Learner(built, job.objective)
-    step = Step(learner, job.train, updates=updates, targets_of=lambda b: encoding.decode(b.targets))
+    # The objective takes no features, so a loader wouldn't read them.
+    logits = replace(encoding, pooled=None, map=None)
+    step = Step(learner, job.train, updates=updates, targets_of=lambda b: logits.decode(b.targets))
     step.rehearse()
-    first = _batch(images, measured.sample, encoding, batch)
+    first = _batch(images, measured.sample, logits, batch)
     numbers = itertools.count()
 
     def one() -> None:
@@ -75,7 +78,7 @@ def forecast_student(
     online = _together(stepping + forward, load + other, job.loader.workers, parallel) * images_seen
     saved = Estimate(*(max(0.0, a - b) for a, b in zip(vars(online).values(), vars(cached).values(), strict=True)))
     stored = next(w for w in measured.weights if w.encoding == encoding).numbered.mid
-    read = job.index.full.bytes / len(job.index.full) + stored
+    read = job.index.full.bytes / len(job.index.full) + stored * logits.nbytes / encoding.nbytes
     return {
         "model": built.name,
         "input_size": size,

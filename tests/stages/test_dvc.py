@@ -149,7 +149,7 @@ def test_repro(tmp_path):
     assert {"train_teacher", "cache_teacher", student} <= set(ran)
     assert not {"prepare", "train_twin@test_byobnet"} & set(ran)
     assert project.stores() > stores
-    project.put("digits", "objective", alpha=0.9)
+    project.put("digits", "objective", kd={"alpha": 0.9})
     project.put("digits-teacher", "train", epochs=2)
     assert project.repro() == []
     assert (project.text("runs/dvc/report.json"), project.text("runs/dvc/cache.json")) == first
