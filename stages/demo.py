@@ -131,7 +131,7 @@ class Demo:
     def student(self, seed: int, cache: str | None = None, name: str = "student") -> float:
         """A student: the cached targets of every image, the labels of a tenth; its validation top-1."""
         where = cache or str(self.out / "cache.zarr")
-        return self.trained(f"{name}-{seed}", self.train, STUDENT, "kd", seed=seed, epochs=self.epochs, cache=where)
+        return self.trained(f"{name}-{seed}", self.train, STUDENT, "kd", seed=seed, epochs=self.epochs, caches=(where,))
 
     def twin(self, seed: int) -> float:
         """Its twin: the same steps on the labelled tenth alone."""
