@@ -53,11 +53,11 @@ class Calibration:
         """Fit to tokens, float (n, D)."""
         x = tokens.double().cpu()
         mean = x.mean(dim=0)
-        covariance = (x - mean).T @ (x - mean) / max(1, len(x) - 1)
-        std = covariance.diagonal().clamp(min=0).sqrt()
+        x, degrees = x - mean, max(1, len(x) - 1)
+        std = (x.square().sum(dim=0) / degrees).sqrt()
         if rank is None:
             return cls(mean.float(), std.float())
-        variances, axes = torch.linalg.eigh(covariance)  # ascending
+        variances, axes = torch.linalg.eigh(x.T @ x / degrees)  # ascending
         axes = axes.flip(1)[:, :rank].T
         # The sign of an axis is arbitrary: its largest entry is positive.
         axes = axes * axes.gather(1, axes.abs().argmax(dim=1, keepdim=True)).sign()

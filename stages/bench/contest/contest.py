@@ -141,7 +141,7 @@ def _figures(row: Row, outcomes: dict[tuple[str, int], Outcome], seeds: int, siz
     return found | {
         "top1": [100 * one.top1 for one in own],
         "gain": [100 * (one.top1 - other.top1) for one, other in zip(own, alone, strict=True)],
-        "seconds": statistics.mean(one.seconds for one in own),
+        "seconds": [one.seconds for one in own],
         "steps": own[0].steps,
         "parts": {name: statistics.mean(one.parts[name] for one in own) for name in own[0].parts},
     }

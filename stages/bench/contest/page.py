@@ -13,9 +13,10 @@ _INTRODUCTION = (
     "The same student with every objective of `kdpipe objectives`, from one cache, with the same steps, views, order,"
     " optimizer and learning rate, and the same first weights for a seed; nothing is tuned for any of them. Numbers are"
     " the defaults; rows named CIFAR have those that papers use there. Figures are means over the seeds, with the"
-    " smallest and the largest in brackets; a gain is that over labels alone with the same seed. Seconds are a run's,"
-    " evaluation included, with others running beside it. Bytes are those that a run reads of a view, uncompressed,"
-    " features as float16: int8 halves them, and `kdpipe objectives` tells the smallest cache for each.",
+    " smallest and the largest in brackets; a gain is that over labels alone with the same seed. Seconds are those of"
+    " the quickest of a row's runs, evaluation included, with another beside it. Bytes are those that a run reads of a"
+    " view, uncompressed, features as float16: int8 halves them, and `kdpipe objectives` tells the smallest cache for"
+    " each.",
     "These are small runs of a small student, which say how objectives behave out of the box, not which is best: papers"
     " train for hundreds of epochs with weights chosen for their teachers and students. The commands draw this document"
     " from [{record}]({record}), which holds the figures: don't edit them here. The teacher of CIFAR-10 is the small"

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from statistics import mean
 from typing import Any
 
+# How labels of terms begin; and a share of the loss that moves nothing.
+_TERM, _NOTHING = "ce+", 1e-3
 HEADS = ("objective", "numbers", "top-1, %", "gain, points", "seconds", "bytes a view")
 
 
@@ -13,7 +15,7 @@ def cells(row: dict[str, Any]) -> list[str]:
     if row["refused"]:
         return [row["label"], row["numbers"], f"refused: {row['refused']}", "", "", size]
     gain = "" if _is_baseline(row) else _spread(row["gain"], "+.2f")
-    return [row["label"], row["numbers"], _spread(row["top1"], ".2f"), gain, f"{row['seconds']:.0f}", size]
+    return [row["label"], row["numbers"], _spread(row["top1"], ".2f"), gain, f"{min(row['seconds']):.0f}", size]
 
 
 def reading(rows: Sequence[dict[str, Any]]) -> list[str]:
@@ -37,8 +39,15 @@ def reading(rows: Sequence[dict[str, Any]]) -> list[str]:
         said.append(_sentence("Not behind it with every seed, and so not told apart from it", near))
     if _same(ran, "kd", "bucket-kd"):
         said.append("bucket-kd is kd here: all classes are kept.")
-    if shares := [f"{row['label']} {_share(row):.0%}" for row in ran if row["label"].startswith("ce+")]:
-        said.append(f"What a term beside CE makes of the last epoch's loss: {', '.join(shares)}.")
+    terms = [row for row in ran if row["label"].startswith(_TERM)]
+    if terms:
+        shares = ", ".join(f"{row['label']} {_share(row):.0%}" for row in terms)
+        said.append(f"What a term beside CE makes of the last epoch's loss: {shares}.")
+    said += [
+        f"So {row['label']} is in effect CE on the batches that the others see: {mean(row['top1']):.2f} %."
+        for row in terms
+        if abs(_share(row)) < _NOTHING
+    ]
     said.append(_sentence("Refused", [row for row in rows if row["refused"]]))
     return [sentence for sentence in said if sentence]
 
