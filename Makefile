@@ -9,8 +9,9 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --co
 demo: $(VENV)/.demo
 	$(BIN)/kdpipe demo --out runs/demo
 
+# One process a core, and one thread each: two that want all cores slow each other many times over.
 test: $(VENV)/.test
-	$(BIN)/python -m pytest -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" --numprocesses auto --maxprocesses 8 --dist loadfile
 
 # Minutes each: kills at every phase, corruption of every file, processes side by side.
 test-slow: $(VENV)/.test

@@ -241,7 +241,7 @@ def test_not_a_tar_empty_or_missing(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("magic", "command"),
     [
-        (gzip.compress(b"tar"), "gunzip"),
+        (gzip.compress(b"tar", mtime=0), "gunzip"),
         (b"BZh9", "bunzip2"),
         (b"\xfd7zXZ\0", "unxz"),
         (b"\x28\xb5\x2f\xfd", "zstd -d"),
