@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from pipeline.errors import TargetsError
-from pipeline.objectives.base import Student, Teaching
+from pipeline.objectives.inputs import Student, Teaching
 
 Shape = tuple[int, int, int]
 

@@ -6,7 +6,8 @@ import torch
 from pydantic import Field
 from torch.nn import functional as F
 
-from pipeline.objectives.base import Answer, Context, Needs, Objective, float32, require_targets
+from pipeline.objectives.base import Objective, float32, require_targets
+from pipeline.objectives.inputs import Answer, Context, Needs
 from pipeline.objectives.logit import CrossEntropyConfig, cross_entropy
 from pipeline.targets import Labels, Targets
 

@@ -7,13 +7,14 @@ from pydantic import Field, field_validator, model_validator
 
 from pipeline.config import Config
 from pipeline.errors import ConfigError
-from pipeline.objectives.base import Needs, Objective, Student, Teaching, TermConfig
+from pipeline.objectives.base import Objective, TermConfig
 from pipeline.objectives.bucket import BucketConfig, BucketKd
 from pipeline.objectives.combine import OfTeachers, Sum, all_needs
 from pipeline.objectives.dist import Dist, DistConfig
 from pipeline.objectives.dkd import Dkd, DkdConfig
 from pipeline.objectives.fd import FdConfig, FeatureDistillation
 from pipeline.objectives.fitnets import FitNets, FitNetsConfig
+from pipeline.objectives.inputs import Needs, Student, Teaching
 from pipeline.objectives.logit import (
     CrossEntropy,
     CrossEntropyConfig,

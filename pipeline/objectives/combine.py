@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from pipeline.errors import TargetsError
-from pipeline.objectives.base import Answer, Context, Needs, Objective, TermConfig
+from pipeline.objectives.base import Objective, TermConfig
+from pipeline.objectives.inputs import Answer, Context, Needs
 from pipeline.targets import Labels, Targets
 
 Parts = dict[str, torch.Tensor]

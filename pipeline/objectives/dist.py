@@ -5,8 +5,9 @@ from typing import Any
 import torch
 from pydantic import Field
 
-from pipeline.objectives.base import Answer, Context, Needs, Objective, float32, require_targets
+from pipeline.objectives.base import Objective, float32, require_targets
 from pipeline.objectives.gather import gathered
+from pipeline.objectives.inputs import Answer, Context, Needs
 from pipeline.objectives.logit import CrossEntropyConfig, cross_entropy
 from pipeline.targets import Labels, Targets
 

@@ -6,7 +6,7 @@ import torch
 from torch import distributed
 from torch.autograd.function import once_differentiable
 
-from pipeline.objectives.base import Context
+from pipeline.objectives.inputs import Context
 
 
 def gathered(x: torch.Tensor, context: Context) -> torch.Tensor:

@@ -7,17 +7,8 @@ from pydantic import Field
 from torch import nn
 
 from pipeline.objectives.align import map_shapes, same_grid, to_width
-from pipeline.objectives.base import (
-    Answer,
-    Context,
-    Needs,
-    Objective,
-    Student,
-    Teaching,
-    TermConfig,
-    float32,
-    require_targets,
-)
+from pipeline.objectives.base import Objective, TermConfig, float32, require_targets
+from pipeline.objectives.inputs import Answer, Context, Needs, Student, Teaching
 from pipeline.targets import Labels, Targets
 
 

@@ -5,7 +5,8 @@ from typing import Any, Literal
 import torch
 from pydantic import Field, model_validator
 
-from pipeline.objectives.base import Answer, Context, Needs, Objective, float32, require_targets
+from pipeline.objectives.base import Objective, float32, require_targets
+from pipeline.objectives.inputs import Answer, Context, Needs
 from pipeline.objectives.logit import CrossEntropyConfig, cross_entropy
 from pipeline.objectives.target_class import labelled, log_softmax_others, with_label
 from pipeline.targets import Labels, Targets

@@ -12,17 +12,8 @@ from pipeline.models import Built
 from pipeline.models.dressed.logits import standardised
 from pipeline.models.dressed.norm import EXPANDED, NormStudent
 from pipeline.objectives.align import map_shapes, missing, same_grid
-from pipeline.objectives.base import (
-    Answer,
-    Context,
-    Needs,
-    Objective,
-    Student,
-    Teaching,
-    TermConfig,
-    float32,
-    require_targets,
-)
+from pipeline.objectives.base import Objective, TermConfig, float32, require_targets
+from pipeline.objectives.inputs import Answer, Context, Needs, Student, Teaching
 from pipeline.objectives.logit import cross_entropy, kd
 from pipeline.targets import Labels, Targets
 

@@ -8,8 +8,9 @@ from torch import distributed
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from pipeline.objectives.base import Answer, Context, Needs, Objective, TermConfig, float32, require_targets
+from pipeline.objectives.base import Objective, TermConfig, float32, require_targets
 from pipeline.objectives.gather import gathered
+from pipeline.objectives.inputs import Answer, Context, Needs
 from pipeline.targets import Labels, Targets
 
 # Numbers in the largest tensor of the angles: with more rows they are computed a few vertices at a time.

@@ -6,19 +6,10 @@ import torch
 from pydantic import Field, model_validator
 
 from pipeline.errors import TrainingError
-from pipeline.objectives.base import (
-    Answer,
-    Context,
-    Needs,
-    Objective,
-    Student,
-    Teaching,
-    TermConfig,
-    float32,
-    require_targets,
-)
+from pipeline.objectives.base import Objective, TermConfig, float32, require_targets
 from pipeline.objectives.cap import CrossAttentionProjector, Shape
 from pipeline.objectives.dfm import frequency, spatial
+from pipeline.objectives.inputs import Answer, Context, Needs, Student, Teaching
 from pipeline.objectives.logit import cross_entropy, soft_cross_entropy
 from pipeline.targets import Labels, Targets
 from pipeline.teacher import Tail

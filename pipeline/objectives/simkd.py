@@ -10,8 +10,9 @@ from pipeline.errors import TargetsError
 from pipeline.models import Built
 from pipeline.models.dressed.simkd import PROJECTED, SimkdStudent, kept
 from pipeline.objectives.align import require_nonnegative, same_grid, teacher_head
-from pipeline.objectives.base import Answer, Context, Needs, Objective, Teaching, TermConfig, float32, require_targets
+from pipeline.objectives.base import Objective, TermConfig, float32, require_targets
 from pipeline.objectives.fitnets import squared_error
+from pipeline.objectives.inputs import Answer, Context, Needs, Teaching
 from pipeline.targets import Labels, Targets
 
 # Relative difference of the mean of a cached map from the cached pooled feature, roundings of both included.

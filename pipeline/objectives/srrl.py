@@ -9,18 +9,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from pipeline.objectives.align import require_nonnegative, teacher_head
-from pipeline.objectives.base import (
-    Answer,
-    Context,
-    Needs,
-    Objective,
-    Student,
-    Teaching,
-    TermConfig,
-    float32,
-    require_targets,
-)
+from pipeline.objectives.base import Objective, TermConfig, float32, require_targets
 from pipeline.objectives.fitnets import squared_error
+from pipeline.objectives.inputs import Answer, Context, Needs, Student, Teaching
 from pipeline.targets import Labels, Targets
 
 

@@ -14,6 +14,7 @@ from pipeline.models import Built
 from pipeline.teacher.answering import FEATURES, WITHOUT, TeacherOutput
 from pipeline.teacher.config import TeacherConfig
 from pipeline.teacher.device import resolve_device
+from pipeline.teacher.members import joined, load
 from pipeline.teacher.network import Network
 from pipeline.teacher.plan import Plan
 from pipeline.views import Erased
@@ -43,9 +44,9 @@ class Teacher:
         self.config = config
         self.device = resolve_device(config.device)
         self.threads = config.threads or torch.get_num_threads()
-        self._networks = _load(config, self.device, num_classes)
+        self._networks = load(config, self.device, num_classes)
         first = self._networks[0]
-        self.built: Built = _joined(self._networks) if config.members else first.built
+        self.built: Built = joined(self._networks) if config.members else first.built
         self.weights = fingerprint([n.weights for n in self._networks]) if config.members else first.weights
         if config.layers:
             self.obey(config.layers)
@@ -235,50 +236,3 @@ class Teacher:
 def shapes_of(said: TeacherOutput) -> dict[str, tuple[int, ...]]:
     """Of a view's features as tokens lie in a cache: (D,) of pooled, (h, w, D) of map."""
     return {n: tuple(x.movedim(1, -1).shape[1:]) for n, x in said.parts().items() if n != "logits"}
-
-
-# What members have in common: of Built, what is wrong if they differ, and what to do.
-_ALIKE = (
-    (
-        "num_classes",
-        "members have different numbers of classes",
-        "Use members of the same classes; a class_map takes some of many",
-    ),
-    (
-        "input_size",
-        "members see views of different sizes",
-        "Set teacher.input_size for those that don't set their own",
-    ),
-)
-
-
-def _load(config: TeacherConfig, device: torch.device, num_classes: int | None) -> list[Network]:
-    networks: list[Network] = []
-    for at, model in enumerate(config.models()):
-        place = f"teacher.members[{at}]"
-        try:
-            network = Network(model, config, device, num_classes)
-        except TeacherError as e:
-            if not config.members:
-                raise
-            where = place if e.where is None else f"{place}: {e.where}"
-            raise TeacherError(e.what, where=where, found=e.found, allowed=e.allowed, do=e.do) from e
-        networks.append(network)
-        for name, what, do in _ALIKE:
-            ours, firsts = (getattr(one.built, name) for one in (network, networks[0]))
-            if ours != firsts:
-                raise TeacherError(what, where=f"{place}: {network.built.name}", found=ours, allowed=firsts, do=do)
-    return networks
-
-
-def _joined(networks: list[Network]) -> Built:
-    first = networks[0].built
-    return Built(
-        module=nn.ModuleList(network.built.module for network in networks),
-        name=" + ".join(network.built.name for network in networks),
-        kwargs={},
-        num_classes=first.num_classes,
-        input_size=first.input_size,
-        mean=(),
-        std=(),
-    )

@@ -2,9 +2,10 @@
 
 from pipeline.trainer.config import TrainConfig
 from pipeline.trainer.learner import Learner
-from pipeline.trainer.loop import Progress, train
+from pipeline.trainer.loop import Progress
 from pipeline.trainer.prepare import Job
 from pipeline.trainer.ranks import Ranks, joined
+from pipeline.trainer.start import train
 from pipeline.trainer.step import Step, TargetsOf, build_student
 
 __all__ = [

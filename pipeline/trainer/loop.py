@@ -1,24 +1,20 @@
-"""The run: epochs of steps, an evaluation and a checkpoint after each, and going on where one stopped."""
+"""The run: epochs of steps, an evaluation and a checkpoint after each, and going on from one."""
 
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from pipeline.errors import CheckpointError
 from pipeline.evaluation import Metrics, evaluate
-from pipeline.fingerprint import differences
 from pipeline.models import METADATA_KEY
 from pipeline.trainer.files import BEST, LAST, SUMMARY, RunFolder
 from pipeline.trainer.live import LiveLog
 from pipeline.trainer.losses import LossLog
-from pipeline.trainer.prepare import Job, Plan, Say, prepare
-from pipeline.trainer.ranks import joined
-from pipeline.trainer.state import pack, separate, unpack
+from pipeline.trainer.prepare import Plan, Say
+from pipeline.trainer.state import pack, require_same, separate, unpack
 
 
 @dataclass(frozen=True)
@@ -45,65 +41,7 @@ _ASK_EVERY = 10  # steps
 OnStep = Callable[[Progress], None]
 
 
-def train(
-    job: Job,
-    out: str | Path,
-    *,
-    say: Say = print,
-    on_step: OnStep = lambda _: None,
-    stop: Callable[[], bool] = lambda: False,
-    replace: bool = False,
-    dvclive: bool = False,
-) -> dict[str, Any] | None:
-    """Train a student, or go on with it where `out` has a checkpoint of the same job.
-
-    Args:
-        job: what to train.
-        out: folder of the run; see `trainer.files`.
-        say: told remarks, one line each, in the first process only.
-        on_step: told of every step, in the first process only.
-        stop: asked after every step whether to make a checkpoint and leave; of several processes the first
-            decides, now and then.
-        replace: delete a run of another job in `out` and begin anew, instead of refusing it.
-        dvclive: log each epoch with dvclive too, in the folder dvclive of `out`.
-
-    Returns:
-        What summary.json holds; None if it was stopped.
-
-    Raises:
-        CheckpointError: `out` holds something else, a checkpoint of another job, or can't be written; or
-            another run is writing there.
-        TrainingError: the loss is not finite, or the memory doesn't suffice.
-        KdpipeError: others, see `prepare`.
-    """
-    with joined(job.train.device) as ranks:
-        if not ranks.first:
-            say, on_step = (lambda _: None), (lambda _: None)
-        if job.train.threads is not None:
-            torch.set_num_threads(job.train.threads)
-        folder = RunFolder(out)
-        live = LiveLog(folder.path, dvclive and ranks.first)
-        try:
-            going_on = ranks.agree(ranks.first and folder.open())
-            begun = folder.read_state()["config"] if going_on else None
-            # What replaces a run owes nothing to it, not even the views it began with.
-            plan = prepare(job, ranks, say, None if replace else begun)
-            try:
-                if replace and begun is not None and differences(plan.identity, begun):
-                    say(f"{folder} is of another job and is replaced")
-                    going_on = False
-                    if ranks.first:
-                        live.clear()
-                        folder.clear()
-                return _Run(plan, folder, live, say, on_step, stop).fit(going_on)
-            finally:
-                plan.close()
-        finally:
-            live.close()
-            folder.close()
-
-
-class _Run:
+class Run:
     """What changes while training; all of it is in a checkpoint."""
 
     def __init__(
@@ -268,7 +206,7 @@ class _Run:
 
     def _restore(self) -> None:
         tensors, state = self.folder.read_checkpoint()
-        _require_same(self.folder, self.plan.identity, state["config"])
+        require_same(self.folder, self.plan.identity, state["config"])
         unpack(self.plan.step, tensors, state["optimizer"])
         self.epoch, self.step, self.number = state["epoch"], state["step"], state["number"]
         self.losses.restore(**state["losses"])
@@ -300,20 +238,6 @@ class _Run:
         if self.plan.ranks.first:
             self.folder.write_json(SUMMARY, summary)
         return summary
-
-
-def _require_same(folder: RunFolder, now: dict[str, Any], then: dict[str, Any]) -> None:
-    found = differences(now, then)
-    if found:
-        field, ours, theirs = found[0]
-        more = f" (and {', '.join(f for f, _, _ in found[1:4])})" if len(found) > 1 else ""
-        raise CheckpointError(
-            f"the checkpoint was made with another {field}{more}",
-            where=folder,
-            found=f"{ours} now",
-            allowed=f"{theirs} as begun",
-            do="Repeat with the settings it was begun with, or choose another --out",
-        )
 
 
 def _describe(line: dict[str, Any], epochs: int, speed: float) -> str:

@@ -5,7 +5,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from pipeline.errors import TrainingError
+from pipeline.errors import CheckpointError, TrainingError
+from pipeline.fingerprint import differences
 from pipeline.trainer.step import Step, parameter_names
 
 Tensors = dict[str, torch.Tensor]
@@ -102,3 +103,22 @@ def _unfold(value: Any, tensors: Tensors) -> Any:
         return {key: _unfold(v, tensors) for key, v in content}
     items = [_unfold(v, tensors) for v in content]
     return tuple(items) if kind == "tuple" else items
+
+
+def require_same(where: object, now: dict[str, Any], then: dict[str, Any]) -> None:
+    """Refuse a checkpoint of another job.
+
+    Raises:
+        CheckpointError: naming the first field that differs, and others.
+    """
+    found = differences(now, then)
+    if found:
+        field, ours, theirs = found[0]
+        more = f" (and {', '.join(f for f, _, _ in found[1:4])})" if len(found) > 1 else ""
+        raise CheckpointError(
+            f"the checkpoint was made with another {field}{more}",
+            where=where,
+            found=f"{ours} now",
+            allowed=f"{theirs} as begun",
+            do="Repeat with the settings it was begun with, or choose another --out",
+        )

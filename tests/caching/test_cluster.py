@@ -75,7 +75,7 @@ def test_a_task_that_fails_does_not_stop_the_others(world, client, tmp_path, mon
         return do(job, task, *args)
 
     with monkeypatch.context() as m:
-        m.setattr("pipeline.caching.cluster.do", failing)
+        m.setattr("pipeline.caching.worker.do", failing)
         _, report = cached(world, tmp_path / "c", teacher(client))
     assert report.tasks == 4
     assert [o.task.shard.name for o in report.failed] == ["shard-0001.tar"] * 2
@@ -99,7 +99,7 @@ def test_a_task_that_fails_now_and_then_is_tried_again(world, client, tmp_path, 
             raise OSError("the network has gone for a walk")
         return do(job, task, *args)
 
-    monkeypatch.setattr("pipeline.caching.cluster.do", flaky)
+    monkeypatch.setattr("pipeline.caching.worker.do", flaky)
     _, report = cached(world, tmp_path / "c", teacher(client))
     assert (report.tasks, report.failed) == (6, [])
 
@@ -117,7 +117,7 @@ def test_workers_that_come_late_and_leave(world, tmp_path, monkeypatch):
                 client.sync(cluster.scale, 3 if number == 1 else 1)
             return do(*args)
 
-        monkeypatch.setattr("pipeline.caching.cluster.do", moving)
+        monkeypatch.setattr("pipeline.caching.worker.do", moving)
         _, report = cached(world, tmp_path / "c", teacher(client))
     assert report.failed == []
     make_cache(world, tmp_path / "alone", views=(0, 1, "center"), config=RECIPE)
@@ -184,7 +184,7 @@ def test_each_job_has_its_own_ways(world, client, tmp_path, monkeypatch):
         ran.append(teacher.layers == task.segment.numerics["layers"] == job.teacher.numerics["layers"])
         return backend.do(job, task, teacher, cache)
 
-    monkeypatch.setattr("pipeline.caching.cluster.do", noting)
+    monkeypatch.setattr("pipeline.caching.worker.do", noting)
     model = {"model": "tests.test_teacher_ways:large"}
     who = teacher(client, **model)
     for name, layers in (("a", {"mlp": "convolved"}), ("b", {}), ("a", {"mlp": "convolved"})):
@@ -238,7 +238,7 @@ def test_a_lost_scheduler_says_how_to_go_on(world, tmp_path, monkeypatch):
             threading.Thread(target=client.close).start()
         return do(*args)
 
-    monkeypatch.setattr("pipeline.caching.cluster.do", dying)
+    monkeypatch.setattr("pipeline.caching.worker.do", dying)
     with pytest.raises(CacheError, match=r"scheduler is gone.*Repeat the command"):
         cached(world, tmp_path / "c", teacher(client))
     cluster.close()

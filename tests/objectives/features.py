@@ -3,7 +3,8 @@
 import numpy as np
 import torch
 
-from pipeline.objectives.base import Answer, Context, Objective
+from pipeline.objectives.base import Objective
+from pipeline.objectives.inputs import Answer, Context
 from pipeline.targets import Labels, Targets
 
 N, C = 6, 5  # rows, classes

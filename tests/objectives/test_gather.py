@@ -9,11 +9,11 @@ import torch
 from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from pipeline.objectives.base import Answer, Context
 from pipeline.objectives.bucket import BucketConfig, BucketKd
 from pipeline.objectives.dist import Dist, DistConfig
 from pipeline.objectives.dkd import Dkd, DkdConfig
 from pipeline.objectives.gather import gathered
+from pipeline.objectives.inputs import Answer, Context
 from pipeline.objectives.nkd import Nkd, NkdConfig
 from pipeline.targets import Labels, Targets
 from tests import children

@@ -7,9 +7,9 @@ from torch.autograd import gradcheck
 
 from pipeline.errors import TargetsError
 from pipeline.objectives.align import same_grid
-from pipeline.objectives.base import Student, Teaching
 from pipeline.objectives.fd import FdConfig, FeatureDistillation, fd
 from pipeline.objectives.fitnets import FitNets, FitNetsConfig, squared_error
+from pipeline.objectives.inputs import Student, Teaching
 from pipeline.objectives.mgd import MaskedGenerative, MgdConfig, channel_mask, mgd
 from pipeline.targets import Targets
 from tests.objectives.features import (

@@ -13,7 +13,7 @@ from pipeline.errors import TargetsError, TrainingError
 from pipeline.models.build import ModelConfig, build
 from pipeline.models.dressed.norm import NormStudent
 from pipeline.models.taps import Taps
-from pipeline.objectives.base import Student, Teaching
+from pipeline.objectives.inputs import Student, Teaching
 from pipeline.objectives.norm import Norm, NormConfig, norm
 from pipeline.targets import Targets
 from tests.objectives.features import WIDE, C, N, answer, call, drawn, float64, maps

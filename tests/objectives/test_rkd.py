@@ -9,7 +9,7 @@ from torch.autograd import gradcheck
 
 from pipeline.errors import TargetsError
 from pipeline.objectives import rkd
-from pipeline.objectives.base import Answer, Context
+from pipeline.objectives.inputs import Answer, Context
 from pipeline.objectives.rkd import Rkd, RkdConfig, rkd_angle, rkd_distance
 from pipeline.targets import Labels, Targets
 from tests.objectives.features import N, answer, call, drawn, float64, pooled

@@ -7,8 +7,8 @@ from pydantic import ValidationError
 from torch import nn
 
 from pipeline.errors import TargetsError, TrainingError
-from pipeline.objectives.base import Answer, Context, Student, Teaching
 from pipeline.objectives.dfm import frequency, spatial
+from pipeline.objectives.inputs import Answer, Context, Student, Teaching
 from pipeline.objectives.scalekd import CapDfm, CapDfmConfig, ScaleKd, ScaleKdConfig
 from pipeline.targets import Labels, Targets
 from pipeline.teacher import Tail, load_tail

@@ -12,8 +12,8 @@ from pipeline.errors import TargetsError
 from pipeline.models.build import ModelConfig, build
 from pipeline.models.dressed.simkd import SimkdStudent
 from pipeline.models.taps import Taps
-from pipeline.objectives.base import Student, Teaching
 from pipeline.objectives.fitnets import squared_error
+from pipeline.objectives.inputs import Student, Teaching
 from pipeline.objectives.simkd import Simkd, SimkdConfig
 from pipeline.targets import Targets
 from tests.objectives.features import WIDE, C, N, answer, average_by, call, drawn, float64, in_two_parts

@@ -213,7 +213,7 @@ def _die() -> None:
 
 
 def kill_in_epoch(at: int) -> None:
-    real, left = loop._Run._save, [at]
+    real, left = loop.Run._save, [at]
 
     def on_step(self) -> None:
         left[0] -= 1
@@ -227,7 +227,7 @@ def kill_in_epoch(at: int) -> None:
 
 def kill_between_epochs(at: int) -> None:
     """After the epoch's evaluation, before anything of it is written."""
-    real, left = loop._Run._evaluate, [at]
+    real, left = loop.Run._evaluate, [at]
 
     def evaluate(self):
         scores = real(self)
@@ -236,7 +236,7 @@ def kill_between_epochs(at: int) -> None:
             _die()
         return scores
 
-    loop._Run._evaluate = evaluate
+    loop.Run._evaluate = evaluate
 
 
 def kill_half_way_through_writing(at: int) -> None:
