@@ -164,6 +164,7 @@ class Demo:
             **more,
         )
         summary = train(job, self.out / name, say=lambda text: self.say(f"  {name}: {text}"))
+        assert summary is not None  # nothing stops it
         return float(summary["best"]["validation"]["top1"])
 
     def say(self, text: str) -> None:

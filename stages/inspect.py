@@ -53,7 +53,7 @@ def inspect(
 
 def describe_cache(cache: Cache) -> dict[str, Any]:
     """Identity, completeness by shard and segment, bytes by array, the teacher's quality on what is there, parts."""
-    segments = []
+    segments: list[dict[str, Any]] = []
     for segment in cache.segments:
         names = cache.committed(segment)
         there = set(names)

@@ -159,7 +159,9 @@ def _print_confidence(console: Console, name: str, views: Sequence[dict[str, Any
         table.add_column(column)
     for i, count in _filled(counts):
         total, right, sure = bins[i].tolist()
-        told = (f"{total:.0f}", _percent(sure / total), _percent(right / total)) if total else ("", "", "")
+        told: tuple[str, ...] = (
+            (f"{total:.0f}", _percent(sure / total), _percent(right / total)) if total else ("", "", "")
+        )
         told = told if labelled else ()
         table.add_row(f"{i / BINS:.2f} to {(i + 1) / BINS:.2f}", str(count), _bar(count, counts.max()), *told)
     console.print(table)

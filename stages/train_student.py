@@ -149,7 +149,7 @@ class _Shown:
 
 def of_objective(objective: ObjectiveConfig, numbers: dict[str, float]) -> dict[str, float]:
     """The settings that --temperature and --alpha stand for: those of the objectives that have them."""
-    found = {}
+    found: dict[str, float] = {}
     for number, value in numbers.items():
         having = [o.name for o in objective.objectives if number in o.Config.model_fields]
         if not having:

@@ -166,7 +166,9 @@ def look(
 def visible(pixels: np.ndarray, erased: Erased | None) -> np.ndarray:
     """A view, uint8 (S, S, 3), with erased boxes as they look after normalisation: grey for 0, noise around it."""
     shown = pixels.copy()
-    for top, left, h, w in erased.boxes[0].tolist() if erased is not None else []:
+    if erased is None:
+        return shown
+    for top, left, h, w in erased.boxes[0].tolist():
         place = np.s_[top : top + h, left : left + w]
         shown[place] = _NOISE[pixels[place]] if erased.noise else 128
     return shown

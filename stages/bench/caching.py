@@ -50,9 +50,8 @@ def caching(index: Index, folder: Path, size: int = 224, repeats: int = 5) -> di
             for _ in range(PER_IMAGE_VIEWS * -(-len(index.rows(block)) // config.batch_size)):
                 teacher(batch)
 
-    transform = create_transform(
-        size, is_training=True, auto_augment=None, color_jitter=None, interpolation="bicubic", re_prob=0
-    )
+    plain: dict[str, Any] = {"auto_augment": None, "color_jitter": None, "re_prob": 0}
+    transform = create_transform(size, is_training=True, interpolation="bicubic", **plain)
     reader = BlockReader(index)
 
     def peer() -> None:

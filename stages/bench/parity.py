@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors.torch import save_file
@@ -25,7 +25,7 @@ from stages.bench.data import RECIPE
 _CROP = ViewsConfig(seed=1, scale=(0.3, 1.0), crop_pct=1.0)
 # Crop and flip alone; and the papers' recipe.
 POLICIES = {"crop": _CROP, "recipe": _CROP.model_copy(update={**RECIPE, "mixup": 0.8, "cutmix": 1.0})}
-NETWORK = {"patch_size": 4, "depths": [1, 1, 1, 1], "dims": [16, 24, 32, 48]}
+NETWORK: dict[str, Any] = {"patch_size": 4, "depths": [1, 1, 1, 1], "dims": [16, 24, 32, 48]}
 # More classes than the digits have, so that the top 16 leave something out.
 CLASSES, BATCH, SIZE, K = 100, 32, 32, 16
 ENCODINGS = {
@@ -76,7 +76,7 @@ def _teacher(folder: Path, device: str) -> Teacher:
     torch.manual_seed(0)
     model = create_model("convnext_atto", num_classes=CLASSES, kernel_sizes=(9, 7, 5, 3), **NETWORK)
     with torch.no_grad():
-        for parameter in model.head.fc.parameters():
+        for parameter in cast(Any, model).head.fc.parameters():
             parameter.mul_(40)  # as confident as a trained one
     path = folder / "teacher.safetensors"
     save_file(model.state_dict(), path)

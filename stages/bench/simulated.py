@@ -175,7 +175,7 @@ def _work(file: Path, count: int) -> None:
     dask.config.set({"distributed.worker.profile.enabled": False})  # as local clusters of ours have it
 
     async def run() -> None:
-        form = {"scheduler_file": str(file), "nthreads": 1, "memory_limit": 0, "dashboard": False}
+        form: dict[str, Any] = {"scheduler_file": str(file), "nthreads": 1, "memory_limit": 0, "dashboard": False}
         workers = [await Worker(**form) for _ in range(count)]
         await asyncio.gather(*(worker.finished() for worker in workers))
 

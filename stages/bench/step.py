@@ -1,6 +1,7 @@
 """A student's step from the cache against the same step without distillation."""
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ def step(
     times: dict[str, list[float]] = {name: [] for name in arms}
     for number in range(steps + 3):
         for name, (batches, one) in arms.items():
-            seconds = core_seconds(lambda b=batches, s=one, n=number: s(next(b), n))
+            seconds = core_seconds(partial(_next_step, one, batches, number))
             if number >= 3:  # the first steps allocate
                 times[name].append(1e3 * seconds)
     pairs = [a / b for a, b in zip(times["cache"], times["alone"], strict=True)]
@@ -53,6 +54,10 @@ def step(
         "classes": CLASSES,
         "steps": steps,
     }
+
+
+def _next_step(one: Step, batches: Iterator[Batch], number: int) -> None:
+    one(next(batches), number)
 
 
 def _arm(

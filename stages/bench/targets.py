@@ -79,17 +79,18 @@ def _read(cache: Cache, order: Order) -> None:
     """One epoch of targets, block by block and batch by batch, by the loader's own code."""
     arrays = ArrayReader(cache)
     segment = cache.segments[0]
-    rows = TargetRows(segment.encoding)
+    rows = TargetRows(segment.encoding.fields())
     left = np.bincount(order.rows // BLOCK)
     for step in range(order.steps):
         batch = order.rows[order.bounds[step] : order.bounds[step + 1]]
         for row in batch.tolist():
-            block = row // BLOCK
+            number, at = divmod(row, BLOCK)
+            block = number, 0
             if block not in rows:
-                rows.open(block, arrays.read(segment, "made-up.tar", 0, block * BLOCK, (block + 1) * BLOCK))
-            rows.take(block, row - block * BLOCK)
-            left[block] -= 1
-            if not left[block]:
+                rows.open(block, arrays.read(segment, "made-up.tar", 0, number * BLOCK, (number + 1) * BLOCK))
+            rows.take(block, at)
+            left[number] -= 1
+            if not left[number]:
                 rows.drop(block)
         rows.batch()
 

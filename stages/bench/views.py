@@ -4,7 +4,8 @@ import io
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from functools import partial
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -46,8 +47,8 @@ def views(index: Index, size: int = 224, repeats: int = 5) -> dict[str, Any]:
     torch.manual_seed(0)
     with _one_thread():
         for ending, count in (("", 1), ("_ten_views", PER_DECODE)):
-            works: dict[str, Work] = {"ours": lambda n=count: _ours(reader, out, n)}
-            works |= {name: lambda p=peer, n=count: p(n) for name, peer in peers.items()}
+            works: dict[str, Work] = {"ours": partial(_ours, reader, out, count)}
+            works |= {name: partial(peer, count) for name, peer in peers.items()}
             times = interleaved(works, repeats, per=1000 * len(index) * count)
             found[f"speedup{ending}"] = ratio(times["peer"], times["ours"])
             found[f"speedup_uint8{ending}"] = ratio(times["peer_uint8"], times["ours"])
@@ -87,9 +88,8 @@ class _Peer:
 
     def __init__(self, reader: BlockReader, size: int, **form: Any) -> None:
         self.crashes, self._reader = 0, reader
-        self._transform = create_transform(
-            size, is_training=True, color_jitter=None, interpolation="bicubic", **RECIPE, **form
-        )
+        form = {"color_jitter": None, "interpolation": "bicubic", **RECIPE, **form}
+        self._transform = create_transform(size, is_training=True, **form)
 
     def __call__(self, count: int) -> None:
         """`count` views of every sample, each image decoded once."""
@@ -123,22 +123,28 @@ def _operations(data: memoryview, size: int, repeats: int) -> dict[str, dict[str
         np.copyto(work, source)
         return work
 
+    def cut(pil: Image.Resampling) -> Image.Image:
+        return whole.crop((left, top, left + width, top + height)).resize((size, size), pil)
+
+    def changing(apply: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+        return apply(fresh(), *args, "bicubic", VIEWS.fill)
+
     works: dict[str, tuple[Work, Work]] = {"decode": (lambda: decode(data), lambda: _open(data))}
     for kind, pil in kinds.items():
         works[f"resize {kind}"] = (
-            lambda kind=kind: resize(crop, work, kind),
-            lambda pil=pil: whole.crop((left, top, left + width, top + height)).resize((size, size), pil),
+            partial(resize, crop, work, kind),
+            partial(cut, pil),
         )
     changed: dict[str, tuple[Work, Work]] = {
         "hflip": (lambda: flip(fresh(), 1), lambda: picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)),
         "vflip": (lambda: flip(fresh(), 0), lambda: picture.transpose(Image.Transpose.FLIP_TOP_BOTTOM)),
     }
     for name, apply in RAND_OPS.items():
-        level = LEVEL_TO_ARG[name]
+        level, theirs = cast(Any, LEVEL_TO_ARG[name]), cast(Callable[..., Any], NAME_TO_OP[name])
         args = () if level is None else level(_MAGNITUDE, {})
         changed[name] = (
-            lambda f=apply, args=args: f(fresh(), *(args or (None,)), "bicubic", VIEWS.fill),
-            lambda f=NAME_TO_OP[name], args=args: f(picture, *args, fillcolor=VIEWS.fill, resample=kinds["bicubic"]),
+            partial(changing, apply, args or (None,)),
+            partial(theirs, picture, *args, fillcolor=VIEWS.fill, resample=kinds["bicubic"]),
         )
     timed = {"copy": _often(fresh)}
     for name, (ours, peer) in (works | changed).items():

@@ -132,6 +132,7 @@ def _control(workers: int, config: TeacherConfig) -> Iterator[Any]:
 def _forward(pipe: Connection, next_batch: Any, config: TeacherConfig) -> None:
     torch.set_num_threads(1)
     model = build(config).module.eval().to(memory_format=torch.channels_last)
+    assert config.input_size is not None
     x = torch.randn(BATCH, 3, config.input_size, config.input_size).contiguous(memory_format=torch.channels_last)
     with torch.inference_mode():
         while True:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from safetensors.torch import save_file
@@ -70,7 +71,7 @@ def _begin(path: Path) -> None:
     """
     torch.manual_seed(0)
     module = build(TEACHER).module
-    weight = module.head.fc.weight  # type: ignore[union-attr]
+    weight: torch.Tensor = cast(Any, module).head.fc.weight
     parts, number = 0.15 * torch.randn(3, 10, weight.shape[1]), torch.arange(NUMBERS)
     with torch.no_grad():
         weight.copy_(parts[0][number // 100] + parts[1][number // 10 % 10] + parts[2][number % 10])

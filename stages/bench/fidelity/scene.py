@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -75,7 +76,7 @@ def make_scene(index: Index, views: ViewsConfig, teacher: Teacher) -> Scene:
         raise ConfigError("features don't mix", where="views.mix", found="targets", allowed=allowed)
     labelling_index(index, views).check_labels(teacher.num_classes)
     lacks: dict[str, str] = {}
-    given = [name for name in FEATURES if _tried(lambda n=name: teacher.shapes((n,)), name, lacks) is not None]
+    given = [name for name in FEATURES if _tried(partial(teacher.shapes, (name,)), name, lacks) is not None]
     shapes = teacher.shapes(given) if given else {}
     teacher.give(given)
     some = next(_batches(index, views, teacher.built.input_size, _PROBES, 0)).images.numpy()
@@ -85,10 +86,11 @@ def make_scene(index: Index, views: ViewsConfig, teacher: Teacher) -> Scene:
     if "map" in shapes:
         tokens, _ = fit_tokens(teacher, Sample(index, views.cached, [0], teacher.built.input_size, 1))
         basis = Calibration.fit(tokens, max(1, shapes["map"][-1] // 2))
+    height, width, depth = shapes.get("map", (0, 0, 0))
     teaching = Teaching(
         num_classes=teacher.num_classes,
         pooled=shapes["pooled"][0] if "pooled" in shapes else 0,
-        map=(shapes["map"][2], *shapes["map"][:2]) if "map" in shapes else None,
+        map=(depth, height, width) if "map" in shapes else None,
         mean=None if basis is None else basis.mean,
         std=None if basis is None else basis.std,
         head=head,

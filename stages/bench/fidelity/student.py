@@ -50,8 +50,8 @@ class Trained:
             model_kwargs=MODEL,
             num_classes=self._scene.teaching.num_classes,
             input_size=fed.input_size,
-            mean=fed.mean or None,  # type: ignore[arg-type]
-            std=fed.std or None,  # type: ignore[arg-type]
+            mean=fed.mean or None,
+            std=fed.std or None,
         )
         built = build_student(config, _training(1e-3))
         if self._state:
