@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pipeline.cache.cache import Cache
@@ -55,11 +55,13 @@ class Selection:
         sources: one or more; a group of fields comes from one of them.
         logits: the encoding of the log-probabilities; None where they are not asked for.
         by_head: whether log-probabilities are computed from pooled features.
+        unread: names of other encodings that would have served, over no fewer views.
     """
 
     sources: tuple[Source, ...]
     logits: Encoding | None
     by_head: bool = False
+    unread: tuple[str, ...] = ()
 
     @property
     def views(self) -> list[View]:
@@ -115,7 +117,8 @@ def select(
         if getattr(want, name) and name not in cache.parts:
             _refuse(cache, f"the teacher's {name}", "no such part", "--pooled float16" if name == HEAD else "--tail")
     best: tuple[tuple[Any, ...], Selection] | None = None
-    for choices in itertools.product(*_choices(cache, want, found)):
+    fit = list(_choices(cache, want, found))
+    for choices in itertools.product(*fit):
         selection = _joined(choices, found)
         size = sum(field.nbytes for source in selection.sources for field in source.fields)
         wider = sum(source.encoding.dtype != "float16" for source in selection.sources)
@@ -132,7 +135,10 @@ def select(
             found="; ".join(f"{name}: views {', '.join(views)}" for name, views in groups.items()),
             do="Cache what is missing over the same views: kdpipe cache-teacher with the same --views",
         )
-    return best[1]
+    selection, views = best[1], set(best[1].views)
+    read = {source.encoding for source in selection.sources}
+    others = {e: None for choices in fit for e, _, _ in choices if e not in read and views <= set(found[e])}
+    return replace(selection, unread=tuple(e.name for e in others))
 
 
 def _choices(cache: Cache, want: Want, found: dict[Encoding, dict[View, Segment]]) -> Iterator[list[Choice]]:

@@ -154,6 +154,12 @@ class Teachers:
             for reader in self.readers
             if reader.selection.by_head
         ]
+        for reader in self.readers:
+            others = ", ".join(reader.selection.unread)
+            if others:
+                read = " and ".join(source.encoding.name for source in reader.selection.sources)
+                how = "a record of it (kdpipe cache-teacher --record FILE) as --cache would have it read"
+                said.append(f"{reader.url}: {read} is read, and not {others}; {how}")
         needs, own = self._objective.needs, [o.name for o in self._objective.objectives if o.dresses]
         if self._objective.taps and (own or not needs.maps):
             said.append(f"objective.taps has no effect: {self._objective.name} takes no map of the student's own")

@@ -9,6 +9,7 @@ import torch
 
 from pipeline.cache import Cache, CacheReader, Store
 from pipeline.cache.parts import put_part, read_part
+from pipeline.cache.record import CacheRecord
 from pipeline.errors import IdentityError, TrainingError
 from pipeline.loader import Batch, Loader, LoaderConfig
 from pipeline.models import ModelConfig
@@ -140,6 +141,22 @@ def test_pooled_features_give_dense_logits_at_any_temperature(made: Any, tmp_pat
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
     # The top k suffices at temperature 1, and is smaller.
     assert teachers(small, index, ObjectiveConfig(name="kd")).readers[0].selection.logits.kind == "topk"
+
+
+def test_what_is_kept_twice_is_named_and_a_record_chooses(made: Any, tmp_path: Path) -> None:
+    index, teacher, _ = made
+    url, config = str(tmp_path / "twice.zarr"), ObjectiveConfig(name="ce+rkd")
+    coarse, fine = (TargetsConfig(kind="none", pooled=dtype) for dtype in ("int8", "float32"))
+    featured.make_cache(Path(url), index, teacher, coarse, [0])
+    assert not teachers(url, index, config).remarks()
+    featured.make_cache(Path(url), index, teacher, fine, [0])
+    (said,) = teachers(url, index, config).remarks()
+    assert "pooled-int8 is read, and not pooled-float32; a record of it" in said
+    record, cache = str(tmp_path / "fine.json"), Cache(Store(url))
+    CacheRecord.of(cache, cache.segments[1].encoding, [0]).write(record)
+    by_record = teachers(record, index, config)
+    assert not by_record.remarks()
+    assert by_record.readers[0].selection.sources[0].encoding.pooled.dtype == "float32"
 
 
 @pytest.mark.parametrize("weights", [(), (3.0, 1.0)])
