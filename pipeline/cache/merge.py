@@ -13,7 +13,7 @@ from pipeline.cache.layout import PROVENANCE, STORE_RECORD, Segment, runs
 from pipeline.cache.listing import place_of
 from pipeline.cache.locks import alone
 from pipeline.cache.manage import remove_orphans
-from pipeline.cache.parts import copy_parts
+from pipeline.cache.parts import copy_parts, needed, with_calibration
 from pipeline.cache.records import seal
 from pipeline.cache.store import Store
 from pipeline.errors import CacheError, ConfigError, IdentityError
@@ -58,7 +58,7 @@ def merge(out: str, sources: Sequence[str], on_task: OnTask = lambda *_: None) -
     Raises:
         IdentityError: the sources differ in something else; the field is named.
         CorruptionError: a file of a source has not the bytes that were committed; it is named.
-        CacheError: there is something else at `out`, or it can't be written.
+        CacheError: there is something else at `out`, or it can't be written; or see `plan_merge`.
     """
     caches = [Cache(Store(url)) for url in sources]
     store = Store(out)
@@ -71,7 +71,8 @@ def merge(out: str, sources: Sequence[str], on_task: OnTask = lambda *_: None) -
         cache = _open(store, identity, canaries, parts)
         # Before the segments that can't be read without them.
         for source in caches:
-            report.bytes += copy_parts(source, cache, source.segments)
+            own = needed(source.segments)
+            report.bytes += copy_parts(source, cache, [p.segment for p in parts if needed([p.segment]) <= own])
         for part in parts:
             if part.segment not in cache.segments:
                 add_segment(cache, part.segment)
@@ -126,14 +127,15 @@ def plan_merge(caches: Sequence[Cache], shards: Sequence[dict[str, Any]]) -> lis
     0:4 in one segment and another 0:2 and 2:4, the merged cache has two.
 
     Raises:
-        IdentityError: a view was made with other numerics in one source than in another.
+        IdentityError: a view was made with other numerics in one source than in another, or on another basis.
         CacheError: sources hold different values of one task.
     """
+    merged = merged_encodings(caches)
     holders: dict[tuple[Encoding, View], _Holders] = {}
     for i, cache in enumerate(caches):
         for segment in cache.segments:
             for view in segment.views:
-                held = holders.setdefault((segment.encoding, view), [])
+                held = holders.setdefault((merged[segment.encoding], view), [])
                 for j, other in held[:1]:
                     what = f"numerics of view {view} ({segment.encoding.name}): "
                     _require_equal(caches[j], cache, other.numerics, segment.numerics, what)
@@ -142,17 +144,52 @@ def plan_merge(caches: Sequence[Cache], shards: Sequence[dict[str, Any]]) -> lis
     done: set[tuple[Encoding, View]] = set()
     for cache in caches:
         for segment in cache.segments:
+            encoding = merged[segment.encoding]
             groups: dict[tuple[tuple[int, str], ...], list[View]] = {}
             for view in segment.views:
-                if (segment.encoding, view) not in done:
-                    held = holders[segment.encoding, view]
+                if (encoding, view) not in done:
+                    held = holders[encoding, view]
                     groups.setdefault(tuple((i, s.name) for i, s in held), []).append(view)
             cut = [run for group in groups.values() for run in runs(group)]
             for views in sorted(cut, key=lambda run: segment.views.index(run[0])):
-                new = Segment(len(parts), segment.encoding, views, segment.numerics)
-                parts.append(Part(new, _tasks(caches, holders[segment.encoding, views[0]], shards)))
-                done |= {(segment.encoding, view) for view in views}
+                new = Segment(len(parts), encoding, views, segment.numerics)
+                parts.append(Part(new, _tasks(caches, holders[encoding, views[0]], shards)))
+                done |= {(encoding, view) for view in views}
     return parts
+
+
+def merged_encodings(caches: Sequence[Cache]) -> dict[Encoding, Encoding]:
+    """Each encoding of the sources, and what it is in the merged cache.
+
+    Where a map lies in its own channels, no stored value depends on its calibration, which is statistics beside it:
+    all maps of one shape get that of the first source.
+
+    Raises:
+        IdentityError: sources hold one encoding on two bases. No segment could have the shards of both.
+    """
+    found: dict[Encoding, Encoding] = {}
+    statistics: dict[tuple[int, ...], str | None] = {}
+    bases: dict[Encoding, tuple[str | None, Cache]] = {}
+    for cache in caches:
+        for encoding in (segment.encoding for segment in cache.segments):
+            if encoding.map is None:
+                found[encoding] = encoding
+                continue
+            name, shape = encoding.map.calibration, encoding.map.shape
+            if encoding.map.rank is None:
+                found[encoding] = with_calibration(encoding, statistics.setdefault(shape, name))
+                continue
+            known, origin = bases.setdefault(with_calibration(encoding, None), (name, cache))
+            if name != known:
+                raise IdentityError(
+                    f"its {encoding.name} lies on another basis than that of {origin.store}",
+                    where=cache.store,
+                    found=name,
+                    allowed=known,
+                    do=f"Cache it anew with kdpipe cache-teacher --calibration-from {origin.store}, then merge",
+                )
+            found[encoding] = encoding
+    return found
 
 
 def _tasks(caches: Sequence[Cache], held: _Holders, shards: Sequence[dict[str, Any]]) -> dict[str, tuple[int, Segment]]:

@@ -5,6 +5,7 @@ A part is parts/<name>.safetensors and, written last, the record commits/<name>.
 
 import json
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -92,6 +93,12 @@ def read_calibration(cache: Cache, encoding: Encoding) -> Calibration | None:
     return Calibration(**tensors, explained=about["explained"])
 
 
+def with_calibration(encoding: Encoding, name: str | None) -> Encoding:
+    """The encoding whose map has the calibration of this name."""
+    assert encoding.map is not None
+    return replace(encoding, map=replace(encoding.map, calibration=name))
+
+
 def needed(segments: Iterable[Segment]) -> set[str]:
     """Names of the calibrations that segments can't be read without."""
     maps = (segment.encoding.map for segment in segments)
@@ -114,10 +121,15 @@ def copy_parts(source: Cache, target: Cache, segments: Iterable[Segment]) -> int
     wanted, copied = needed(segments), 0
     wanted |= {name for name in source.parts if not name.startswith(CALIBRATION)}
     for name in sorted(wanted - set(target.parts)):
-        data = read_part_bytes(source, name)
-        put_part_bytes(target, name, data, source.parts[name]["about"])
-        copied += len(data)
+        copied += copy_part(source, target, name)
     return copied
+
+
+def copy_part(source: Cache, target: Cache, name: str) -> int:
+    """Copy one part as it is; its bytes. Raises as `copy_parts`."""
+    data = read_part_bytes(source, name)
+    put_part_bytes(target, name, data, source.parts[name]["about"])
+    return len(data)
 
 
 def _bytes(tensors: dict[str, torch.Tensor]) -> bytes:
