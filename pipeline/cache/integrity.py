@@ -22,6 +22,7 @@ from pipeline.cache.layout import (
 )
 from pipeline.cache.parts import calibration_name, needed
 from pipeline.cache.records import read_record
+from pipeline.cache.select import HEAD
 from pipeline.cache.store import Store
 from pipeline.errors import CacheError
 from pipeline.fingerprint import sha256
@@ -73,6 +74,18 @@ def check_integrity(store: Store) -> tuple[list[Problem], dict[str, int]]:
             what = "foreign: nothing in the cache vouches for it (an interrupted write? cache-teacher sweeps)"
             check.problem(name, what)
     return check.problems, check.counts
+
+
+def required(segments: Iterable[Segment]) -> dict[str, str]:
+    """The parts that have to be there for these segments, by name, and why.
+
+    A tail is none of them: nothing that is stored says that one was asked for.
+    """
+    segments = list(segments)
+    found = dict.fromkeys(needed(segments), "a segment can't be read without this part")
+    if any(segment.encoding.pooled is not None for segment in segments):
+        found[HEAD] = "a segment keeps pooled features, whose logits need this part; repeat its cache-teacher"
+    return found
 
 
 class _Check:
@@ -145,8 +158,8 @@ class _Check:
         """The parts by the paths of their records, and that those which segments need are among them."""
         for name, part in records.items():
             self.part(name, part)
-        for part in sorted(needed(segments) - set(records.values())):
-            self.problem(part_record(part), "missing: a segment can't be read without this part")
+        for part, why in sorted(required(segments).items()):
+            self.expect(part in records.values(), part_record(part), f"missing: {why}")
 
     def part(self, name: str, part: str) -> None:
         """A part's record, its file, and that it is of this cache's teacher, or what its name says."""

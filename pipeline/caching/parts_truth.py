@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from pipeline.cache import Cache, read_canaries
+from pipeline.cache.integrity import required
 from pipeline.cache.parts import read_part
 from pipeline.cache.select import HEAD, TAIL
 from pipeline.errors import KdpipeError
@@ -19,15 +20,16 @@ def check_parts(cache: Cache, teacher: Teacher) -> dict[str, dict[str, Any]]:
     """Take the parts out of the live teacher again and compare every weight; try the stored ones on their probes.
 
     Returns:
-        By name of the part: `ok`, and `what` is wrong with it.
+        By name of the part, of those that are there or have to be: `ok`, and `what` is wrong with it.
     """
+    lost = {name: why for name, why in required(cache.segments).items() if name == HEAD and name not in cache.parts}
+    found: dict[str, dict[str, Any]] = {name: {"ok": False, "what": f"missing: {why}"} for name, why in lost.items()}
     names = [name for name in (HEAD, TAIL) if name in cache.parts]
     if not names:
-        return {}
+        return found
     plain = teacher.plain()
     pixels = np.stack([canary.pixels for canary in read_canaries(cache)[:_FEW]])
     x = teacher.normalized(pixels).contiguous()
-    found: dict[str, dict[str, Any]] = {}
     for name in names:
         where = f"{cache.store} part {name}"
         try:
