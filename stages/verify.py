@@ -25,7 +25,9 @@ _HOW = ("form", "layers", "batch_size", "amp_dtype", "channels_last", "threads")
 @click.option("--shards", help="Index of the shards [default: the one it was cached from].")
 @click.option("--weights", help="The teacher's weights [default: those it was cached with].")
 @click.option("--integrity-only", is_flag=True, help="Check the bytes; don't run the teacher.")
-@click.option("--samples", default=512, show_default=True, help="Views to render and run again.")
+@click.option(
+    "--samples", default=512, show_default=True, help="Views to render and run again; at least a batch a segment."
+)
 @click.option("--seed", default=0, show_default=True, help="Choice of those views.")
 @click.option("--pixels", type=click.Choice(["exact", "within-1"]), default="exact", show_default=True)
 @click.option("--device", default=None, help="Where to run the teacher [default: as cached].")
@@ -44,8 +46,8 @@ def verify(
     """Check a cache: integrity of every file, then truth on a sample of views. Exit 1 if anything is wrong.
 
     Integrity: every checksum and every commit; nothing missing, nothing foreign. Truth: canaries and a seeded
-    sample of views are rendered again, the teacher is run again, and the cached targets must agree within the
-    difference of two live runs; what truncation and quantisation cost is reported apart.
+    sample of views, some of each segment, are rendered again, the teacher is run again, and the cached targets must
+    agree within the difference of two live runs; what truncation and quantisation cost is reported apart.
     """
     store = Store(cache)
     problems, counts = check_integrity(store)
@@ -104,7 +106,10 @@ def _truth(
         canaries = {"ok": False, "what": str(e)}
     of_teacher = of_teacher or {}
     report = {"parts": {**of_teacher, "ok": all(part["ok"] for part in of_teacher.values())}} if of_teacher else {}
-    return {"canaries": canaries, **report, "truth": join(parts)}
+    truth = join(parts)
+    # Also those without a finished task, of which nothing was asked.
+    truth["segments"]["present"] = [segment.name for segment in cache.segments]
+    return {"canaries": canaries, **report, "truth": truth}
 
 
 def _teacher(settings: dict[str, Any], num_classes: int) -> Teacher:
@@ -146,6 +151,7 @@ def _text(report: dict[str, Any]) -> str:
                 lines.append(f"{name}: {part.get('what') or 'that of the teacher'}: {_verdict(part)}")
         t = report["truth"]
         lines.append(f"truth: {t['views']} views run again: {_verdict(t)}")
+        lines += [f"  {line}" for line in _segments(t["segments"])]
         if t["control"] is not None:
             lines.append(f"  cached against live {_distances(t, ' nats')}")
             lines.append(f"  mean KL: truncation {t['truncation']:.3g}, quantisation {t['quantisation']:.3g} nats")
@@ -156,6 +162,14 @@ def _text(report: dict[str, Any]) -> str:
     elif not whole["problems"]:
         lines.append("truth: not checked")
     return "\n".join(lines)
+
+
+def _segments(names: dict[str, list[str]]) -> list[str]:
+    """Which were looked at, of those that there are."""
+    checked, present = names["checked"], names["present"]
+    lines = [f"{len(checked)} of {len(present)} segments checked: {', '.join(checked)}"]
+    left = [name for name in present if name not in checked]
+    return [*lines, f"not checked, for they have no finished task: {', '.join(left)}"] if left else lines
 
 
 def _distances(group: dict[str, Any], unit: str) -> str:

@@ -16,11 +16,15 @@ from pipeline.cache.parts import read_calibration
 from pipeline.caching.agreement import Agreement, compare_feature, compare_logits
 from pipeline.machine import cores
 from pipeline.shards import BlockReader, Index
+from pipeline.shards.index import Shard
 from pipeline.targets import GROUPS
 from pipeline.teacher import Teacher
 from pipeline.views import View, ViewsConfig
 from pipeline.views.block import paired_index, render_rows
 from pipeline.views.draws import permutation
+
+# A teacher's batch: rows of the index, within one block, of one view of a segment.
+Batch = tuple[Segment, View, range]
 
 _LOST = ("truncation", "quantisation")
 
@@ -40,7 +44,8 @@ def check_truth(
     Args:
         cache, index, config, teacher: matching, as checked by the caller.
         segments: those to choose from, cached with the teacher's present numerics.
-        samples: views to compare, taken as batches of the teacher's size so that its numerics are the cache's.
+        samples: views to compare, taken as batches of the teacher's size so that its numerics are the cache's. At
+            least one batch of each segment is taken, which may be more.
         seed: of the choice.
 
     Returns:
@@ -49,7 +54,8 @@ def check_truth(
         rounding; `quantisation` and `truncation`: mean KL in nats that rounding and top-k each cost; None, these
         five, where no logits are kept. `features`: of each that is, by name, `views`, and the first three relative
         to its largest value, of a map on a basis of its projections; `error`: mean relative squared error of what
-        reading gives back. `failures`: a list of views beyond the tolerance; `ok`.
+        reading gives back. `segments`: names of those `checked` and of those `present` to choose from, of which one
+        without a finished task in the index can't be checked. `failures`: a list of views beyond the tolerance; `ok`.
     """
     config = config.cached
     reader, arrays = BlockReader(paired_index(index, config)), ArrayReader(cache)
@@ -78,7 +84,16 @@ def check_truth(
     logits = dict.fromkeys(("control", "tolerance", "difference", *_LOST)) | found.pop("logits", {})
     failures = [failure for total in totals.values() for failure in total.failures]
     views = sum(len(rows) for _, _, rows in batches)
-    return {**logits, "views": views, "features": found, "failures": failures, "ok": views > 0 and not failures}
+    looked_at = {segment.name for segment, _, _ in batches}
+    present = [segment.name for segment in segments]
+    return {
+        **logits,
+        "views": views,
+        "segments": {"checked": [name for name in present if name in looked_at], "present": present},
+        "features": found,
+        "failures": failures,
+        "ok": views > 0 and not failures,
+    }
 
 
 def join(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -87,6 +102,10 @@ def join(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {
         **_joined([{**p, "views": 0} if p["control"] is None else p for p in parts], _LOST),
         "views": sum(p["views"] for p in parts),
+        # Names begin with the segments' numbers.
+        "segments": {
+            which: sorted({n for p in parts for n in p["segments"][which]}) for which in ("checked", "present")
+        },
         "features": {
             name: _joined([p["features"][name] for p in parts if name in p["features"]], ("error",))
             for name in GROUPS
@@ -108,25 +127,36 @@ def _joined(parts: Sequence[dict[str, Any]], means: Sequence[str]) -> dict[str, 
 
 def _choose(
     cache: Cache, segments: Sequence[Segment], index: Index, batch: int, samples: int, seed: int
-) -> list[tuple[Segment, View, range]]:
-    """Seeded teacher batches among the committed tasks whose shard the index has."""
-    by_name = {shard.name: shard for shard in index.shards}
-    tasks = [(segment, by_name[name]) for segment in segments for name in cache.committed(segment) if name in by_name]
-    chosen, taken, seen = [], 0, set()
-    for draw in range(64 * max(1, len(tasks))):
-        if taken >= samples or not tasks:
+) -> list[Batch]:
+    """Seeded teacher batches among the committed tasks whose shard the index has: one of each segment, then any.
+
+    An evaluation view is a segment of its own, so each of them is among the first. They are more than `samples`
+    views where there are more segments than that allows: a segment that nobody looks at may hold anything.
+    """
+    shards = {shard.name: shard for shard in index.shards}
+    by_segment = [[(s, shards[name]) for name in cache.committed(s) if name in shards] for s in segments]
+    chosen = [_draw(tasks, index, batch, seed, f"of {tasks[0][0].name}") for tasks in by_segment if tasks]
+    taken, seen = sum(len(rows) for _, _, rows in chosen), {(s.name, view, rows) for s, view, rows in chosen}
+    tasks = [task for of_one in by_segment for task in of_one]
+    for turn in range(64 * len(tasks)):
+        if taken >= samples:
             break
-        # One word each for task, view, block and batch within the block.
-        words = permutation(len(tasks), "truth", seed, draw)
-        segment, shard = tasks[int(words[0])]
-        view = segment.views[int(permutation(len(segment.views), "view", seed, draw)[0])]
-        block = shard.first_block + int(permutation(shard.blocks, "block", seed, draw)[0])
-        rows = index.rows(block)
-        parts = -(-len(rows) // batch)
-        start = rows.start + batch * int(permutation(parts, "part", seed, draw)[0])
-        part = range(start, min(start + batch, rows.stop))
-        if (segment.name, view, part) not in seen:
-            seen.add((segment.name, view, part))
-            chosen.append((segment, view, part))
-            taken += len(part)
+        segment, view, rows = _draw(tasks, index, batch, seed, turn)
+        if (segment.name, view, rows) not in seen:
+            seen.add((segment.name, view, rows))
+            chosen.append((segment, view, rows))
+            taken += len(rows)
     return chosen
+
+
+def _draw(tasks: Sequence[tuple[Segment, Shard]], index: Index, batch: int, seed: int, turn: object) -> Batch:
+    """One batch of one of the tasks, which belongs to the seed and the turn."""
+
+    def below(count: int, what: str) -> int:
+        return int(permutation(count, what, seed, turn)[0])
+
+    segment, shard = tasks[below(len(tasks), "truth")]
+    view = segment.views[below(len(segment.views), "view")]
+    rows = index.rows(shard.first_block + below(shard.blocks, "block"))
+    start = rows.start + batch * below(-(-len(rows) // batch), "part")
+    return segment, view, range(start, min(start + batch, rows.stop))
