@@ -31,6 +31,7 @@ from stages.signals import resume
 @click.option("--limit", type=int, help="Only the first N samples.")
 @click.option("--workers", type=click.IntRange(1), help="Processes on this machine [default: one a GPU].")
 @click.option("--scheduler", help="Address of a dask cluster of yours, tcp://host:port.")
+@click.option("--calibration-from", metavar="CACHE", help="Take the map's calibration from there; then both merge.")
 @click.option("--out", required=True, help="The cache: a folder or URL, {identity} in it filled in; it goes on.")
 @click.option("--record", help="Also write which targets these are, as JSON without times, for --cache elsewhere.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
@@ -41,6 +42,7 @@ def cache_teacher(
     limit: int | None,
     workers: int | None,
     scheduler: str | None,
+    calibration_from: str | None,
     out: str,
     record: str | None,
     as_json: bool,
@@ -54,7 +56,8 @@ def cache_teacher(
     that fails is named at the end (exit 1), all others are done.
     """
     few_arenas()
-    settings = params.load(params_file, sets, overrides(flags))
+    own = {"caching.calibration_from": calibration_from}
+    settings = params.load(params_file, sets, overrides(flags) | own)
     index = Index.open(shards).limit(limit)
     wanted = parse_views(views)
     for remark in settings.views.remarks():

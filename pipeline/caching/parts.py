@@ -2,20 +2,20 @@
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
 from pipeline.cache import Cache, read_canaries
+from pipeline.cache.layout import in_order
 from pipeline.cache.parts import put_calibration, put_part
 from pipeline.cache.select import HEAD, TAIL
 from pipeline.caching.finite import require_finite
-from pipeline.errors import CacheError
 from pipeline.machine import cores
 from pipeline.shards import BlockReader, Index
-from pipeline.targets import Calibration, Encoding, TargetsConfig
+from pipeline.targets import Calibration, TargetsConfig
 from pipeline.teacher import Teacher, head_parts, tail_parts
 from pipeline.views import View, ViewsConfig
 from pipeline.views.block import paired_index, render_rows
@@ -100,11 +100,15 @@ def calibrate(cache: Cache, teacher: Teacher, sample: Sample, rank: int | None) 
     return put_calibration(cache, fitted, about)
 
 
+def fitted_to(views: Sequence[View]) -> tuple[View, ...]:
+    """Of the views asked for, those that a calibration is fitted to, in whatever order they were asked for."""
+    return tuple(in_order(view for view in views if isinstance(view, int)) or in_order(views))
+
+
 def fit_tokens(teacher: Teacher, sample: Sample) -> tuple[torch.Tensor, int]:
     """Tokens float32 (n, D) that a calibration is fitted to, and of how many views they are."""
     index, count = sample.index, VIEWS
-    views: list[View] = [view for view in sample.views if isinstance(view, int)]
-    views = views or list(sample.views)
+    views = fitted_to(sample.views)
     blocks = spread(index.blocks, _BLOCKS)
     each = -(-VIEWS // len(blocks))
     reader = BlockReader(paired_index(index, sample.config))
@@ -126,42 +130,3 @@ def fit_tokens(teacher: Teacher, sample: Sample) -> tuple[torch.Tensor, int]:
             seen += len(rows)
     reader.close()
     return torch.cat(found), seen
-
-
-def calibrated(cache: Cache, encoding: Encoding, views: Sequence[View]) -> Encoding:
-    """The encoding with the calibration that the cache has for such a map; as it is where there is none.
-
-    Segments of the same encoding can be read together: theirs comes first.
-    """
-    if encoding.map is None:
-        return encoding
-    having: list[tuple[tuple[bool, int, int], str]] = []
-    alike = encoding.map.shape, encoding.map.rank
-    for segment in cache.segments:
-        held = segment.encoding.map
-        if held is None or held.calibration is None or (held.shape, held.rank) != alike:
-            continue
-        same = segment.encoding == with_calibration(encoding, held.calibration)
-        having.append(((same, len(set(segment.views) & set(views)), segment.number), held.calibration))
-    return with_calibration(encoding, max(having)[1]) if having else encoding
-
-
-def with_calibration(encoding: Encoding, name: str | None) -> Encoding:
-    """The encoding whose map has the calibration of this name."""
-    assert encoding.map is not None
-    return replace(encoding, map=replace(encoding.map, calibration=name))
-
-
-def require_calibration(cache: Cache, name: str, made: str) -> None:
-    """Refuse to go on with a calibration that was lost and came out otherwise when it was made again.
-
-    Raises:
-        CacheError: it did.
-    """
-    if made != name:
-        raise CacheError(
-            "a calibration was lost, and made again it is another one",
-            where=f"{cache.store} part {name}",
-            found=made,
-            do="Restore its files from a copy; or drop the views whose map needs it, and cache them again",
-        )

@@ -18,8 +18,9 @@ from pipeline.cache.layout import STORE_RECORD
 from pipeline.cache.locks import adding, writing
 from pipeline.cache.record import place
 from pipeline.caching.backend import Backend, Described, InProcess, Job, Outcome, Task
+from pipeline.caching.calibration import Loan, borrow, calibrated, have_calibration
 from pipeline.caching.identity import check_canaries, make_identity, render_canaries
-from pipeline.caching.parts import calibrated, parts_of, require_calibration, with_calibration
+from pipeline.caching.parts import parts_of
 from pipeline.caching.segments import layers_asked, segments_for, settled
 from pipeline.config import Config
 from pipeline.shards import Index, images
@@ -31,10 +32,11 @@ from pipeline.views.canaries import Pixels
 
 
 class CachingConfig(Config):
-    """How a cache is made; nothing here changes what is in it."""
+    """How a cache is made; but for `calibration_from`, nothing here changes what is in it."""
 
     render_threads: int | None = Field(None, ge=1, description="decode and render threads; default: all cores")
     pixels: Pixels = Field("exact", description="how close an existing cache's canaries must be")
+    calibration_from: str | None = Field(None, description="cache whose calibration the map gets; default: its own")
 
 
 @dataclass
@@ -95,8 +97,9 @@ def cache_views(
         on_progress: called after every task.
 
     Raises:
-        IdentityError: the cache there is of something else, or a segment was begun with other numerics.
-        CacheError: it can't be written, or the workers are gone.
+        IdentityError: the cache there, or the one to take a calibration from, is of something else, or a segment was
+            begun with other numerics.
+        CacheError: it can't be written, a calibration can't be had, or the workers are gone.
     """
     caching = caching or CachingConfig()
     backend = InProcess(teacher) if isinstance(teacher, Teacher) else teacher
@@ -109,6 +112,7 @@ def cache_views(
     labelling_index(index, config).check_labels(num_classes)
     encoding = Encoding.of(targets, num_classes, described.shapes)
     identity = make_identity(index, config, described.identity, int(described.identity["input_size"]))
+    loan = borrow(caching.calibration_from, identity, encoding, views) if caching.calibration_from else None
     store, report = Store(place(url, identity)), Report()
     batches = -(-len(index) // int(described.numerics["batch_size"]))  # of each view
     searched = not store.exists(STORE_RECORD)
@@ -120,10 +124,10 @@ def cache_views(
             cache = _open(store, index, config, identity, views, caching)
             if writer.alone:
                 sweep(cache)
-            encoding = calibrated(cache, encoding, views)
+            encoding = calibrated(cache, encoding, views, loan)
             described = settled(backend, described, cache, encoding, views, None if searched else batches)
             job = Job(store.url, index, config, cache.size, caching.render_threads, backend.beside, described)
-            encoding = report.encoding = _store_parts(backend, job, cache, encoding, parts_of(targets), views)
+            encoding = report.encoding = _store_parts(backend, job, cache, encoding, parts_of(targets), views, loan)
             segments = segments_for(cache, encoding, list(views), described.numerics)
             todo = _todo(cache, index, segments)
             if todo:
@@ -165,16 +169,19 @@ def _open(
 
 
 def _store_parts(
-    backend: Backend, job: Job, cache: Cache, encoding: Encoding, names: Sequence[str], views: Sequence[View]
+    backend: Backend,
+    job: Job,
+    cache: Cache,
+    encoding: Encoding,
+    names: Sequence[str],
+    views: Sequence[View],
+    loan: Loan | None,
 ) -> Encoding:
     """Have what the arrays need beside them; the encoding, which names the calibration of its map."""
     missing = [name for name in names if name not in cache.parts]
     if missing:
         backend.extract(job, missing)
-    if encoding.map is not None and encoding.map.calibration not in cache.parts:
-        name = backend.calibrate(job, encoding.map.rank, views)
-        require_calibration(cache, encoding.map.calibration or name, name)
-        encoding = with_calibration(encoding, name)
+    encoding = have_calibration(backend, job, cache, encoding, views, loan)
     cache.refresh()
     return encoding
 

@@ -12,13 +12,13 @@ from pipeline.cache.drop import drop_views
 from pipeline.cache.layout import part_file, part_record
 from pipeline.cache.manage import orphans, remove_orphans
 from pipeline.cache.merge import merge
-from pipeline.cache.parts import put_calibration, put_part, read_calibration, read_part
+from pipeline.cache.parts import put_calibration, put_part, read_part
 from pipeline.cache.transfer import transfer
 from pipeline.errors import CacheError, CorruptionError
 from pipeline.targets import Calibration, TargetsConfig
-from tests.cache.parts import part, survives_kills
+from tests.cache.parts import survives_kills
 from tests.caching.featured import TINY, stored
-from tests.tiny import VIEWS, World, make_cache, make_world, tree
+from tests.tiny import VIEWS, World, make_cache, tree
 
 MAP = TargetsConfig(kind="none", map="int8", map_rank=2)
 BOTH = TargetsConfig(k=3, pooled="float16", map="float16", map_rank=2)
@@ -165,21 +165,6 @@ class TestMoving:
         (copied / part_file("head")).write_bytes(b"nonsense")
         with pytest.raises(CorruptionError, match="a part of the cache is damaged"):
             transfer(str(copied), str(tmp_path / "d"))
-
-    def test_merged_segments_keep_their_own_calibrations(self, tmp_path):
-        world = make_world(tmp_path / "w", samples=(20, 17))
-        sources = []
-        for i in range(2):
-            make_cache(part(world, tmp_path / f"w{i}", i), tmp_path / f"{i}.zarr", views=(0,), targets=MAP, **TINY)
-            sources.append(str(tmp_path / f"{i}.zarr"))
-        cache, _ = merge(str(tmp_path / "c"), sources)
-        assert len(cache.parts) == len(cache.segments) == 2
-        assert problems(tmp_path / "c") == []
-        for segment, source in zip(cache.segments, map(Cache, map(Store, sources)), strict=True):
-            own, kept = (read_calibration(one, segment.encoding) for one in (source, cache))
-            assert torch.equal(own.components, kept.components)
-            [shard] = cache.committed(segment)
-            assert shard == source.shards[0]["name"]
 
     def test_merged_encodings_have_the_parts_of_all(self, world, featured, tmp_path):
         make_cache(world, tmp_path / "l", views=(0,), targets=TargetsConfig(kind="dense"), **TINY)

@@ -65,6 +65,15 @@ class TestCaching:
         assert 0.3 < summary["calibration"]["explained"] < 1
         assert summary["parts"] == [summary["calibration"]["part"], "head"]
 
+    def test_a_basis_from_another_cache(self, world, tmp_path):
+        flags = ["--targets", "none", "--map", "int8", "--map-rank", 2, "--json"]
+        first = json.loads(kdpipe(*caching(world, tmp_path / "a", *flags)).out)
+        more = [*flags, "--views", 3, "--calibration-from", tmp_path / "a"]
+        second = json.loads(kdpipe(*caching(world, tmp_path / "b", *more)).out)
+        assert second["calibration"] == first["calibration"]
+        none = caching(world, tmp_path / "c", "--calibration-from", tmp_path / "a")
+        assert "there is no map to calibrate" in refused(*none)
+
     def test_a_record_of_features(self, world, tmp_path):
         flags = ["--targets", "none", "--pooled", "float32", "--record", tmp_path / "cache.json"]
         assert kdpipe(*caching(world, tmp_path / "c", *flags)).code == 0
