@@ -30,6 +30,14 @@ _AHEAD = 2
 _ATTEMPTS = 3
 # What a client meets whose scheduler has died, depending on what it was doing.
 _GONE = (CommClosedError, ClosedClientError, CancelledError, FuturesCancelledError)
+_REPEAT = "Repeat the command: finished tasks are kept"
+# What a worker is about that does what is asked of one, by the name of the plugin's method.
+_STEPS = {
+    "settle": "finding how the teacher is run fastest",
+    "try_extracting": "trying to take the teacher's parts out",
+    "extract": "taking the teacher's parts out",
+    "calibrate": "fitting the map's calibration",
+}
 
 
 class Cluster:
@@ -56,17 +64,23 @@ class Cluster:
 
     def describe(self, features: Sequence[str] = ()) -> Described:
         """See Backend. Every worker loads its teacher; they must all be the same, run in the same way."""
-        self._client.wait_for_workers(1)
-        answers = self._client.run(describe, tuple(features), on_error="return")
+        try:
+            self._client.wait_for_workers(1)
+            answers = self._client.run(describe, tuple(features), on_error="return")
+        except _GONE as e:
+            raise CacheError("the scheduler is gone", do=_REPEAT) from e
         first: Described | None = None
         for worker, answer in answers.items():
             if isinstance(answer, KdpipeError):
                 raise answer
+            if _unreachable(answer):
+                raise _died("loading the teacher and trying it", worker) from answer
             if not isinstance(answer, Described):
                 raise TeacherError(f"a worker can't load the teacher: {answer}", where=worker)
             first = first or answer
             require_same(answer, first, worker)
-        assert first is not None
+        if first is None:
+            raise _died("being asked for its teacher")
         return first
 
     def settle(self, layers: Plan | None, batches: int) -> dict[str, Any]:
@@ -92,17 +106,17 @@ class Cluster:
         """What the plugin of some worker answers."""
         try:
             return self._client.submit(remote.call, name, *args, pure=False).result()
+        except KilledWorker as e:
+            raise _died(_STEPS[name], e.last_worker.address, e.allowed_failures + 1) from e
         except _GONE as e:
-            raise CacheError("the scheduler is gone", do="Repeat the command: finished tasks are kept") from e
+            raise CacheError("the scheduler is gone", do=_REPEAT) from e
 
     def run(self, job: Job, tasks: Iterator[Task]) -> Iterator[Outcome]:
         """See Backend."""
         try:
             yield from self._run(job, tasks)
         except (*_GONE, TimeoutError) as e:
-            raise CacheError(
-                "the scheduler is gone", where=job.url, do="Repeat the command: finished tasks are kept"
-            ) from e
+            raise CacheError("the scheduler is gone", where=job.url, do=_REPEAT) from e
 
     def _run(self, job: Job, tasks: Iterator[Task]) -> Iterator[Outcome]:
         # As bytes: else the scheduler would unpickle it for every task, and so would the workers; and opening a large
@@ -136,9 +150,30 @@ class Cluster:
                     submit(task, attempt + 1)
                 elif type(error) is CacheError:
                     raise error  # A full disk is full for all: stop computing what can't be kept.
+                elif isinstance(error, KilledWorker):
+                    doing = f"{task.shard.name} of {task.segment.name}"
+                    yield Outcome(task, None, _died(doing, error.last_worker.address, error.allowed_failures + 1))
                 else:
                     yield Outcome(task, None, error)
             top_up()
+
+
+def _unreachable(answer: Any) -> bool:
+    """Whether this is what a scheduler met, and no worker said; errors of files have a number, dask's timeout none."""
+    if isinstance(answer, CommClosedError | TimeoutError):
+        return True
+    return type(answer) is OSError and answer.errno is None
+
+
+def _died(doing: str, worker: object = None, times: int = 1) -> CacheError:
+    """What to say of a worker that died, and of so many that did one after the other."""
+    return CacheError(
+        "a worker died" if times == 1 else f"{times} workers died one after the other",
+        where=worker,
+        found=doing,
+        do="Often it is for want of memory: set a smaller teacher.batch_size (--batch-size), or give workers more; "
+        "then repeat the command: finished tasks are kept",
+    )
 
 
 @contextmanager

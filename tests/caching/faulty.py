@@ -3,6 +3,7 @@
 python -m tests.caching.faulty INDEX OUT [SCHEDULER]
 """
 
+import os
 import sys
 import time
 
@@ -17,6 +18,7 @@ from pipeline.errors import KdpipeError
 from pipeline.shards import Index
 from pipeline.targets import TargetsConfig
 from pipeline.teacher import Teacher, TeacherConfig
+from tests.teacher.users import Users
 from tests.tiny import CLASSES, RECIPE, SETTINGS, network
 
 VIEWS = (0, 1)
@@ -37,6 +39,25 @@ class Slow(nn.Module):
 def slow_network(num_classes: int = CLASSES) -> nn.Module:
     """The tiny network, slowly."""
     return Slow(network(num_classes))
+
+
+class Dying(Users):
+    """Takes its process with it where it is asked about pictures, which a black image is not."""
+
+    def forward_features(self, x: torch.Tensor) -> torch.Tensor:
+        # Alone: noise, on which features are tried.
+        if len(x) == SETTINGS["batch_size"] and float(x.std()) > 1e-3:
+            os._exit(9)
+        return super().forward_features(x)
+
+
+def dying(when: str, num_classes: int = CLASSES) -> nn.Module:
+    """Dies when it is `built` or `asked`; only for processes that nobody needs."""
+    if when == "built":
+        os._exit(9)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return Dying("right")
 
 
 def cache(index: Index, out: str, client: Client | None = None) -> int:

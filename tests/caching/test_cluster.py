@@ -1,14 +1,20 @@
 """Tasks on dask workers: the bytes of one process, whoever comes, fails or leaves."""
 
+import re
 import threading
+from types import SimpleNamespace
 
+import dask
 import pytest
 from distributed import Client, LocalCluster
+from distributed.comm import CommClosedError
+from distributed.scheduler import KilledWorker
 
 import pipeline.caching.backend as backend
 from pipeline.cache import Cache, Store, check_integrity
 from pipeline.caching import CachingConfig, cache_views
-from pipeline.caching.cluster import Cluster
+from pipeline.caching.cluster import Cluster, local_client
+from pipeline.caching.worker import TeacherPlugin
 from pipeline.errors import CacheError, IdentityError, ShardError, TeacherError
 from pipeline.targets import TargetsConfig
 from pipeline.teacher import TeacherConfig
@@ -226,6 +232,69 @@ def test_a_worker_without_such_a_part_says_so(world, client, tmp_path):
     with pytest.raises(TeacherError, match="no last stage"):
         cache_views(str(tmp_path / "c"), world.index, RECIPE, teacher(client, **TINY), targets, [0])
     assert not (tmp_path / "c").exists()
+
+
+class TestDeath:
+    """What dask says of workers that die becomes a line that says what they were about, and what to do."""
+
+    HELP = r"for want of memory.*teacher\.batch_size.*repeat the command: finished tasks are kept$"
+
+    @pytest.mark.parametrize(
+        ("method", "doing"),
+        [
+            ("settle", "finding how the teacher is run fastest"),
+            ("try_extracting", "trying to take the teacher's parts out"),
+            ("extract", "taking the teacher's parts out"),
+            ("calibrate", "fitting the map's calibration"),
+            ("do", r"shard-0000\.tar of \S+"),
+        ],
+    )
+    def test_of_what_one_is_asked(self, world, client, tmp_path, monkeypatch, method, doing):
+        def killed(*_):
+            raise KilledWorker("call-1", SimpleNamespace(address="tcp://10.0.0.7:1"), 3)
+
+        monkeypatch.setattr(TeacherPlugin, method, killed)
+        message = rf"^tcp://10\.0\.0\.7:1: 4 workers died one after the other; found {doing}\. .*{self.HELP}"
+        if method == "do":
+            _, report = cached(world, tmp_path / "c", teacher(client))
+            assert any(re.search(message, str(outcome.error)) for outcome in report.failed)
+            return
+        targets = TargetsConfig(k=4, pooled="float16", map="float16")
+        with pytest.raises(CacheError, match=message):
+            cache_views(str(tmp_path / "c"), world.index, RECIPE, teacher(client, **TINY), targets, [0])
+
+    @pytest.mark.parametrize(
+        ("answers", "error", "message"),
+        [
+            ([CommClosedError("in <TCP>: Stream is closed")], CacheError, rf"^tcp://1: a worker died; .*{HELP}"),
+            ([OSError("Timed out trying to connect")], CacheError, rf"^tcp://1: a worker died; .*{HELP}"),
+            ([], CacheError, rf"^a worker died; .*{HELP}"),
+            ([OSError(28, "No space left")], TeacherError, r"a worker can't load the teacher: \[Errno 28\]"),
+            (CommClosedError("gone"), CacheError, r"^the scheduler is gone\. Repeat the command"),
+        ],
+    )
+    def test_of_what_all_are_asked(self, client, monkeypatch, answers, error, message):
+        def run(*_, **__):
+            if isinstance(answers, Exception):
+                raise answers
+            return {f"tcp://{number}": answer for number, answer in enumerate(answers, start=1)}
+
+        who = teacher(client)
+        monkeypatch.setattr(client, "run", run)
+        with pytest.raises(error, match=message):
+            who.describe()
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize(
+        ("when", "message"),
+        [("built", "a worker died; found loading the teacher"), ("asked", "2 workers died .* the map's calibration")],
+    )
+    def test_of_processes(self, world, tmp_path, when, message):
+        model = {"model": "tests.caching.faulty:dying", "model_kwargs": {"when": when}}
+        with dask.config.set({"distributed.scheduler.allowed-failures": 1}), local_client(1) as client:
+            who = teacher(client, **TINY | model)
+            with pytest.raises(CacheError, match=rf"{message}.*{self.HELP}"):
+                cache_views(str(tmp_path / "c"), world.index, RECIPE, who, TargetsConfig(k=4, map="float32"), [0])
 
 
 def test_a_lost_scheduler_says_how_to_go_on(world, tmp_path, monkeypatch):
