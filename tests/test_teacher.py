@@ -1,5 +1,7 @@
 """Teachers: loaded strictly, run in one exact form, refused when they would teach noise."""
 
+import json
+
 import numpy as np
 import pytest
 import timm
@@ -8,10 +10,12 @@ from PIL import Image
 from safetensors.torch import save_file
 from timm.data import create_transform
 
-from pipeline.errors import TeacherError
-from pipeline.models import weights_digest
+from pipeline.caching import CachingConfig, cache_views
+from pipeline.errors import IdentityError, TeacherError
+from pipeline.models import METADATA_KEY, weights_digest
+from pipeline.targets import TargetsConfig
 from pipeline.teacher import Teacher, TeacherConfig
-from tests.tiny import SIZE, teacher
+from tests.tiny import CLASSES, SIZE, VIEWS, teacher
 from tests.views.test_render import photo
 
 
@@ -97,3 +101,23 @@ def test_numerics_name_what_may_move_results():
         "threads": 1,
         "tf32": False,
     }
+
+
+def test_standardised_logits_are_another_teacher(world, tmp_path):
+    """The scale is said by the file's header alone: the digest of the tensors doesn't see it."""
+    model = timm.create_model("resnet10t", num_classes=CLASSES, channels=(8, 8, 12, 16), stem_width=8)
+    header = {"model": "resnet10t", "model_kwargs": {"channels": [8, 8, 12, 16], "stem_width": 8}}
+    header |= {"num_classes": CLASSES, "input_size": 32, "mean": [0.5] * 3, "std": [0.25] * 3}
+    teachers = {}
+    for name, scale in {"plain": {}, "norm": {"logit_scale": 2.5}}.items():
+        path = tmp_path / f"{name}.safetensors"
+        save_file(model.state_dict(), path, metadata={METADATA_KEY: json.dumps(header | scale)})
+        teachers[name] = Teacher(TeacherConfig(weights=str(path), batch_size=8, threads=1))
+    plain, norm = (one.identity() for one in teachers.values())
+    assert norm == plain | {"logit_scale": 2.5}
+    assert "logit_scale" not in plain  # identities of other caches stay as they are
+    how = {"targets": TargetsConfig(kind="dense", dtype="float32"), "caching": CachingConfig(render_threads=1)}
+    cache_views(str(tmp_path / "c"), world.index, VIEWS, teachers["norm"], views=[0], **how)
+    message = r"another teacher\.logit_scale; found absent now; allowed: 2\.5 as cached"
+    with pytest.raises(IdentityError, match=message):
+        cache_views(str(tmp_path / "c"), world.index, VIEWS, teachers["plain"], views=[0, 1], **how)

@@ -81,9 +81,15 @@ class Network:
         )
 
     def identity(self) -> dict[str, Any]:
-        """What decides the network's answer."""
+        """What decides the network's answer.
+
+        What the weights' file alone says is here too: rows that a class map takes are in the digest of the weights,
+        logits that are standardised are not.
+        """
         b = self.built
-        return {
+        # Left out where there is none, as caches have it that were made before.
+        scale = {} if b.logit_scale is None else {"logit_scale": b.logit_scale}
+        return scale | {
             "model": b.name,
             "model_kwargs": b.kwargs,
             "weights": self.weights,
