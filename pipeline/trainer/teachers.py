@@ -163,10 +163,7 @@ class Teachers:
         needs, own = self._objective.needs, [o.name for o in self._objective.objectives if o.dresses]
         if self._objective.taps and (own or not needs.maps):
             said.append(f"objective.taps has no effect: {self._objective.name} takes no map of the student's own")
-        for reader in self.readers if needs.tail else ():
-            model = reader.cache.identity["teacher"]["model"]
-            count = f"{reader.tail.resident:,}"
-            said.append(f"{count} numbers of {model} are in memory, frozen: its last stage and no other")
+        said += [line for line in map(self._held, self.readers) if line]
         if needs.tail and self._views.mixes:
             said.append("mixup and cutmix are no part of the recipes that scalekd was published with")
         return said
@@ -181,6 +178,19 @@ class Teachers:
             }
             for reader in self.readers
         ]
+
+    def _held(self, reader: CacheReader) -> str | None:
+        """What of a cache's teacher is in memory; None where nothing is."""
+        needs, parts = self._objective.needs, {}
+        if needs.tail:
+            parts["last stage"] = reader.tail.resident
+        if needs.head or reader.selection.by_head:
+            parts["classifier"] = sum(p.numel() for p in reader.head.parameters())
+        if not parts:
+            return None
+        model, total = reader.cache.identity["teacher"]["model"], sum(parts.values())
+        each = " and ".join(f"its {name} ({count:,})" for name, count in parts.items())
+        return f"{total:,} numbers of {model} are in memory, frozen: {each}, and nothing else of it"
 
     @property
     def _sums(self) -> bool:

@@ -1,5 +1,6 @@
 """Every objective: an exact cache trains as a live teacher does; adapters resume; what is kept is plain."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -275,3 +276,34 @@ def test_what_a_student_cannot_give_is_said_in_words(made: Any) -> None:
         built = build(ModelConfig(**student, num_classes=CLASSES, input_size=SIZE))
         with pytest.raises(TrainingError, match=message):
             Learner(built, config, teachers(url, index, config).teaching())
+
+
+HELD = {"last stage": r"its last stage \(([\d,]+)\)", "classifier": r"its classifier \(([\d,]+)\)"}
+
+
+@pytest.mark.parametrize(
+    ("name", "parts"),
+    [
+        ("simkd", ["classifier"]),
+        ("ce+srrl", ["classifier"]),
+        ("scalekd", ["last stage"]),
+        ("scalekd+srrl", ["last stage", "classifier"]),
+        ("kd", []),
+        ("kd by head", ["classifier"]),
+    ],
+)
+def test_what_is_held_of_the_teacher_is_said(made: Any, name: str, parts: list[str], tmp_path: Path) -> None:
+    index, teacher, url = made
+    if name == "kd by head":
+        url = featured.make_cache(
+            tmp_path / "pooled.zarr", index, teacher, TargetsConfig(kind="none", pooled="float32"), [0]
+        )
+    cached = teachers(url, index, ObjectiveConfig(name=name.partition(" ")[0]))
+    reader, lines = cached.readers[0], [line for line in cached.remarks() if "in memory" in line]
+    assert len(lines) == bool(parts)
+    counts = {"last stage": lambda: reader.tail.resident, "classifier": lambda: 25 * CLASSES}
+    for part in parts:
+        assert re.search(HELD[part], lines[0]).group(1) == f"{counts[part]():,}"
+    for line in lines:
+        total = sum(counts[part]() for part in parts)
+        assert line.startswith(f"{total:,} numbers of convnext_atto are in memory, frozen: its {parts[0]}")
