@@ -17,7 +17,9 @@ class TargetsConfig(Config):
     dtype: Literal["float16", "float32"] = Field("float16", description="of log-probs or logits")
     pooled: FeatureDtype | None = Field(None, description="keep what the teacher's classifier sees, in this dtype")
     map: FeatureDtype | None = Field(None, description="keep the teacher's final map, in this dtype")
-    map_rank: int | None = Field(None, ge=1, description="keep the map on a PCA basis of so many components")
+    map_rank: int | None = Field(
+        None, ge=1, description="keep the map on a PCA basis of so many components, fewer than its channels"
+    )
     tail: bool = Field(False, description="keep the teacher's last stage beside the cache, for scalekd")
 
     @model_validator(mode="after")

@@ -14,6 +14,7 @@ from typing import Any, Literal, Self
 import numpy as np
 import torch
 
+from pipeline.errors import TargetsError
 from pipeline.targets.config import TargetsConfig
 from pipeline.targets.decoded import Targets
 from pipeline.targets.features import ArrayField, Calibration, Feature
@@ -39,13 +40,16 @@ class Encoding:
     def of(
         cls, config: TargetsConfig, num_classes: int, shapes: Mapping[str, tuple[int, ...]] | None = None
     ) -> "Encoding":
-        """The encoding that a config asks for; `k` is cut to the number of classes.
+        """The encoding that a config asks for; `k` is cut to the number of classes, because its default may be more.
 
         Args:
             config: what to keep.
             num_classes: the teacher's.
             shapes: of the teacher's features, by name: (D,) of pooled, (h, w, D) of map. Without them an encoding
                 of logits alone.
+
+        Raises:
+            TargetsError: a basis of as many components as the map has channels, or more, would make it no smaller.
         """
         k = {"dense": num_classes, "none": 0}.get(config.kind, min(config.k, num_classes))
         features: dict[str, Any] = {}
@@ -53,7 +57,15 @@ class Encoding:
             if shapes is None:
                 continue
             shape = tuple(shapes[name])
-            rank = config.map_rank if name == "map" and config.map_rank and config.map_rank < shape[-1] else None
+            rank = config.map_rank if name == "map" else None
+            if rank is not None and rank >= shape[-1]:
+                raise TargetsError(
+                    "a basis of the map has fewer components than the map has channels",
+                    where="targets.map_rank",
+                    found=rank,
+                    allowed=f"below {shape[-1]}, the width of the teacher's map",
+                    do="Leave it out to keep the map as it is",
+                )
             features[name] = Feature(name, shape, getattr(config, name), rank)  # type: ignore[arg-type]
         return cls(config.kind, k, config.dtype, num_classes, **features)
 

@@ -9,6 +9,7 @@ from torch import nn
 
 from pipeline.errors import TeacherError
 from pipeline.models import Built, first_line
+from pipeline.teacher.answering import channels_last
 from pipeline.teacher.parts import TOLERANCE, Tail, answers, gap, shape_of
 
 _NO_TAIL = "Leave out targets.tail: cap-dfm does without one. Networks of ConvNeXt's, Swin's and ResNet's kind have one"
@@ -43,7 +44,7 @@ def tail_parts(
         _refuse(built, "the model has no last stage that can be taken out", type(plain).__name__, _NO_TAIL)
     stage = plain.get_submodule(stage_name)
     maps, finals = _run(plain, stage, stage_name, built, images)
-    last = _channels_last(plain, finals)
+    last = channels_last(plain, finals, built.name)
     inputs, finals = (x.permute(0, 3, 1, 2) if last else x for x in (maps, finals))
     shapes = shape_of(inputs), shape_of(finals)
     here = deepcopy(stage).cpu()
@@ -143,14 +144,6 @@ def _run(
     if len(given) != len(finals) or not all(isinstance(x, torch.Tensor) and x.ndim == 4 for x in maps):
         _refuse(built, "the last stage doesn't take one map and give one", name, _NO_TAIL)
     return torch.cat(given).cpu(), torch.cat(finals).cpu()
-
-
-def _channels_last(plain: nn.Module, finals: torch.Tensor) -> bool:
-    said = getattr(plain, "output_fmt", None)
-    if said is not None:
-        return str(said).upper().endswith("NHWC")
-    width = getattr(plain, "num_features", None)
-    return finals.shape[-1] == width and finals.shape[1] != width
 
 
 def _norms(plain: nn.Module, stage: str) -> Iterator[tuple[str | None, nn.Module | None]]:

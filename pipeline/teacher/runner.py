@@ -11,7 +11,7 @@ from torch import nn
 
 from pipeline.errors import TeacherError
 from pipeline.models import first_line
-from pipeline.teacher.answering import WITHOUT, Answering, TeacherOutput, answering
+from pipeline.teacher.answering import Answering, TeacherOutput, answering, without
 from pipeline.teacher.plan import (
     COMPILED,
     OTHER,
@@ -100,7 +100,7 @@ class Runner:
                 tried = answering(self._model, features, self._name, self._images(1))
                 with torch.inference_mode():
                     found, expected = on_cpu(tried, x), on_cpu(Answering(self._model), x)
-                require_same(found, expected, self._name, _FEATURES, WITHOUT)
+                require_same(found, expected, self._name, _FEATURES, without(*features))
             self._take(Answering(self._model, features))
             self.obey(plan)
         except BaseException:

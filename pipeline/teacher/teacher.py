@@ -11,7 +11,7 @@ from torch import nn
 from pipeline.errors import TeacherError
 from pipeline.fingerprint import fingerprint
 from pipeline.models import Built
-from pipeline.teacher.answering import FEATURES, WITHOUT, TeacherOutput
+from pipeline.teacher.answering import FEATURES, TeacherOutput, without
 from pipeline.teacher.config import TeacherConfig
 from pipeline.teacher.device import resolve_device
 from pipeline.teacher.members import joined, load
@@ -130,7 +130,10 @@ class Teacher:
         asked = tuple(feature for feature in FEATURES if feature in features)
         if asked and self.config.members:
             raise TeacherError(
-                "several models as one have no features of their own", where=self.built.name, found=asked[0], do=WITHOUT
+                "several models as one have no features of their own",
+                where=self.built.name,
+                found=", ".join(asked),
+                do=without(*asked),
             )
         self._use_threads()
         for network in self._networks:
@@ -157,7 +160,9 @@ class Teacher:
             TeacherError: there are several, or built again it has other weights.
         """
         if self.config.members:
-            raise TeacherError("several models as one have no parts of their own", where=self.built.name, do=WITHOUT)
+            # Of the parts only the last stage is asked for by itself: the classifier comes with targets.pooled.
+            what = "several models as one have no last stage or classifier of their own"
+            raise TeacherError(what, where=self.built.name, do=without("tail"))
         return self._networks[0].plain()
 
     def normalized(self, images: np.ndarray) -> torch.Tensor:

@@ -9,7 +9,7 @@ import pipeline.caching.parts as parts
 from pipeline.cache import ArrayReader, Cache, check_integrity, read_canaries
 from pipeline.cache.parts import read_calibration, read_part
 from pipeline.caching import CachingConfig, cache_views
-from pipeline.errors import CacheError, TeacherError
+from pipeline.errors import CacheError, TargetsError, TeacherError
 from pipeline.targets import Calibration, Encoding, TargetsConfig, quality
 from pipeline.teacher import load_head, load_tail
 from tests.caching.featured import TINY, giving, live, settings, stored
@@ -100,8 +100,17 @@ class TestBasis:
         _, about = read_part(cache, cache.segments[0].encoding.map.calibration)
         assert 16 <= about["views"] <= 32
 
-    def test_a_rank_of_all_channels_is_none(self, world, tmp_path):
-        targets = TargetsConfig(kind="none", map="float16", map_rank=10_000)
+    @pytest.mark.parametrize("rank", [5, 64])
+    def test_a_rank_that_makes_the_map_no_smaller_is_refused(self, world, tmp_path, rank):
+        targets = TargetsConfig(kind="none", map="float16", map_rank=rank)
+        message = rf"^targets\.map_rank: .*; found {rank}; allowed: below 5, the width .*\. Leave it out"
+        with pytest.raises(TargetsError, match=message):
+            make_cache(world, tmp_path / "c", views=(0,), targets=targets, **TINY)
+        assert not (tmp_path / "c").exists()
+        assert Encoding.of(targets.model_copy(update={"map_rank": 4}), 10, {"map": (4, 4, 5)}).map.rank == 4
+
+    def test_without_one_statistics_are_kept_alone(self, world, tmp_path):
+        targets = TargetsConfig(kind="none", map="float16")
         cache = make_cache(world, tmp_path / "c", views=(0,), targets=targets, **TINY)
         assert cache.segments[0].encoding.map.rank is None
         assert read_calibration(cache, cache.segments[0].encoding).components is None
@@ -177,10 +186,13 @@ class TestParts:
         torch.testing.assert_close(load_head(stored_head, "here")(rows["pooled"]), now.logits, rtol=1e-5, atol=1e-5)
 
     def test_what_cannot_be_had_is_said_before_there_is_a_cache(self, world, tmp_path):
+        two = {"model": None, "mean": None, "std": None, "members": [TINY, TINY]}
         for targets, said, message in [
             (TargetsConfig(pooled="float16"), {}, "no forward_features"),
             (TargetsConfig(pooled="float16"), TINY | {"model_kwargs": {"kind": "bent"}}, "aren't a linear function"),
             (TargetsConfig(map="float16", tail=True), TINY, "no last stage that can be taken out"),
+            (TargetsConfig(tail=True), two, r"\. Leave out targets\.tail$"),
+            (TargetsConfig(map="int8"), two, r"\. Leave out targets\.map$"),
         ]:
             with pytest.raises(TeacherError, match=message):
                 make_cache(world, tmp_path / "c", targets=targets, **said)

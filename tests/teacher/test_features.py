@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import timm
 import torch
 from safetensors.torch import save_file
 from torch import nn
@@ -9,6 +10,7 @@ from torch import nn
 from pipeline.errors import TeacherError
 from pipeline.models import Built
 from pipeline.teacher import Teacher, TeacherConfig
+from pipeline.teacher.answering import Answering, as_map, channels_last
 from tests.models.small import difference
 from tests.teacher.networks import CLASSES, NETWORKS, network
 
@@ -148,30 +150,88 @@ def users_teacher(kind: str, **changes: object) -> Teacher:
     return Teacher(TeacherConfig.model_validate({**said, **how, **changes}))
 
 
+LEAVE_MAP, LEAVE_BOTH = r"Leave out targets\.map", r"Leave out targets\.pooled and targets\.map"
 IMAGES = np.random.default_rng(0).integers(0, 256, (3, 16, 16, 3), dtype=np.uint8)
 
 
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
-        ("lies", r"users: with its features, the model says something else.*found .* of the largest logit"),
-        ("raises", r"users: the model can't give its features: RuntimeError: not today"),
-        ("tokens", r"users: the model's tokens make no square map; found 15 tokens"),
-        ("several", r"users: the model's final features are no map; found tuple"),
-        ("pooled", r"users: what its classifier sees is no vector; found \(5, 1\)"),
+        ("lies", rf"with its features, the model says something else.*found .* of the largest logit.*{LEAVE_BOTH}"),
+        ("raises", rf"the model can't give its features: RuntimeError: not today\. {LEAVE_BOTH}"),
+        ("tokens", rf"the model's tokens make no square map; found 15 tokens\. {LEAVE_MAP}"),
+        ("class token", rf"they are no map; found 1 tokens, num_prefix_tokens 0\. {LEAVE_MAP}"),
+        ("several", rf"the model's final features are no map; found tuple\. {LEAVE_MAP}"),
+        ("pooled", r"what its classifier sees is no vector; found \(5, 1\)\. Leave out targets\.pooled"),
+        (
+            "silent",
+            r"whether its final map has its channels first or last; found a map of 5 x 4 x 4, num_features None, "
+            r"no output_fmt\. Set output_fmt on the network \(NCHW or NHWC\), or num_features, the channels of the map",
+        ),
+        ("silent last", r"found a map of 4 x 4 x 5, num_features None, no output_fmt\. Set output_fmt .*"),
+        ("in place", r"forward_head writes into what it is given.*not relu_\), or leave out targets\.map"),
+        (
+            "a view in place",
+            r"forward_head writes into what it is given.*or leave out targets\.map and targets\.pooled",
+        ),
     ],
 )
 def test_networks_that_cannot_give_them_are_named(kind, message):
     teacher = users_teacher(kind)
     before = teacher(IMAGES)
-    with pytest.raises(TeacherError, match=message + r".*leave out targets\.pooled and targets\.map$"):
+    with pytest.raises(TeacherError, match=rf"^tests\.teacher\.users:users: .*{message}$"):
         teacher.give(BOTH)
     assert teacher.features == ()
     assert torch.equal(teacher(IMAGES).logits, before.logits)
 
 
-def test_a_users_own_network_gives_them():
-    teacher = users_teacher("right")
+@pytest.mark.parametrize("kind", ["class token", "in place", "silent"])
+def test_without_its_map_such_a_network_serves(kind):
+    teacher = users_teacher(kind)
+    teacher.give(["pooled"])
+    assert teacher(IMAGES).pooled.shape == (3, 5)
+
+
+def test_a_head_that_writes_would_have_altered_the_map():
+    """What is refused: the map with its negative values gone."""
+    teacher = users_teacher("in place")
+    x = torch.randn(2, 3, 16, 16)
+    with torch.no_grad():
+        said = Answering(teacher.built.module, BOTH)(x)
+        assert (teacher.built.module.forward_features(x) < 0).any()
+    assert (said.map >= 0).all()
+
+
+def test_a_single_token_is_no_map_and_a_single_place_is():
+    """PiT gives its class token alone; a network of small images may have one place left, or a state with one."""
+    pit = timm.create_model("pit_ti_224", depth=(1, 1, 1)).eval()
+    one = torch.zeros(2, 1, 6)
+    with torch.no_grad():
+        final = pit.forward_features(torch.zeros(1, 3, 224, 224))
+    users = users_teacher("right").built.module
+    for model, x in ((pit, final), (users, one), (users, one[:, :0])):
+        with pytest.raises(TeacherError, match="class's token alone"):
+            as_map(model, x)
+    assert as_map(users, torch.zeros(2, 5, 1, 1)).shape == (2, 5, 1, 1)
+
+
+@pytest.mark.parametrize("said", ["NHWC", "Format.NHWC", "nhwc"])
+def test_what_a_network_says_of_its_layout_comes_first(said):
+    """Also where the sides are alike, or its num_features is another layer's."""
+    model = nn.Module()
+    model.num_features, model.output_fmt = 4, said
+    assert channels_last(model, torch.zeros(1, 4, 4, 5))
+    model.output_fmt = "NCHW"
+    assert not channels_last(model, torch.zeros(1, 4, 4, 4))
+    model.output_fmt = None
+    for shape in ((1, 4, 4, 4), (1, 5, 4, 5)):
+        with pytest.raises(TeacherError, match=r"^net: the model doesn't say"):
+            channels_last(model, torch.zeros(shape), "net")
+
+
+@pytest.mark.parametrize("kind", ["right", "last", "silent stated", "silent last stated"])
+def test_a_users_own_network_gives_them(kind):
+    teacher = users_teacher(kind)
     teacher.give(BOTH)
     said = teacher(IMAGES)
     assert said.map.shape == (3, 5, 4, 4)
@@ -198,8 +258,12 @@ def test_factories_without_them_and_ensembles_are_refused():
     ):
         Teacher(TeacherConfig.model_validate(said | alone)).give(["pooled"])
     several = Teacher(TeacherConfig.model_validate(said | {"members": [alone, alone]}))
-    with pytest.raises(TeacherError, match=r"several models as one have no features.*found map"):
+    with pytest.raises(
+        TeacherError, match=r"several models as one have no features.*found map. Leave out targets.map$"
+    ):
         several.give(["map"])
+    with pytest.raises(TeacherError, match=r"several models as one have no last stage.*\. Leave out targets\.tail$"):
+        several.plain()
     several.give(())
     with pytest.raises(TeacherError, match=r"no such feature; found logits; allowed: pooled, map"):
         several.give(["logits"])

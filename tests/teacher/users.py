@@ -33,6 +33,10 @@ class Users(nn.Module):
     def __init__(self, kind: str) -> None:
         super().__init__()
         self.kind, self.pair = kind, Moving() if kind == "moves" else Pair()
+        if kind.startswith("silent"):
+            self.num_features = None
+        if kind.endswith("stated"):
+            self.output_fmt = "NHWC" if "last" in kind else "NCHW"
 
     def forward_features(self, x: torch.Tensor) -> torch.Tensor:
         final = self.pair.first(x) * self.pair.factor * {"nan": float("nan"), "large": 1e6}.get(self.kind, 1)
@@ -40,11 +44,22 @@ class Users(nn.Module):
             raise RuntimeError("not today")
         if self.kind == "tokens":
             return final.flatten(2)[:, :, 1:].transpose(1, 2)
+        if self.kind == "class token":
+            return final.flatten(2)[:, :, :1].transpose(1, 2)
+        if "last" in self.kind:
+            return final.permute(0, 2, 3, 1)
         return (final, final) if self.kind == "several" else final
 
     def forward_head(self, x: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
         if isinstance(x, tuple):
             x = x[0]
+        if self.kind == "in place":
+            x = x.relu_()
+        if self.kind == "a view in place":
+            pooled = x[:, :, 0, 0]
+            return pooled if pre_logits else self.pair.second(pooled.clamp_(max=1e6))
+        if "last" in self.kind:
+            x = x.permute(0, 3, 1, 2)
         pooled = x.mean(1) if x.ndim == 3 else x.mean((2, 3))
         if pre_logits:
             return pooled[:, :, None] if self.kind == "pooled" else pooled
