@@ -20,7 +20,8 @@ class Cache:
         store: where it lives.
         identity: what it is a cache of; see `caching.identity`.
         segments: in the order of their numbers.
-        commits: (segment name, shard name) -> record of the finished task.
+        commits: (segment name, shard name) -> record of the finished task; without those of another segment of this
+            name, see `Segment.owns`.
         parts: by name, the record of what is stored once beside the segments; see `cache.parts`.
 
     Raises:
@@ -82,12 +83,13 @@ class Cache:
         named = {part_named(name): name for name in names}
         self.parts = {part: read_record(self.store, name) for part, name in named.items() if part}
         present = set(names)
-        self.commits = {
-            (segment.name, shard["name"]): read_record(self.store, segment.commit(shard["name"]))
-            for segment in self.segments
-            for shard in self.shards
-            if segment.commit(shard["name"]) in present
+        tasks = [(segment, shard["name"]) for segment in self.segments for shard in self.shards]
+        done = {
+            (segment.name, shard): (segment, read_record(self.store, segment.commit(shard)))
+            for segment, shard in tasks
+            if segment.commit(shard) in present
         }
+        self.commits = {task: record for task, (segment, record) in done.items() if segment.owns(record)}
 
     def _require_described(self, names: list[str]) -> None:
         """Records of finished tasks without their segment's: their arrays would look like leftovers, and be swept."""

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import zarr
 from zarr.codecs import BloscCodec, Crc32cCodec
+from zarr.errors import ContainsArrayError
 
 from pipeline.cache.cache import Cache
 from pipeline.cache.layout import (
@@ -27,7 +28,7 @@ from pipeline.cache.parts import spare
 from pipeline.cache.records import read_record, seal
 from pipeline.cache.store import PARTIAL, Store
 from pipeline.errors import CacheError
-from pipeline.fingerprint import sha256
+from pipeline.fingerprint import fingerprint, sha256
 from pipeline.targets import Quality
 from pipeline.views.canaries import Canary
 
@@ -111,13 +112,7 @@ def add_segment(cache: Cache, segment: Segment) -> None:
     """
     store, shards = cache.store, cache.shards
     # They would vouch for arrays that are about to be made anew.
-    there = [name for name in store.files(f"commits/{segment.name}") if not name.endswith(PARTIAL)]
-    if there:
-        raise CacheError(
-            f"there are records of segment {segment.name} already",
-            where=f"{store}/{there[0]}",
-            do="Repeat the command: if another run has added it, this one goes on with it",
-        )
+    _require_unknown(store, segment)
     block = int(cache.identity["block_size"])
     rows = padded_rows(shards, block)
     with store.writing(segment.name):
@@ -125,21 +120,66 @@ def add_segment(cache: Cache, segment: Segment) -> None:
         features = segment.encoding.fields(("pooled", "map"))
         for field in segment.encoding.fields():
             chunk = (1, 1, segment.rows_a_chunk(field.name, block), *field.shape)
-            group.create_array(
-                segment.array(field.name),
-                shape=(len(segment.views), len(shards), rows, *field.shape),
-                chunks=chunk,
-                shards=(len(segment.views), 1, rows, *field.shape),
-                dtype=field.dtype,
-                compressors=_codecs("bitshuffle", _FAST if field in features else _LEVEL),
-                fill_value=fill_value(field.dtype),
-                dimension_names=("view", "shard", "row", *segment.encoding.dimensions(field.name)),
-                overwrite=True,
-            )
+            # What an interrupted creation left. Zarr's own overwriting would take chunks away too, which another run
+            # may just have committed where there are no locks.
+            store.remove(f"{segment.array(field.name)}/zarr.json")
+            try:
+                group.create_array(
+                    segment.array(field.name),
+                    shape=(len(segment.views), len(shards), rows, *field.shape),
+                    chunks=chunk,
+                    shards=(len(segment.views), 1, rows, *field.shape),
+                    dtype=field.dtype,
+                    compressors=_codecs("bitshuffle", _FAST if field in features else _LEVEL),
+                    fill_value=fill_value(field.dtype),
+                    dimension_names=("view", "shard", "row", *segment.encoding.dimensions(field.name)),
+                )
+            except ContainsArrayError as e:
+                raise _taken(store, segment, "arrays", segment.array(field.name)) from e
+    _require_unknown(store, segment)
     folder = f"segments/{segment.name}"
     metadata = ["segments/zarr.json", *(n for n in store.files(folder) if n.endswith("zarr.json"))]
     _vouch(store, segment.record, {"segment": segment.json()}, metadata)
+    require_added(store, segment)
     cache.refresh()
+
+
+def _require_unknown(store: Store, segment: Segment) -> None:
+    there = [name for name in store.files(f"commits/{segment.name}") if not name.endswith(PARTIAL)]
+    if there:
+        raise _taken(store, segment, "records", there[0])
+
+
+def _taken(store: Store, segment: Segment, what: str, there: str) -> CacheError:
+    return CacheError(
+        f"there are {what} of segment {segment.name} already",
+        where=f"{store}/{there}",
+        do="Repeat the command: if another run has added it, this one goes on with it",
+    )
+
+
+def require_added(store: Store, segment: Segment) -> None:
+    """Refuse to write to a segment whose record another run has replaced, which locks prevent where there are any.
+
+    Raises:
+        CacheError: the record is of another segment of this name, or missing.
+    """
+    found = fingerprint(read_record(store, segment.record)["segment"])
+    if found != segment.digest:
+        raise CacheError(
+            "another run has added another segment of this name at the same moment",
+            where=f"{store}/{segment.record}",
+            found=f"digest {found[:16]}",
+            allowed=segment.digest[:16],
+            do="Let that run end, then repeat the command, which adds a segment of its own or says what differs",
+        )
+
+
+def finished(store: Store, segment: Segment, shard: str) -> dict[str, Any] | None:
+    """The record of a task, be it that somebody else has committed it since the cache was opened; None without one."""
+    name = segment.commit(shard)
+    record = read_record(store, name) if store.exists(name) else None
+    return record if record is not None and segment.owns(record) else None
 
 
 def commit_task(
@@ -153,7 +193,12 @@ def commit_task(
         shard: position of the task's shard in `cache.shards`.
         fields: by field name, (views, rows, ...) in the segment's dtypes.
         quality: what was measured on the way.
+
+    Raises:
+        CacheError: it can't be written, or see `require_added`.
     """
+    # Arrays of another segment of this name lie at the same paths.
+    require_added(cache.store, segment)
     files = write_arrays(cache, segment, shard, fields)
     return write_record(cache, segment, shard, files, quality)
 
@@ -185,10 +230,16 @@ def write_arrays(
 def write_record(
     cache: Cache, segment: Segment, shard: int, files: dict[str, dict[str, Any]], quality: Quality
 ) -> dict[str, Any]:
-    """Write the record that makes a task's files count. Everything it names must be on disk by now."""
+    """Write the record that makes a task's files count. Everything it names must be on disk by now.
+
+    Raises:
+        CacheError: it can't be written, or see `require_added`.
+    """
+    require_added(cache.store, segment)
     identity = cache.shards[shard]
     record = {
         "segment": segment.name,
+        "segment_digest": segment.digest,
         "shard": identity,
         "files": files,
         "quality": quality.json(),

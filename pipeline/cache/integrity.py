@@ -199,6 +199,7 @@ class _Check:
         if not fits or segment is None or position is None:
             self.problem(name, "it records a task that this cache does not have")
             return
+        self.expect(segment.owns(content), name, "it is of another segment of this name: cache-teacher does it again")
         expected = {segment.chunk(field.name, position): field.name for field in segment.encoding.fields()}
         self.expect(set(content["files"]) == set(expected), name, "it does not name exactly the task's arrays")
         for file, entry in content["files"].items():

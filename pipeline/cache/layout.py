@@ -13,10 +13,12 @@ commits/<part>.json                        a part's digest and what it is
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
+from pipeline.fingerprint import fingerprint
 from pipeline.targets import Encoding
 from pipeline.views import FIVE_CROP, View
 
@@ -76,6 +78,19 @@ class Segment:
         while rows > 1 and rows % 2 == 0 and rows * size > CHUNK_BYTES:
             rows //= 2
         return rows
+
+    @cached_property
+    def digest(self) -> str:
+        """Of all that it is: what its name leaves out, a calibration and numerics, included."""
+        return fingerprint(self.json())
+
+    def owns(self, task: dict[str, Any]) -> bool:
+        """Whether the record of a task of this name says that it was done for this segment.
+
+        Where there are no locks, two runs may add segments of one name that differ. Records without the digest are
+        older than it is.
+        """
+        return bool(task.get("segment_digest", self.digest) == self.digest)
 
     def _tail(self, field: str) -> tuple[int, ...]:
         return next(f.shape for f in self.encoding.fields() if f.name == field)

@@ -7,9 +7,9 @@ from typing import Any, Protocol
 import numpy as np
 
 from pipeline.cache import Cache, Segment, Store, commit_task
+from pipeline.cache.commit import finished
 from pipeline.cache.locks import writing
 from pipeline.cache.parts import read_calibration
-from pipeline.cache.records import read_record
 from pipeline.caching.parts import Sample, calibrate, extract, try_extracting
 from pipeline.caching.task import run_task
 from pipeline.errors import CacheError, KdpipeError
@@ -137,9 +137,9 @@ class Backend(Protocol):
 
 def do(job: Job, task: Task, teacher: Teacher, cache: Cache) -> dict[str, Any]:
     """One task from tar to commit; returns the record that was committed, now or by somebody else meanwhile."""
-    committed = task.segment.commit(task.shard.name)
-    if cache.store.exists(committed):
-        return read_record(cache.store, committed)
+    committed = finished(cache.store, task.segment, task.shard.name)
+    if committed is not None:
+        return committed
     threads = job.threads or max(1, cores() // job.beside)
     with writing(cache.store) as writer:
         writer.share()

@@ -13,7 +13,7 @@ from pydantic import Field
 
 from pipeline.cache import Cache, Segment, Store, create
 from pipeline.cache.cache import require_identity
-from pipeline.cache.commit import sweep, write_provenance
+from pipeline.cache.commit import finished, sweep, write_provenance
 from pipeline.cache.layout import STORE_RECORD
 from pipeline.cache.locks import adding, writing
 from pipeline.cache.record import place
@@ -137,7 +137,7 @@ def cache_views(
         pending = sum(task.shard.samples * len(task.segment.views) for task in todo)
         on_progress(Progress(0, len(todo), "", "", 0, pending))
         # Another run may be at the same cache: what it has finished by now needn't be done twice.
-        fresh = (task for task in todo if not store.exists(task.segment.commit(task.shard.name)))
+        fresh = (task for task in todo if finished(store, task.segment, task.shard.name) is None)
         for done, outcome in enumerate(backend.run(job, fresh), start=1):
             if outcome.record is None:
                 report.failed.append(outcome)
