@@ -158,10 +158,20 @@ def _text(report: dict[str, Any]) -> str:
         for name, f in t["features"].items():
             lines.append(f"  {name}: cached against live {_distances(f, ' of the largest value')}")
             lines.append(f"  {name}: mean relative squared error {f['error']:.3g}")
+        lines += [f"  {name}: {_calibration(known)}: {_verdict(known)}" for name, known in t["calibrations"].items()]
         lines += [f"  {f['where']}, {f['group']}: {f['difference']:.3g}" for f in t["failures"]]
     elif not whole["problems"]:
         lines.append("truth: not checked")
     return "\n".join(lines)
+
+
+def _calibration(known: dict[str, Any]) -> str:
+    if "what" in known:
+        return str(known["what"])
+    if known["held"] is None:
+        return "as live tokens are" if known["judged"] else "too few views to judge it"
+    said = f"holds {100 * known['held']:.3g} % of the live variance, {100 * known['explained']:.3g} % as recorded"
+    return said if known["judged"] else f"{said}; too few views to judge it"
 
 
 def _segments(names: dict[str, list[str]]) -> list[str]:

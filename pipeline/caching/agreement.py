@@ -1,5 +1,6 @@
 """How far cached rows are from what the live teacher says of the same views, beyond what rounding takes."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -12,8 +13,12 @@ from pipeline.targets.quality import relative_error
 from pipeline.teacher import TeacherOutput
 
 # A live-versus-live difference of zero (one machine, one plan) still leaves float32 its last bits.
-_FLOOR = 1e-5
-_SLACK = 4.0
+FLOOR = 1e-5
+SLACK = 4.0
+# Rows of a basis are rounded to float32: their products are off by two units of 6e-8 at most.
+ORTHONORMAL = 1e-6
+# A scale of int8 makes so many times itself of a token's largest value.
+_STEPS = 127
 # Below the least of the live top k by so much, a kept class is no tie.
 _TIE = 1e-3
 
@@ -37,7 +42,7 @@ class Agreement:
     @property
     def tolerance(self) -> float:
         """What difference is allowed."""
-        return _FLOOR + _SLACK * self.control
+        return FLOOR + SLACK * self.control
 
     @property
     def failures(self) -> list[dict[str, Any]]:
@@ -99,24 +104,57 @@ def compare_feature(
 ) -> None:
     """Add a batch's feature, as the live runs give it (N, D, ...); where it is on a basis, its projections count.
 
-    Loses `error`, relative and squared, of what reading gives back.
+    Steps of int8 are as wide as the live token's would be, never as the cache says: a wide scale would excuse
+    anything. What is left of the scales' difference counts like a difference of the token's largest value. A basis
+    counts by how far its components are from orthonormal, because no projection on it tells.
+
+    Loses `error`, relative and squared, of what reading gives back. It is not judged by itself: it is what rounding
+    takes, which is bounded here, and what the basis leaves out, for which see `calibration_truth`.
     """
     on_basis = calibration if feature.rank is not None else None
     tokens = [run.movedim(1, -1).float() for run in runs]
     z, again = ((x if on_basis is None else on_basis.project(x)).cpu() for x in tokens)
     most = float(z.abs().max().clamp(min=torch.finfo(torch.float32).tiny))
-    values = stored[feature.name].astype(np.float32)
+    values = torch.from_numpy(stored[feature.name].astype(np.float32))
     if feature.dtype == "int8":
-        scale = stored[f"{feature.name}_scale"].astype(np.float32)[..., None]
-        values, step = values * scale, np.broadcast_to(scale, values.shape)
+        scale, step, excess = (x[..., None] for x in _scales(feature, stored, tokens[0], calibration))
+        beyond = torch.maximum((values * scale - z).abs() - step / 2, _STEPS * excess)
     else:
-        step = np.spacing(np.abs(np.nan_to_num(stored[feature.name]))).astype(np.float32)
-    gap = (torch.from_numpy(values) - z).abs() - torch.from_numpy(step.copy()) / 2
-    gap = gap.nan_to_num(torch.inf).clamp(min=0).flatten(1).amax(dim=1) / most
+        step = torch.from_numpy(np.spacing(np.abs(np.nan_to_num(stored[feature.name]))).astype(np.float32))
+        beyond = (values - z).abs() - step / 2
+    gap = beyond.nan_to_num(torch.inf).clamp(min=0).flatten(1).amax(dim=1) / most
+    off = 0.0 if on_basis is None else orthonormal_error(on_basis)
+    if not off <= ORTHONORMAL:
+        gap = gap.clamp(min=off)
     rows = {name: torch.from_numpy(array) for name, array in stored.items()}
     kept = feature.decode({f.name: rows[f.name] for f in feature.fields()}, calibration)
     error = float(relative_error(kept, tokens[0].cpu()).sum())
     total.count(float((z - again).abs().max()) / most, gap, places, error=error)
+
+
+def orthonormal_error(calibration: Calibration) -> float:
+    """Largest difference of C C^T from the identity; infinite where components are not finite."""
+    if calibration.components is None:
+        return 0.0
+    rows = calibration.components.double()
+    off = float((rows @ rows.T - torch.eye(len(rows), dtype=torch.float64)).abs().max())
+    return off if math.isfinite(off) else math.inf
+
+
+def _scales(
+    feature: Feature, stored: dict[str, np.ndarray], live: torch.Tensor, calibration: Calibration | None
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Of each token, float32: the stored scale; the widest step it excuses; by how much scales differ beyond rounding.
+
+    Stored and live scale are both rounded to float16. So tokens that are nearly the same may have neighbouring scales,
+    which for tiny tokens, where float16 has few of them, is much of a scale.
+    """
+    name = f"{feature.name}_scale"
+    ours, theirs = stored[name], np.nan_to_num(feature.encode(live, calibration)[name])
+    larger = np.nan_to_num(np.maximum(ours, theirs))
+    neighbour = larger - np.nextafter(larger, np.float16(0))
+    scale, now, rounding = (torch.from_numpy(x.astype(np.float32)) for x in (ours, theirs, neighbour))
+    return scale, torch.minimum(scale, now + rounding), ((scale - now).abs() - rounding).clamp(min=0)
 
 
 def _beyond_rounding(

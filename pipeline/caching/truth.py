@@ -4,7 +4,7 @@ How much two runs of one teacher may differ is measured, not assumed: a live-ver
 views in another order. The cache must be as close to the live teacher as that, beyond what its encoding takes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -14,10 +14,11 @@ import torch
 from pipeline.cache import ArrayReader, Cache, Segment
 from pipeline.cache.parts import read_calibration
 from pipeline.caching.agreement import Agreement, compare_feature, compare_logits
+from pipeline.caching.calibration_truth import CalibrationTruth
 from pipeline.machine import cores
 from pipeline.shards import BlockReader, Index
 from pipeline.shards.index import Shard
-from pipeline.targets import GROUPS
+from pipeline.targets import GROUPS, Calibration, Feature
 from pipeline.teacher import Teacher
 from pipeline.views import View, ViewsConfig
 from pipeline.views.block import paired_index, render_rows
@@ -55,12 +56,14 @@ def check_truth(
         five, where no logits are kept. `features`: of each that is, by name, `views`, and the first three relative
         to its largest value, of a map on a basis of its projections; `error`: mean relative squared error of what
         reading gives back. `segments`: names of those `checked` and of those `present` to choose from, of which one
-        without a finished task in the index can't be checked. `failures`: a list of views beyond the tolerance; `ok`.
+        without a finished task in the index can't be checked. `calibrations`: of each map's, by name, see
+        `CalibrationTruth.json`. `failures`: a list of views beyond the tolerance; `ok`.
     """
     config = config.cached
     reader, arrays = BlockReader(paired_index(index, config)), ArrayReader(cache)
     batches = _choose(cache, segments, index, teacher.config.batch_size, samples, seed)
     totals = {group: Agreement(group) for group in GROUPS}
+    calibrations: dict[str, CalibrationTruth] = {}
     # One segment after another: its features are asked for as they were when it was made.
     with ThreadPoolExecutor(cores()) as pool:
         for segment, view, rows in sorted(batches, key=lambda batch: batch[0].number):
@@ -78,12 +81,19 @@ def check_truth(
             calibration = read_calibration(cache, encoding)
             for feature in encoding.features:
                 first, again = (run.parts()[feature.name] for run in runs)
+                if feature.calibration is not None and calibration is not None:
+                    known = calibrations.setdefault(feature.calibration, _of(cache, feature, calibration))
+                    if known.misfit is not None:
+                        continue
+                    known.add(first.movedim(1, -1), again.movedim(1, -1))
                 compare_feature(totals[feature.name], feature, stored, (first, again), calibration, places)
     reader.close()
     found = {group: total.json() for group, total in totals.items() if total.views}
     logits = dict.fromkeys(("control", "tolerance", "difference", *_LOST)) | found.pop("logits", {})
     failures = [failure for total in totals.values() for failure in total.failures]
     views = sum(len(rows) for _, _, rows in batches)
+    of_maps = {name: known.json() for name, known in sorted(calibrations.items())}
+    sound = all(known["ok"] for known in of_maps.values())
     looked_at = {segment.name for segment, _, _ in batches}
     present = [segment.name for segment in segments]
     return {
@@ -91,8 +101,9 @@ def check_truth(
         "views": views,
         "segments": {"checked": [name for name in present if name in looked_at], "present": present},
         "features": found,
+        "calibrations": of_maps,
         "failures": failures,
-        "ok": views > 0 and not failures,
+        "ok": views > 0 and sound and not failures,
     }
 
 
@@ -111,6 +122,7 @@ def join(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
             for name in GROUPS
             if name in features
         },
+        "calibrations": _worst(known for p in parts for known in p["calibrations"].items()),
         "failures": [f for p in parts for f in p["failures"]],
         "ok": all(p["ok"] for p in parts),
     }
@@ -123,6 +135,16 @@ def _joined(parts: Sequence[dict[str, Any]], means: Sequence[str]) -> dict[str, 
     found = {n: sum(p[n] * p["views"] for p in parts) / views if views else None for n in means}
     worst = {n: max(p[n] for p in parts) if views else None for n in ("control", "tolerance", "difference")}
     return {"views": views, **worst, **found}
+
+
+def _worst(found: Iterable[tuple[str, dict[str, Any]]]) -> dict[str, dict[str, Any]]:
+    """Of each calibration the check in which it was wrong, else one in which it was judged, else any."""
+    return dict(sorted(found, key=lambda item: (item[0], not item[1]["ok"], item[1]["judged"])))
+
+
+def _of(cache: Cache, feature: Feature, calibration: Calibration) -> CalibrationTruth:
+    assert feature.calibration is not None
+    return CalibrationTruth(feature, calibration, int(cache.parts[feature.calibration]["about"]["views"]))
 
 
 def _choose(
