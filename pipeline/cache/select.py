@@ -106,12 +106,17 @@ def select(
             for view in segment.views:
                 found.setdefault(segment.encoding, {}).setdefault(view, segment)
     if not found:
-        missing = [n for n in shards if not any((s.name, n) in cache.commits for s in cache.segments)]
+        begun_by: dict[str, set[str]] = {}
+        for segment in cache.segments:
+            begun_by.setdefault(segment.encoding.name, set()).update({*cache.committed(segment)} & {*shards})
+        counts = ", ".join(f"{name} of {len(names)} shards" for name, names in begun_by.items()) or "nothing"
         raise CacheError(
             "no view is cached for all the shards",
             where=cache.store,
-            found=f"{len(shards) - len(missing)} of {len(shards)} shards begun",
-            do="Repeat kdpipe cache-teacher, which resumes, or train on an index of the finished shards",
+            found=counts,
+            allowed=f"one encoding of all {len(shards)}",
+            do="Repeat kdpipe cache-teacher, which resumes, with the flags of one of them, or train on an index of the"
+            " finished shards",
         )
     for name in (HEAD, TAIL):
         if getattr(want, name) and name not in cache.parts:
