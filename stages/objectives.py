@@ -10,9 +10,6 @@ from pipeline.errors import ConfigError
 from pipeline.objectives import ALIASES, OBJECTIVES, Needs, Objective
 from pipeline.targets import Encoding, TargetsConfig
 
-# What a term without a classifier of its own is joined to.
-_BESIDE = "ce"
-
 
 @click.command("objectives")
 @click.argument("name", required=False)
@@ -60,7 +57,7 @@ def describe(objective: type[Objective], classes: int, width: int, side: int) ->
     section, fields = f"objective.{objective.name.replace('-', '_')}", objective.Config.model_fields
     return {
         "name": objective.name,
-        "use": objective.name if objective.whole else f"{_BESIDE}+{objective.name}",
+        "use": objective.usable(),
         "paper": objective.paper,
         "needs": _words(needs),
         "flags": flags,

@@ -2,8 +2,8 @@
 
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass, fields, replace
+from typing import Any, Self
 
 from pipeline.cache.cache import Cache
 from pipeline.cache.layout import Segment, in_order
@@ -31,6 +31,11 @@ class Want:
     map: bool = False
     head: bool = False
     tail: bool = False
+
+    @classmethod
+    def of(cls, needs: object) -> Self:
+        """What something needs that has attributes of these names, as an objective's needs do."""
+        return cls(**{field.name: getattr(needs, field.name) for field in fields(cls)})
 
 
 @dataclass(frozen=True)

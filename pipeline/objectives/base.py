@@ -59,6 +59,11 @@ class Objective(nn.Module):
         self.config = config
         self.needs = self.needs_of(config)
 
+    @classmethod
+    def usable(cls) -> str:
+        """Its name as it can be used by itself: beside the labels' cross entropy where the classifier needs it."""
+        return cls.name if cls.whole else f"ce+{cls.name}"
+
     @staticmethod
     def needs_of(config: Any) -> Needs:
         """What it takes with these numbers."""

@@ -7,12 +7,14 @@ from pipeline.trainer.prepare import Job
 from pipeline.trainer.ranks import Ranks, joined
 from pipeline.trainer.start import train
 from pipeline.trainer.step import Step, TargetsOf, build_student
+from pipeline.trainer.teachers import Say
 
 __all__ = [
     "Job",
     "Learner",
     "Progress",
     "Ranks",
+    "Say",
     "Step",
     "TargetsOf",
     "TrainConfig",

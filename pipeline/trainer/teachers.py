@@ -96,7 +96,7 @@ class Teachers:
                     allowed="sum: an objective for each teacher",
                     do="Pass --set objective.teachers=sum",
                 )
-            want = Want(**{name: getattr(needs, name) for name in Want.__dataclass_fields__})
+            want = Want.of(needs)
             before = begun if len(begun) == len(caches) else [None] * len(caches)
             for where, was in zip(caches, before, strict=True):
                 encodings = None if was is None else was["encodings"]

@@ -1,6 +1,7 @@
-"""docs/benchmarks.md, and NAME.json beside it, which keeps the last report of every bench: it is drawn from them."""
+"""A document of figures, and NAME.json beside it, which keeps the last report of each kind: it is drawn from them."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 from pipeline.errors import ConfigError
@@ -9,24 +10,24 @@ from stages.bench.page import Reports, draw
 from stages.bench.sections import SECTIONS
 
 
-def record_path(out: str) -> Path:
+def record_path(out: str, option: str = "--out") -> Path:
     """Where the reports of a document lie.
 
     Raises:
-        ConfigError: `out` is not the name of a document.
+        ConfigError: `out`, which `option` gave, is not the name of a document.
     """
     if Path(out).suffix != ".md":
-        raise ConfigError("isn't the name of a document", where="--out", found=out, allowed="NAME.md")
+        raise ConfigError("isn't the name of a document", where=option, found=out, allowed="NAME.md")
     return Path(out).with_suffix(".json")
 
 
-def read(out: str) -> Reports:
-    """The last report of every bench, by section name; empty if there is none yet.
+def read(out: str, option: str = "--out") -> Reports:
+    """The last reports, by section name; empty if there is none yet.
 
     Raises:
         ConfigError: the record can't be read.
     """
-    path = record_path(out)
+    path = record_path(out, option)
     try:
         reports = json.loads(path.read_text())
     except FileNotFoundError:
@@ -39,21 +40,32 @@ def read(out: str) -> Reports:
 
 
 def write(out: str, reports: Reports) -> None:
+    """docs/benchmarks.md: the reports of its sections, and the document; see `keep`."""
+    keep(out, {section.name: reports[section.name] for section in SECTIONS if section.name in reports}, draw)
+
+
+def keep(out: str, reports: Reports, draw: Callable[[Reports, str], str], option: str = "--out") -> None:
     """The reports and the document drawn from them, each whole or not at all.
+
+    Args:
+        out: the document.
+        reports: by section name.
+        draw: makes the document of the reports and the name of the file that holds them.
+        option: that gave `out`.
 
     Raises:
         ConfigError: they can't be written.
     """
-    known = {section.name: reports[section.name] for section in SECTIONS if section.name in reports}
+    record = record_path(out, option)
     try:
-        replace_text(record_path(out), json.dumps(known, indent=1) + "\n")
-        replace_text(Path(out), draw(known, record_path(out).name))
+        _replace(record, json.dumps(reports, indent=1) + "\n")
+        _replace(Path(out), draw(reports, record.name))
     except OSError as e:
-        do = "Choose another --out, or make room and permission"
+        do = f"Choose another {option}, or make room and permission"
         raise ConfigError(f"can't be written ({e.strerror or e})", where=out, do=do) from e
 
 
-def replace_text(path: Path, text: str) -> None:
+def _replace(path: Path, text: str) -> None:
     """Write a file, whole or not at all."""
     with whole(path) as partial:
         partial.write_text(text)

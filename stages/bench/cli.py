@@ -226,10 +226,13 @@ def objectives(page: str | None, title: str, as_json: bool, **options: Any) -> N
 
     Without --shards a tenth of the digits' labels are known, and the teacher is trained here with all of them.
     """
+    from stages.bench import book
     from stages.bench.contest.command import measure, show
-    from stages.bench.contest.page import add
+    from stages.bench.contest.page import OPTION, add
     from stages.bench.reporting import circumstances, report
 
+    if page is not None:
+        book.read(page, OPTION)  # what can't be drawn in the end is refused in the beginning
     figures = measure(**options)
     if page is not None:
         add(page, title, {"bench": "objectives", **figures, **circumstances()})

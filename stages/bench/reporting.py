@@ -33,6 +33,11 @@ def report(figures: dict[str, Any], as_json: bool) -> None:
         click.echo(f"{key}: {_shown(value)}")
 
 
+def say(text: str) -> None:
+    """Tell how far a long bench is, on stderr."""
+    click.echo(text, err=True)
+
+
 def circumstances() -> dict[str, Any]:
     """Date (UTC), command, machine and versions."""
     return {

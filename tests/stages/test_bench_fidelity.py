@@ -24,6 +24,7 @@ from stages.bench.fidelity.uses import uses
 from stages.bench.fidelity.ways import renormalised, ways
 from tests.shards.making import write_shards
 from tests.stages.running import kdpipe, refused
+from tests.threads import one_thread
 
 SIZE, CLASSES = 32, 24
 VIEWS = ViewsConfig(seed=5, scale=(0.5, 1.0), crop_pct=1.0, interpolation="bilinear")
@@ -36,10 +37,8 @@ KS, PARITY = (1, 5, 10, 16), {"kd", "rkd", "cap-dfm", "scalekd"}
 
 @pytest.fixture(autouse=True)
 def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+    with one_thread():
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -78,14 +77,12 @@ def scene(index: Index, weights: Path) -> Scene:
 
 @pytest.fixture(scope="module")
 def report(scene: Scene, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    before, differences = torch.get_num_threads(), live.differences
-    torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch:
+    differences = live.differences
+    with one_thread(), pytest.MonkeyPatch.context() as patch:
         # Parity of all of them is tested with the trainer.
         some = [use for use in uses() if use.name in PARITY]
         patch.setattr(live, "differences", lambda scene, student, _, *more: differences(scene, student, some, *more))
         found = fidelity(scene, tmp_path_factory.mktemp("fidelity"), QUICK)
-    torch.set_num_threads(before)
     # As a file gives it back.
     return json.loads(json.dumps({"bench": "fidelity", **found, "command": "kdpipe bench fidelity", **HERE}))
 

@@ -1,19 +1,16 @@
 from pathlib import Path
 
 import pytest
-import torch
 
 from pipeline.shards import Index
+from tests.threads import one_thread
 from tests.trainer import tiny
 
 
 @pytest.fixture(autouse=True)
 def _one_thread():
-    """Tiny tensors: threads cost more than they save, and children of a test should round as it does."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+    with one_thread():
+        yield
 
 
 @pytest.fixture(scope="session")

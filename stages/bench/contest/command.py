@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-import click
 from rich.console import Console
 from rich.table import Table
 
@@ -14,6 +13,7 @@ from stages.bench.contest import material
 from stages.bench.contest.contest import STUDENT, STUDENT_KWARGS, Budget, contest
 from stages.bench.contest.page import about
 from stages.bench.contest.table import HEADS, cells, reading
+from stages.bench.reporting import say
 
 
 def measure(
@@ -37,12 +37,12 @@ def measure(
         if shards is None and value is not None:
             raise ConfigError("the digits are there as they are", where=name, found=value, do="Pass --shards too")
     if shards is None:
-        taken = material.digits(folder, _say)
+        taken = material.digits(folder, say)
     else:
         taken = material.given(shards, val, limit, val_limit, weights, params_file)
     kwargs = params.key_values(model_kwargs) or ({} if student else STUDENT_KWARGS)
     learner = ModelConfig(model=student or STUDENT, model_kwargs=kwargs)
-    return contest(taken, folder, learner, Budget(**budget), only, _say)
+    return contest(taken, folder, learner, Budget(**budget), only, say)
 
 
 def show(report: dict[str, Any]) -> None:
@@ -54,7 +54,3 @@ def show(report: dict[str, Any]) -> None:
         table.add_row(*cells(row))
     console.print(table)
     console.print(" ".join(reading(report["rows"])))
-
-
-def _say(text: str) -> None:
-    click.echo(text, err=True)

@@ -14,8 +14,8 @@ from pipeline.models import ModelConfig, build
 from pipeline.objectives import Needs
 from pipeline.targets import TargetsConfig
 from pipeline.teacher import Teacher
-from pipeline.trainer import Job, TrainConfig
-from stages.bench.contest.material import Material, Say, top1
+from pipeline.trainer import Job, Say, TrainConfig
+from stages.bench.contest.material import Material, top1
 from stages.bench.contest.rows import ALONE, Row, rows
 from stages.bench.contest.runs import Outcome, Run, run_all
 
@@ -152,7 +152,7 @@ def _bytes(cache: Cache, material: Material, row: Row) -> int:
     needs: Needs = row.objective.needs
     if not needs.targets:
         return 0
-    want = Want(**{name: getattr(needs, name) for name in Want.__dataclass_fields__})
+    want = Want.of(needs)
     fields: Sequence[Any] = CacheReader(cache.store.url, material.index, material.views, want=want).fields
     return sum(field.nbytes for field in fields)
 

@@ -1,6 +1,5 @@
 """What is learnt from: samples, validation samples, views and a teacher, the digits' or the user's."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,14 +8,13 @@ from pipeline.evaluation import evaluate
 from pipeline.loader import Loader
 from pipeline.shards import Index
 from pipeline.teacher import Teacher, TeacherConfig
+from pipeline.trainer import Say
 from pipeline.views import ViewsConfig
 from stages import demo, params
 
 # Of stride 8, so that 32 pixels leave a map of 4 x 4 to compare with.
 TEACHER = demo.TEACHER.model_copy(update={"model_kwargs": {"patch_size": 1}})
 TEACHER_EPOCHS = 10
-
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)

@@ -1,14 +1,13 @@
 """docs/objectives.md, and NAME.json beside it, which keeps the last report of every data set: it is drawn from them."""
 
-import json
-from pathlib import Path
 from typing import Any
 
-from pipeline.errors import ConfigError
-from stages.bench.book import record_path, replace_text
+from stages.bench import book
 from stages.bench.contest.table import HEADS, cells, reading
 from stages.bench.page import Reports, circumstances, grid, wrapped
 
+# Of the command, which names the document.
+OPTION = "--page"
 _INTRODUCTION = (
     "The same student with every objective of `kdpipe objectives`, from one cache, with the same steps, views, order,"
     " optimizer and learning rate, and the same first weights for a seed; nothing is tuned for any of them. Numbers are"
@@ -30,14 +29,7 @@ def add(out: str, title: str, report: dict[str, Any]) -> None:
     Raises:
         ConfigError: the document or its record can't be read or written.
     """
-    path = record_path(out)
-    try:
-        reports: Reports = json.loads(path.read_text()) if path.exists() else {}
-        reports[title] = report
-        replace_text(path, json.dumps(reports, indent=1) + "\n")
-        replace_text(Path(out), draw(reports, path.name))
-    except (OSError, ValueError) as e:
-        raise ConfigError(f"can't be read or written ({e})", where=out, do="Choose another --page") from e
+    book.keep(out, {**book.read(out, OPTION), title: report}, draw, OPTION)
 
 
 def draw(reports: Reports, record: str) -> str:

@@ -9,8 +9,6 @@ from pipeline.objectives import OBJECTIVES, ObjectiveConfig
 
 ALONE = "labels alone"
 _BASELINE = "none"
-# What a term without a classifier of its own is joined to.
-_BESIDE = "ce"
 # DKD's warm-up on CIFAR: 20 of 240 epochs.
 _WARMUP = 20 / 240
 
@@ -47,7 +45,7 @@ def rows(epochs: int, only: Collection[str] = ()) -> list[Row]:
     for name, objective in OBJECTIVES.items():
         if only and name not in {*only, _BASELINE}:
             continue
-        use = name if objective.whole else f"{_BESIDE}+{name}"
+        use = objective.usable()
         found.append(Row(ALONE if name == _BASELINE else use, ObjectiveConfig(name=use)))
         if numbers := _on_cifar(epochs).get(name):
             found.append(Row(f"{use}, CIFAR", ObjectiveConfig.model_validate({"name": use, name: numbers})))

@@ -1,16 +1,14 @@
 """Training the students, several processes at a time; what is finished is not done again."""
 
 import multiprocessing
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pipeline.errors import TargetsError, TrainingError
-from pipeline.trainer import Job, train
-
-Say = Callable[[str], None]
+from pipeline.trainer import Job, Say, train
 
 
 @dataclass(frozen=True)

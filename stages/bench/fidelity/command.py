@@ -18,7 +18,7 @@ from stages.bench.fidelity import page
 from stages.bench.fidelity.numbers import VIEWS, numbers_index, train_numbers_teacher
 from stages.bench.fidelity.run import Size, fidelity
 from stages.bench.fidelity.scene import make_scene
-from stages.bench.reporting import circumstances
+from stages.bench.reporting import circumstances, say
 
 # As it is trained, or merged: a search for faster ways would cost more than it saves.
 _RUN = {"form": "merged", "device": "cpu"}
@@ -42,13 +42,10 @@ def measured(
     if out is not None:
         book.read(out)  # what can't be drawn in the end is refused in the beginning
 
-    def say(text: str) -> None:
-        click.echo(text, err=True)
-
     if shards is None:
         if params_file is not None:
             raise ConfigError("the numbers have views of their own", where="--params", do="Pass --shards too")
-        index, views, config = _numbers(folder, limit, weights, say)
+        index, views, config = _numbers(folder, limit, weights)
     else:
         settings = params.load(params_file, (), {"teacher.weights": weights})
         index, views, config = Index.open(shards).limit(limit), settings.views, settings.teacher
@@ -66,9 +63,7 @@ def show(figures: dict[str, Any], shards: str | None, name: str | None, out: str
     click.echo(json.dumps(report) if as_json else "\n".join(page.lines(report)))
 
 
-def _numbers(
-    folder: Path, limit: int | None, weights: str | None, say: Any
-) -> tuple[Index, ViewsConfig, TeacherConfig]:
+def _numbers(folder: Path, limit: int | None, weights: str | None) -> tuple[Index, ViewsConfig, TeacherConfig]:
     say("writing the numbers")
     indexes = numbers_index(folder)
     if weights is None or not Path(weights).exists():

@@ -1,6 +1,5 @@
 """A teacher of a thousand classes whose errors are real: trained here to read the numbers 000 to 999."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,7 +11,7 @@ from pipeline.models import ModelConfig
 from pipeline.models.build import build
 from pipeline.objectives import ObjectiveConfig
 from pipeline.shards import Index, build_index
-from pipeline.trainer import Job, TrainConfig, train
+from pipeline.trainer import Job, Say, TrainConfig, train
 from pipeline.views import ViewsConfig
 from stages.bench.numbers import NUMBERS, SIZE, prepare_numbers
 
@@ -44,9 +43,7 @@ def numbers_index(folder: Path) -> dict[str, Index]:
     return {n: build_index(place, folder / f"{n}.index", num_classes=NUMBERS) for n, place in places.items()}
 
 
-def train_numbers_teacher(
-    folder: Path, indexes: dict[str, Index], say: Callable[[str], None], epochs: int = EPOCHS
-) -> str:
+def train_numbers_teacher(folder: Path, indexes: dict[str, Index], say: Say, epochs: int = EPOCHS) -> str:
     """Train the teacher in minutes; returns where its weights are."""
     begin = folder / "begin.safetensors"
     _begin(begin)

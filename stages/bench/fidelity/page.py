@@ -1,10 +1,7 @@
 """docs/fidelity.md, drawn from the reports in the JSON beside it."""
 
-import json
-from pathlib import Path
 from typing import Any
 
-from pipeline.errors import ConfigError
 from stages.bench import book
 from stages.bench.fidelity.advice import ENOUGH, TAILS, advice
 from stages.bench.fidelity.words import Report, error
@@ -39,14 +36,7 @@ def write(out: str, name: str, report: Report) -> None:
     Raises:
         ConfigError: it can't be read or written.
     """
-    reports: dict[str, Report] = {**book.read(out), name: report}
-    record = book.record_path(out)
-    try:
-        book.replace_text(record, json.dumps(reports, indent=1) + "\n")
-        book.replace_text(Path(out), draw(reports, record.name))
-    except OSError as e:
-        do = "Choose another --out, or make room and permission"
-        raise ConfigError(f"can't be written ({e.strerror or e})", where=out, do=do) from e
+    book.keep(out, {**book.read(out), name: report}, draw)
 
 
 def draw(reports: dict[str, Report], record: str) -> str:

@@ -9,14 +9,13 @@ from typing import Any
 import torch
 
 from pipeline.targets import Targets
+from pipeline.trainer import Say
 from stages.bench.fidelity import live
 from stages.bench.fidelity.measured import Measured, off
 from stages.bench.fidelity.scene import Scene, Shown, of_rank
 from stages.bench.fidelity.student import MODEL, NAME, Probe, Trained
 from stages.bench.fidelity.uses import Use, of_bucket, plain_kd, uses
 from stages.bench.fidelity.ways import KS, Way, bytes_of, retained, ways
-
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)

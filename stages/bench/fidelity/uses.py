@@ -49,7 +49,7 @@ def uses() -> list[Use]:
     """Every objective that takes something from a teacher."""
     found = []
     for name, objective in OBJECTIVES.items():
-        whole = name if objective.whole else f"ce+{name}"
+        whole = objective.usable()
         if ObjectiveConfig(name=whole).needs.targets:
             found.append(Use(name, _config(whole, name, _ALONE.get(name, {})), ObjectiveConfig(name=whole)))
     hot = [(shown, *of) for shown, of in _HOT.items()]
