@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 # The way of the data: a module imports from those to its left, and from its own package.
 ORDER = (
-    *("errors", "config", "files", "fingerprint", "machine", "remote"),
+    *("errors", "config", "files", "fingerprint", "machine", "remote", "untrusted"),
     *("shards", "views", "models", "teacher", "targets", "cache", "caching"),
     *("loader", "objectives", "evaluation", "erf", "trainer"),
 )
