@@ -44,8 +44,10 @@ def test_yaml_with_harmless_aliases():
 
 
 @pytest.mark.parametrize(
-    "text", ["[" * 100_000, '{"a":' * 100_000, "NaN", "[Infinity]", "-1e999", "9" * 5_000, b"\xff", "{", '"\x00'], ids=repr
+    "text",
+    ["[" * 100_000, '{"a":' * 100_000, "NaN", "[Infinity]", "-1e999", "9" * 5_000, b"\xff", "{", '"\x00'],
+    ids=lambda text: repr(text[:12]),
 )
 def test_json_refused(text):
-    with pytest.raises(ValueError):  # noqa: PT011  (of many wordings)
+    with pytest.raises(ValueError):  # noqa: PT011
         load_json(text)
