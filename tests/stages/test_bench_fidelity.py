@@ -284,7 +284,7 @@ def test_the_teacher_of_the_numbers_is_kept(tmp_path, monkeypatch):
     monkeypatch.setattr(command, "train_numbers_teacher", trained)
     kept = tmp_path / "runs" / "teacher.safetensors"
     for _ in range(2):
-        _, _, config = command._numbers(tmp_path, None, str(kept), lambda _: None)
+        _, _, config = command._numbers(tmp_path, None, str(kept))
         assert config.weights == str(kept)
         assert kept.read_text() == "weights"
     assert len(made) == 1
