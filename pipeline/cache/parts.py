@@ -9,8 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load, save
+from safetensors.torch import save
 
 from pipeline.cache.cache import Cache
 from pipeline.cache.layout import CALIBRATION, Segment, part_file, part_record
@@ -18,6 +17,7 @@ from pipeline.cache.records import read_record, seal
 from pipeline.errors import CacheError, CorruptionError
 from pipeline.fingerprint import sha256
 from pipeline.targets import Calibration, Encoding
+from pipeline.tensors import parse
 
 _REPEAT = "Repeat the kdpipe cache-teacher that made it"
 _MEND = "Delete its record, and repeat the kdpipe cache-teacher that made it"
@@ -52,8 +52,8 @@ def read_part(cache: Cache, name: str) -> tuple[dict[str, torch.Tensor], dict[st
     """
     data = read_part_bytes(cache, name)
     try:
-        return load(data), cache.parts[name]["about"]
-    except SafetensorError as e:
+        return parse(data), cache.parts[name]["about"]
+    except ValueError as e:
         where = f"{cache.store}/{part_file(name)}"
         raise CorruptionError(f"a part of the cache can't be read: {e}", where=where, do=_MEND) from e
 

@@ -2,6 +2,7 @@
 commit's record. No pixel and no target ever travels.
 """
 
+import logging
 import pickle
 import socket
 import threading
@@ -37,6 +38,8 @@ class TeacherPlugin(WorkerPlugin):
         """Called by dask in each worker, also in those that come later. Workers of a local cluster are numbered."""
         few_arenas()
         self._lock = threading.Lock()  # a worker with several threads, against our advice, is slow but not wrong
+        if isinstance(worker.name, int) and worker.name:
+            logging.getLogger("kdpipe").setLevel(logging.ERROR)  # remarks come from the first of them
         if self._devices and isinstance(worker.name, int):
             device = self._devices[worker.name % len(self._devices)]
             self._config = self._config.model_copy(update={"device": device})

@@ -4,7 +4,7 @@ from pipeline.models import replknet, slak, unireplknet
 from pipeline.models.build import Built, ModelConfig, build, first_line, is_factory
 from pipeline.models.crop import Cropped, Seen, Shape, crop, croppable, inputs_seen
 from pipeline.models.inference import merged
-from pipeline.models.weights import METADATA_KEY, load_weights, read_metadata, weights_digest
+from pipeline.models.weights import METADATA_KEY, load_weights, read_metadata, weights_digest, write_weights
 
 __all__ = [
     "METADATA_KEY",
@@ -26,4 +26,5 @@ __all__ = [
     "slak",
     "unireplknet",
     "weights_digest",
+    "write_weights",
 ]

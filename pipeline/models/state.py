@@ -1,25 +1,27 @@
 """A checkpoint file -> tensors by name, without running code from the file."""
 
 import argparse
-import pickle
-import zipfile
+import math
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from timm.models import clean_state_dict
 
+from pipeline import tensors
 from pipeline.errors import TeacherError
+from pipeline.models import pickles
 
+# Key of our own description in a safetensors header, so that one file says which model it belongs to.
+METADATA_KEY = "kdpipe"
+_FORMS = "a safetensors file, or a torch.save of tensors by name"
 # Where training scripts put weights, in the order in which they are looked for. timm's average comes before its
 # weights, as timm itself has it. In the large-kernel papers' files it is `model` whose accuracy is published.
 ENTRIES = ("state_dict_ema", "state_dict", "model", "model_ema")
 
 
 def read_state(path: str | Path, entry: str | None = None) -> dict[str, torch.Tensor]:
-    """Read a safetensors file or a weights-only pickle.
+    """Read a safetensors file, checked against its digest if it has one, or a weights-only pickle.
 
     Args:
         path: the file. Of a pickle's other contents only argparse.Namespace is let in, and not kept.
@@ -27,54 +29,82 @@ def read_state(path: str | Path, entry: str | None = None) -> dict[str, torch.Te
             whole file.
 
     Raises:
-        TeacherError: unreadable, no such entry, or something else than tensors by name.
+        TeacherError: unreadable, damaged, no such entry, or something else than tensors by name.
     """
-    try:
-        content = _read(Path(path))
-        weights = _entry(content, entry, path)
-        state = clean_state_dict(weights)
-    except TeacherError:
-        raise
-    except (
-        SafetensorError,
-        OSError,
-        RuntimeError,
-        EOFError,
-        ValueError,
-        KeyError,
-        # A file that holds something else than a dict, or has a number for a key.
-        AttributeError,
-        TypeError,
-        pickle.UnpicklingError,
-    ) as e:
-        reason = str(e).split("\n", maxsplit=1)[0][:200]
-        raise TeacherError(
-            f"weights can't be read without running code from the file: {reason}",
-            where=path,
-            allowed="a safetensors file, or a torch.save of tensors",
-            do="Re-save the weights, or copy the file again",
-        ) from e
+    path = Path(path)
+    content = _read(path)
+    weights = _entry(content, entry, path) if isinstance(content, dict) else content
+    named = isinstance(weights, dict) and all(isinstance(key, str) for key in weights)
+    if not named:
+        raise _nothing_named(weights, path)
+    state: dict[str, Any] = clean_state_dict(weights)
     other = [(key, value) for key, value in state.items() if not isinstance(value, torch.Tensor)]
     if other:
         key, value = other[0]
         raise TeacherError(
             f"the file holds something else than weights ({len(other)} of {len(state)} entries)",
             where=path,
-            found=f"{type(value).__name__} under {key!r}",
+            found=f"{type(value).__name__} under {key[:100]!r}",
             allowed="tensors by name, bare or under state_dict or model",
             do="Save model.state_dict()",
         )
+    _check_room(state, path)
     return state
 
 
 def _read(path: Path) -> Any:
-    if not path.is_file():
-        raise FileNotFoundError(f"no such file: {path.name}")
-    if path.suffix == ".safetensors":
-        return load_file(path)
-    with torch.serialization.safe_globals([argparse.Namespace]):
-        # Mapped, so that an optimizer's state beside the weights is never read.
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    try:
+        if not path.is_file():
+            raise TeacherError("weights not found", where=path, do="Check the path of --weights")
+        if path.suffix == ".safetensors":
+            return tensors.read(path, METADATA_KEY)[0]
+        if not pickles.check(path):
+            tensors.remark_unchecked(path)
+        # Mapped, so that an optimizer's state beside the weights is never in memory.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=pickles.is_zip(path))
+    except TeacherError:
+        raise
+    except pickles.ForeignCode as e:
+        raise TeacherError(
+            f"weights can't be read without running code from the file: {e}",
+            where=path,
+            allowed=_FORMS,
+            do="Where the file can be trusted, load the model there and save model.state_dict() alone, "
+            "with safetensors or torch.save",
+        ) from e
+    except Exception as e:  # PyTorch's reader raises what it likes on a damaged file
+        raise unreadable(path, e) from e
+
+
+def unreadable(path: Path, error: Exception) -> TeacherError:
+    """The one line for a file of weights that raised this when it was read."""
+    if isinstance(error, OSError):
+        do = "Mend the permission or the disk"
+        return TeacherError(f"weights can't be read: {error.strerror or error}", where=path, do=do)
+    # What PyTorch adds to an error of its unpickler is advice to run the file's code.
+    known = isinstance(error, ValueError) or (isinstance(error, RuntimeError) and "weights_only" not in str(error))
+    reason = str(error).split("\n", maxsplit=1)[0][:300] if known else f"PyTorch can't load it ({type(error).__name__})"
+    return TeacherError(f"weights can't be read: {reason}", where=path, allowed=_FORMS, do="Copy the file again")
+
+
+def _nothing_named(weights: Any, path: Path) -> TeacherError:
+    kind = "a dict with other keys than names" if isinstance(weights, dict) else f"a {type(weights).__name__}"
+    what = f"the file holds no weights but {kind}"
+    return TeacherError(what, where=path, allowed=_FORMS, do="Save model.state_dict()")
+
+
+def _check_room(state: dict[str, torch.Tensor], path: Path) -> None:
+    """Refuse tensors that are larger than the file: shapes decide how large a model is made for them."""
+    size = path.stat().st_size
+    for key, tensor in state.items():
+        if math.prod(max(1, side) for side in tensor.shape) * tensor.element_size() > size:
+            raise TeacherError(
+                f"the file is too small for its tensor {key[:100]!r}",
+                where=path,
+                found=f"shape {tuple(tensor.shape)} in {size} bytes",
+                do="Copy the file again, or save contiguous tensors",
+            )
 
 
 def _entry(content: Any, entry: str | None, path: str | Path) -> Any:

@@ -16,17 +16,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError
 
+from pipeline import tensors as tensor_files
 from pipeline.errors import CheckpointError
 from pipeline.files import FolderLock, fsync
+from pipeline.trainer.checkpoint import FORMAT, check_state
+from pipeline.untrusted import load_json
 
-FORMAT = 1
 PARTIAL = ".partial"
 CHECKPOINT, LAST, BEST = "checkpoint.safetensors", "last.safetensors", "best.safetensors"
 METRICS, SUMMARY = "metrics.jsonl", "summary.json"
 _STATE = "kdpipe-checkpoint"
+_JSON_BYTES = 2**24
+_DO = {
+    CHECKPOINT: "Choose another --out, or delete the folder to begin anew",
+    SUMMARY: "Delete it, and repeat the command: it is written again from the checkpoint",
+}
 # What an interrupted write of one of them leaves behind.
 _LEFTOVER = re.compile(
     rf"({'|'.join(map(re.escape, (CHECKPOINT, LAST, BEST, SUMMARY)))})\.[0-9a-f]{{32}}{re.escape(PARTIAL)}"
@@ -90,9 +96,9 @@ class RunFolder:
                 (self.path / name).unlink(missing_ok=True)
 
     def write_tensors(self, name: str, tensors: dict[str, torch.Tensor], key: str, header: dict[str, Any]) -> None:
-        """One safetensors file; `header` as JSON under one key, because several come in random order."""
+        """One safetensors file with `header`, and a digest of all of it, under `key` of its metadata."""
         with self._whole(name) as path:
-            save_file(tensors, path, {key: json.dumps(header, sort_keys=True, allow_nan=False)})
+            tensor_files.write(path, tensors, key, header)
 
     def write_json(self, name: str, value: dict[str, Any]) -> None:
         """One JSON file."""
@@ -100,9 +106,19 @@ class RunFolder:
             path.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n")
 
     def read_json(self, name: str) -> dict[str, Any] | None:
-        """A JSON file of ours; None if it is not there."""
-        path = self.path / name
-        return json.loads(path.read_text()) if path.is_file() else None
+        """A JSON file of ours; None if it is not there.
+
+        Raises:
+            CheckpointError: it can't be read, or holds no JSON object.
+        """
+        if not (self.path / name).is_file():
+            return None
+        with self._reading(name) as path:
+            with path.open("rb") as file:
+                found = load_json(file.read(_JSON_BYTES))
+            if not isinstance(found, dict):
+                raise ValueError(f"a JSON {type(found).__name__} instead of an object")
+        return found
 
     def write_checkpoint(self, tensors: dict[str, torch.Tensor], state: dict[str, Any]) -> None:
         """Replace the checkpoint."""
@@ -114,36 +130,24 @@ class RunFolder:
         Raises:
             CheckpointError: damaged, of another format, or no checkpoint of ours.
         """
-        with self._checkpoint() as (file, state):
-            return {name: file.get_tensor(name) for name in file.keys()}, state  # noqa: SIM118 - no mapping
+        with self._reading(CHECKPOINT) as path:
+            tensors, header = tensor_files.read(path, _STATE)
+        return tensors, check_state(header.content, path)
 
     def read_state(self) -> dict[str, Any]:
-        """The state alone; raises as `read_checkpoint`."""
-        with self._checkpoint() as (_, state):
-            return state
+        """The state alone; raises as `read_checkpoint`, except for damaged tensors."""
+        with self._reading(CHECKPOINT) as path:
+            header = tensor_files.read_header(path, _STATE)
+        return check_state(header.content, path)
 
     @contextmanager
-    def _checkpoint(self) -> Iterator[tuple[Any, dict[str, Any]]]:
-        path = self.path / CHECKPOINT
+    def _reading(self, name: str) -> Iterator[Path]:
+        path = self.path / name
         try:
-            with safe_open(path, framework="pt") as file:
-                state = json.loads((file.metadata() or {})[_STATE])
-                if state["format"] != FORMAT:
-                    raise CheckpointError(
-                        "checkpoint of another format",
-                        where=path,
-                        found=state["format"],
-                        allowed=FORMAT,
-                        do="Choose another --out",
-                    )
-                yield file, state
-        except CheckpointError:
-            raise
-        except (SafetensorError, OSError, KeyError, ValueError) as e:
+            yield path
+        except (OSError, ValueError) as e:
             raise CheckpointError(
-                f"checkpoint can't be read: {e}",
-                where=path,
-                do="Choose another --out, or delete this one to begin anew",
+                f"{path.stem} can't be read: {getattr(e, 'strerror', None) or e}", where=path, do=_DO[name]
             ) from e
 
     def append_metrics(self, line: dict[str, Any]) -> int:

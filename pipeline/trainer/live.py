@@ -4,13 +4,13 @@ metrics.jsonl stays the truth: what dvclive has is made from its lines, from the
 so that an epoch that came twice is there once.
 """
 
-import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import TrainingError
+from pipeline.errors import CheckpointError, TrainingError
+from pipeline.trainer.checkpoint import read_line
 from pipeline.trainer.files import METRICS
 
 FOLDER = "dvclive"
@@ -25,6 +25,7 @@ class LiveLog:
 
     Raises:
         TrainingError: dvclive is not installed.
+        CheckpointError: a line of metrics.jsonl is damaged (from `update`).
     """
 
     def __init__(self, run: Path, on: bool) -> None:
@@ -46,7 +47,12 @@ class LiveLog:
             lines = file.readlines()
             self._read = file.tell()
         for line in lines:
-            self._log(json.loads(line))
+            try:
+                found = read_line(line)
+            except ValueError as e:
+                what = f"a line of the metrics can't be read: {' '.join(str(e).split())[:200]}"
+                raise CheckpointError(what, where=path, do="Choose another --out, or leave --dvclive out") from e
+            self._log(found)
 
     def clear(self) -> None:
         """Delete what a former run logged."""

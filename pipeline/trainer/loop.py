@@ -8,9 +8,11 @@ from typing import Any
 
 import torch
 
+from pipeline.errors import CheckpointError
 from pipeline.evaluation import Metrics, evaluate
 from pipeline.models import METADATA_KEY
-from pipeline.trainer.files import BEST, LAST, SUMMARY, RunFolder
+from pipeline.trainer.checkpoint import check_position
+from pipeline.trainer.files import BEST, CHECKPOINT, LAST, SUMMARY, RunFolder
 from pipeline.trainer.live import LiveLog
 from pipeline.trainer.losses import LossLog
 from pipeline.trainer.prepare import Plan, Say
@@ -76,7 +78,7 @@ class Run:
             self._save()
         if self.epoch == self.epochs:
             self.say(f"{self.folder} is finished: {self.epochs} epochs, nothing to do")
-            return self.folder.read_json(SUMMARY) or self._summarise()
+            return self._kept_summary() or self._summarise()
         while self.epoch < self.epochs:
             seconds, images = self.training_seconds, self.images
             if not self._train_epoch():
@@ -207,7 +209,9 @@ class Run:
     def _restore(self) -> None:
         tensors, state = self.folder.read_checkpoint()
         require_same(self.folder, self.plan.identity, state["config"])
-        unpack(self.plan.step, tensors, state["optimizer"])
+        where = self.folder.path / CHECKPOINT
+        check_position(state, self.epochs, self.plan.loader.steps, where)
+        unpack(self.plan.step, tensors, state["optimizer"], where)
         self.epoch, self.step, self.number = state["epoch"], state["step"], state["number"]
         self.losses.restore(**state["losses"])
         self.best, self.line, self.metrics_bytes = state["best"], state["line"], state["metrics_bytes"]
@@ -219,9 +223,20 @@ class Run:
         if self.epoch < self.epochs:
             self.say(f"going on at epoch {self.epoch + 1} step {self.step + 1} of {self.folder}")
 
-    def _summarise(self) -> dict[str, Any]:
+    def _kept_summary(self) -> dict[str, Any] | None:
+        """That of the finished run, as it was written; None if it was not."""
+        found, expected = self.folder.read_json(SUMMARY), self._summary()
+        if found is not None and any(found.get(name) != expected[name] for name in ("student", "epochs", "best")):
+            raise CheckpointError(
+                "not the summary of this run's checkpoint",
+                where=self.folder.path / SUMMARY,
+                do="Delete it, and repeat the command: it is written again from the checkpoint",
+            )
+        return found
+
+    def _summary(self) -> dict[str, Any]:
         config = self.plan.identity
-        summary = {
+        return {
             "student": config["student"]["model"],
             "objective": config["objective"],
             "caches": [cache["identity"] for cache in config["caches"]],
@@ -235,6 +250,9 @@ class Run:
             "images_per_second": round(self.images / max(1e-9, self.training_seconds), 1),
             "config": config,
         }
+
+    def _summarise(self) -> dict[str, Any]:
+        summary = self._summary()
         if self.plan.ranks.first:
             self.folder.write_json(SUMMARY, summary)
         return summary

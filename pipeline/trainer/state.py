@@ -1,5 +1,6 @@
 """Everything that a run carries from step to step, as named tensors and JSON; and back, bit for bit."""
 
+import math
 from typing import Any
 
 import torch
@@ -30,8 +31,24 @@ def pack(step: Step) -> tuple[Tensors, dict[str, Any]]:
     return separate(tensors), tree
 
 
-def unpack(step: Step, tensors: Tensors, tree: dict[str, Any]) -> None:
-    """Put what `pack` gave into a step made of the same configs."""
+def unpack(step: Step, tensors: Tensors, tree: dict[str, Any], where: object) -> None:
+    """Put what `pack` gave into a step made of the same configs.
+
+    Raises:
+        CheckpointError: it isn't what `pack` gives of such a step; `where` is the file.
+    """
+    try:
+        _unpack(step, tensors, tree)
+    except Exception as e:  # PyTorch and the optimizers raise what they like
+        reason = " ".join(str(e).split())[:200]
+        raise CheckpointError(
+            f"the checkpoint's tensors or optimizer state don't fit its own job: {type(e).__name__}: {reason}",
+            where=where,
+            do="Choose another --out, or delete the folder to begin anew",
+        ) from e
+
+
+def _unpack(step: Step, tensors: Tensors, tree: dict[str, Any]) -> None:
     _load(step.model, tensors, "model/")
     _load(step.learner.objective, tensors, "objective/")
     if step.ema is not None:
@@ -41,7 +58,7 @@ def unpack(step: Step, tensors: Tensors, tree: dict[str, Any]) -> None:
     by_name = _unfold(tree["state"], tensors)
     state = step.optimizer.state_dict()
     for group, kept in zip(state["param_groups"], _unfold(tree["groups"], tensors), strict=True):
-        group.update(kept)
+        group.update(_of_kind(group, kept))
     state["state"] = {numbers[name]: value for name, value in by_name.items()}
     step.optimizer.load_state_dict(state)
     for parameter, values in step.optimizer.state.items():
@@ -97,12 +114,32 @@ def _unfold(value: Any, tensors: Tensors) -> Any:
     ((kind, content),) = value.items()
     if kind == "tensor":
         return tensors[content]
-    if kind == "dtype":
-        return getattr(torch, content)
     if kind == "dict":
         return {key: _unfold(v, tensors) for key, v in content}
-    items = [_unfold(v, tensors) for v in content]
-    return tuple(items) if kind == "tuple" else items
+    if kind in ("list", "tuple"):
+        items = [_unfold(v, tensors) for v in content]
+        return tuple(items) if kind == "tuple" else items
+    dtype = getattr(torch, content, None) if kind == "dtype" else None
+    if not isinstance(dtype, torch.dtype):
+        raise ValueError(f"{kind} {content}")
+    return dtype
+
+
+def _of_kind(fresh: dict[str, Any], kept: dict[str, Any]) -> dict[str, Any]:
+    """A group of the optimizer's settings, if each is of the type that a new optimizer has there."""
+    for name, value in fresh.items():
+        if name != "params" and _kind(kept[name]) != _kind(value):
+            raise TypeError(f"{name} is {kept[name]}")
+    return {name: value for name, value in kept.items() if name != "params"}
+
+
+def _kind(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return type(value), [_kind(v) for v in value]
+    if isinstance(value, torch.Tensor):
+        return tuple(value.shape)
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return math.isfinite(value) if number else type(value)
 
 
 def require_same(where: object, now: dict[str, Any], then: dict[str, Any]) -> None:
@@ -118,7 +155,7 @@ def require_same(where: object, now: dict[str, Any], then: dict[str, Any]) -> No
         raise CheckpointError(
             f"the checkpoint was made with another {field}{more}",
             where=where,
-            found=f"{ours} now",
-            allowed=f"{theirs} as begun",
+            found=f"{str(ours)[:200]} now",
+            allowed=f"{str(theirs)[:200]} as begun",
             do="Repeat with the settings it was begun with, or choose another --out",
         )

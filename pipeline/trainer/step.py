@@ -164,7 +164,16 @@ class Step:
         if self.config.clip_grad is not None:
             self.scaler.unscale_(self.optimizer)
             nn.utils.clip_grad_norm_(self.learner.parameters(), self.config.clip_grad)
-        self.scaler.step(self.optimizer)
+        try:
+            self.scaler.step(self.optimizer)
+        except Exception as e:  # of what a checkpoint kept of it, too
+            if _out_of_memory(e):
+                raise
+            raise TrainingError(
+                f"the optimizer can't step: {type(e).__name__}: {first_line(e)}",
+                where=self.config.opt,
+                do="Check train.opt and train.opt_kwargs; if it was resumed, choose another --out",
+            ) from e
         self.scaler.update()
         if self.ema is not None:
             self.ema.update(self.model, step=number + 1)

@@ -6,14 +6,13 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from safetensors.torch import save_file
 from timm import create_model
 from timm.task import LogitDistillationTask
 
 from pipeline.cache import CacheReader
 from pipeline.caching import cache_views
 from pipeline.loader import Batch, Loader, LoaderConfig
-from pipeline.models import ModelConfig
+from pipeline.models import ModelConfig, write_weights
 from pipeline.objectives import Answer, Context, ObjectiveConfig
 from pipeline.shards import Index
 from pipeline.targets import Targets, TargetsConfig
@@ -79,7 +78,7 @@ def _teacher(folder: Path, device: str) -> Teacher:
         for parameter in cast(Any, model).head.fc.parameters():
             parameter.mul_(40)  # as confident as a trained one
     path = folder / "teacher.safetensors"
-    save_file(model.state_dict(), path)
+    write_weights(model, path)
     return Teacher(
         TeacherConfig(
             model="convnext_atto",

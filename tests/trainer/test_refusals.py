@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from pipeline.errors import (
     CacheError,
@@ -91,7 +92,7 @@ def test_damaged_checkpoint(index, begun):
 def test_foreign_safetensors_under_our_name(index, tmp_path):
     out = tmp_path / "run"
     out.mkdir()
-    files.save_file({"a": torch.zeros(2)}, out / files.CHECKPOINT)
+    save_file({"a": torch.zeros(2)}, out / files.CHECKPOINT)
     refused(tiny.make_job(index), out, CheckpointError, "checkpoint can't be read")
 
 

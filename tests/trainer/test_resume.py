@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from pipeline import tensors
 from pipeline.trainer import Job, TrainConfig, files, loop, train
 from tests.trainer import tiny
 
@@ -241,17 +242,17 @@ def kill_between_epochs(at: int) -> None:
 
 def kill_half_way_through_writing(at: int) -> None:
     """The at-th checkpoint is half on disk."""
-    real, left = files.save_file, [at]
+    real, left = tensors.save_file, [at]
 
-    def save_file(tensors, path, metadata):
-        real(tensors, path, metadata)
+    def save_file(content, path, metadata):
+        real(content, path, metadata)
         if Path(path).name.startswith(files.CHECKPOINT):
             left[0] -= 1
             if left[0] == 0:
                 os.truncate(path, os.path.getsize(path) // 2)
                 _die()
 
-    files.save_file = save_file
+    tensors.save_file = save_file
 
 
 def kill_before_rename(at: int) -> None:

@@ -4,10 +4,9 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from safetensors.torch import save_file
 
 from pipeline.loader import LoaderConfig
-from pipeline.models import ModelConfig
+from pipeline.models import ModelConfig, write_weights
 from pipeline.models.build import build
 from pipeline.objectives import ObjectiveConfig
 from pipeline.shards import Index, build_index
@@ -72,4 +71,4 @@ def _begin(path: Path) -> None:
     parts, number = 0.15 * torch.randn(3, 10, weight.shape[1]), torch.arange(NUMBERS)
     with torch.no_grad():
         weight.copy_(parts[0][number // 100] + parts[1][number // 10 % 10] + parts[2][number % 10])
-    save_file(module.state_dict(), path)
+    write_weights(module, path)
