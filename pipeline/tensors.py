@@ -84,7 +84,8 @@ def read(path: str | os.PathLike[str], key: str) -> tuple[Tensors, Header]:
     """
     with _opened(path) as file:
         header = _header(file.metadata() or {}, key)
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+        # Copied, because the library maps the file: who overwrites it later would change what has been checked.
+        tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 - no mapping
     if header.tensors_sha256 is None:
         remark_unchecked(path)
     elif digest(tensors) != header.tensors_sha256:

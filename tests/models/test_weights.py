@@ -14,10 +14,10 @@ from tests.trainer import tiny
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ([torch.zeros(2)], "weights can't be read without running code"),
-        (torch.zeros(2), "weights can't be read without running code"),
-        ({"state_dict": 3}, "weights can't be read without running code"),
-        ({1: torch.zeros(2)}, "weights can't be read without running code"),
+        ([torch.zeros(2)], "holds no weights but a list"),
+        (torch.zeros(2), "holds no weights but a Tensor"),
+        ({"state_dict": 3}, "holds no weights but a int"),
+        ({1: torch.zeros(2)}, "holds no weights but a dict with other keys than names"),
         ({"epoch": 3, "lr": 0.1}, r"something else than weights \(2 of 2 entries\); found int under 'epoch'"),
         ({"optimizer": {}, "0.weight": torch.zeros(2)}, "found dict under 'optimizer'"),
     ],
