@@ -1,6 +1,7 @@
 """The command `kdpipe`: one subcommand a stage, errors in one line."""
 
 import importlib
+import logging
 import sys
 from typing import Any
 
@@ -30,6 +31,13 @@ COMMANDS = {
 }
 
 
+class _Remarks(logging.Handler):
+    """What the library logs, as plain lines on stderr."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        click.echo(record.getMessage(), err=True)
+
+
 class Stages(click.Group):
     """A click group whose commands are imported on demand and whose errors are one line, exit code 2."""
 
@@ -51,6 +59,8 @@ class Stages(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run, turning a user's mistake, or a signal, into one line on stderr."""
+        logger, handler = logging.getLogger("kdpipe"), _Remarks()
+        logger.addHandler(handler)
         try:
             with stopping():
                 return super().invoke(ctx)
@@ -64,6 +74,8 @@ class Stages(click.Group):
             # The reader of our output has gone (`| head`): nothing to say, nobody to say it to.
             sys.stdout = None
             ctx.exit(1)
+        finally:
+            logger.removeHandler(handler)
 
 
 @click.group(cls=Stages, context_settings={"help_option_names": ["-h", "--help"]})

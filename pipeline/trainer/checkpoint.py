@@ -47,7 +47,7 @@ class _Optimizer(Config):
 
     state: JsonValue
     groups: JsonValue
-    scaler: dict[str, JsonValue]
+    scaler: dict[str, Number]
 
 
 class _Cache(BaseModel):

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 import yaml
+from safetensors.torch import save_file
 
 from pipeline.shards import build_index
 from tests.shards.making import write_shards
 from tests.stages.running import kdpipe, refused
-from tests.tiny import CLASSES, SIZE, VIEWS, World, make_cache, make_world, tree
+from tests.tiny import CLASSES, SIZE, VIEWS, World, make_cache, make_world, network, tree
 
 TEACHER = [
     *("--teacher", "tests.tiny:network", "--num-classes", CLASSES, "--input-size", SIZE, "--batch-size", 8),
@@ -288,6 +289,29 @@ class TestOtherCheckpoint:
         assert "weights don't fit the model Sequential" in line
         assert "of another shape (first: 0.bias (8,) instead of (5,))" in line
         assert not (tmp_path / "c").exists()
+
+    def test_damaged_weights_in_every_command_that_reads_them(self, world, tmp_path):
+        assert kdpipe(*training(world, tmp_path / "r", "--objective", "none")).code == 0
+        best = tmp_path / "r" / "best.safetensors"
+        data = bytearray(best.read_bytes())
+        data[-5] ^= 1
+        best.write_bytes(data)
+        commands = [
+            ["evaluate", best, "--shards", world.index_path],
+            ["erf", best, "--shards", world.index_path, "--out", tmp_path / "erf.png"],
+            caching(world, tmp_path / "c", "--weights", best),
+            training(world, tmp_path / "s", "--objective", "none", "--weights", best),
+        ]
+        for command in commands:
+            assert f"{best}: weights can't be read: damaged: its tensors aren't those" in refused(*command)
+        assert sorted(p.name for p in tmp_path.iterdir()) == ["r"]
+
+    def test_a_remark_on_weights_of_another_program(self, world, tmp_path):
+        save_file(network(CLASSES).state_dict(), tmp_path / "w.safetensors")
+        result = kdpipe(*caching(world, tmp_path / "c", "--weights", tmp_path / "w.safetensors"))
+        assert result.code == 0, result.err
+        remark = f"{tmp_path / 'w.safetensors'}: no digest: its content can't be checked"
+        assert [line for line in result.err.splitlines() if "digest" in line] == [remark]
 
     def test_a_file_that_is_no_checkpoint(self, world, tmp_path):
         (tmp_path / "w.safetensors").write_bytes(b"not at all")
