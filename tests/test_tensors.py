@@ -66,7 +66,7 @@ class TestDigest:
 
     def test_mutations_are_refused_or_change_nothing(self, written, caplog):
         data, (kept, _) = written.read_bytes(), tensors.read(written, METADATA_KEY)
-        refused, unchecked = 0, []
+        refused, unchecked = [], []
         for what, mutated in mutations(data, 800, seed=11):
             written.write_bytes(mutated)
             caplog.clear()
@@ -74,18 +74,15 @@ class TestDigest:
             try:
                 content, state = read_metadata(written), read_state(written)
             except KdpipeError as e:
-                assert "\n" not in str(e)
-                assert len(str(e)) < 700, what
-                refused += 1
+                refused.append(str(e))
                 continue
             if remarks(caplog):
                 # Without anything that kdpipe wrote, a file can't be told from another program's.
                 unchecked.append(what)
-                assert content == {} and same(state, kept), what
-                continue
-            assert content == CONTENT, what
+            assert content == (CONTENT if unchecked[-1:] != [what] else {}), what
             assert same(state, kept), what
-        assert refused > 750
+        assert len(refused) > 750
+        assert all("\n" not in line and len(line) < 700 for line in refused)
         assert all(what.endswith(("_edit_json", "_edit")) for what in unchecked)
         assert len(unchecked) < 20
 

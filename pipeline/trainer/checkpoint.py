@@ -126,7 +126,9 @@ def check_state(state: dict[str, Any] | None, where: object) -> dict[str, Any]:
         CheckpointError: of another format, or with a field that is missing, unknown, of another type or out of bounds.
     """
     if state is None or "format" not in state:
-        raise CheckpointError("not a checkpoint of kdpipe", where=where, do="Choose another --out")
+        raise CheckpointError(
+            "checkpoint can't be read: it isn't one of kdpipe", where=where, do="Choose another --out"
+        )
     found = state["format"]
     if found != FORMAT:
         raise CheckpointError(

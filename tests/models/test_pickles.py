@@ -193,17 +193,17 @@ class TestDamage:
     def test_every_flipped_byte_of_a_zip_is_found_or_changes_nothing(self, tmp_path):
         path = tmp_path / "w.pth"
         torch.save(state(), path)
-        data, refused = path.read_bytes(), 0
+        data, refused = path.read_bytes(), []
         for at in range(0, len(data), 11):
             path.write_bytes(data[:at] + bytes([data[at] ^ 0x10]) + data[at + 1 :])
             try:
                 found = read_state(path)
             except TeacherError as e:
-                assert "\n" not in str(e)
-                refused += 1
+                refused.append(str(e))
                 continue
             assert all(torch.equal(found[name], value) for name, value in state().items()), at
-        assert refused > 50
+        assert len(refused) > 50
+        assert not [line for line in refused if "\n" in line or "weights_only" in line]
 
     def test_a_storage_that_the_file_has_no_room_for(self, tmp_path):
         legacy({"a": torch.arange(1000.0)}, tmp_path / "w.pth")
