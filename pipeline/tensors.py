@@ -7,6 +7,7 @@ changes a file on purpose can compute it anew.
 """
 
 import hashlib
+import json
 import logging
 import os
 from collections.abc import Iterator, Mapping
@@ -60,7 +61,8 @@ def write(path: str | os.PathLike[str], tensors: Tensors, key: str, content: dic
     Raises:
         OSError, SafetensorError: it can't be written.
     """
-    sealed = {**content, _TENSORS: digest(tensors)}
+    # As it will be read: JSON has no keys but text, and sorts those.
+    sealed = {**json.loads(canonical_json(content)), _TENSORS: digest(tensors)}
     # All under one key, because the library writes several in random order.
     save_file(tensors, path, {key: canonical_json({**sealed, _HEADER: fingerprint(sealed)}).decode()})
 

@@ -59,6 +59,10 @@ class TestDigest:
         found, _ = tensors.read(tmp_path / "w", "key")
         assert tensors.digest(found) == tensors.digest(kept)
 
+    def test_of_content_that_json_changes(self, tmp_path):
+        tensors.write(tmp_path / "w", {"a": torch.zeros(1)}, "key", {"sizes": {10: (1, 2), 9: 1e22}})
+        assert tensors.read_header(tmp_path / "w", "key").content == {"sizes": {"10": [1, 2], "9": 1e22}}
+
     def test_same_content_same_bytes(self, written, tmp_path):
         found, header = tensors.read(written, METADATA_KEY)
         tensors.write(tmp_path / "again", found, METADATA_KEY, header.content)
