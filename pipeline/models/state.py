@@ -14,6 +14,7 @@ from pipeline.models import pickles
 
 # Key of our own description in a safetensors header, so that one file says which model it belongs to.
 METADATA_KEY = "kdpipe"
+_NAME_LENGTH = 500
 _FORMS = "a safetensors file, or a torch.save of tensors by name"
 # Where training scripts put weights, in the order in which they are looked for. timm's average comes before its
 # weights, as timm itself has it. In the large-kernel papers' files it is `model` whose accuracy is published.
@@ -34,8 +35,7 @@ def read_state(path: str | Path, entry: str | None = None) -> dict[str, torch.Te
     path = Path(path)
     content = _read(path)
     weights = _entry(content, entry, path) if isinstance(content, dict) else content
-    named = isinstance(weights, dict) and all(isinstance(key, str) for key in weights)
-    if not named:
+    if not (isinstance(weights, dict) and all(map(_is_name, weights))):
         raise _nothing_named(weights, path)
     state: dict[str, Any] = clean_state_dict(weights)
     other = [(key, value) for key, value in state.items() if not isinstance(value, torch.Tensor)]
@@ -44,7 +44,7 @@ def read_state(path: str | Path, entry: str | None = None) -> dict[str, torch.Te
         raise TeacherError(
             f"the file holds something else than weights ({len(other)} of {len(state)} entries)",
             where=path,
-            found=f"{type(value).__name__} under {key[:100]!r}",
+            found=f"{type(value).__name__} under {key!r}",
             allowed="tensors by name, bare or under state_dict or model",
             do="Save model.state_dict()",
         )
@@ -88,9 +88,14 @@ def unreadable(path: Path, error: Exception) -> TeacherError:
     return TeacherError(f"weights can't be read: {reason}", where=path, allowed=_FORMS, do="Copy the file again")
 
 
+def _is_name(key: Any) -> bool:
+    """Names stand in messages."""
+    return isinstance(key, str) and len(key) <= _NAME_LENGTH and key.isprintable()
+
+
 def _nothing_named(weights: Any, path: Path) -> TeacherError:
-    kind = "a dict with other keys than names" if isinstance(weights, dict) else f"a {type(weights).__name__}"
-    what = f"the file holds no weights but {kind}"
+    kind = "other keys than names" if isinstance(weights, dict) else f"an object of type {type(weights).__name__}"
+    what = f"the file holds no weights by name but {kind}"
     return TeacherError(what, where=path, allowed=_FORMS, do="Save model.state_dict()")
 
 
@@ -100,7 +105,7 @@ def _check_room(state: dict[str, torch.Tensor], path: Path) -> None:
     for key, tensor in state.items():
         if math.prod(max(1, side) for side in tensor.shape) * tensor.element_size() > size:
             raise TeacherError(
-                f"the file is too small for its tensor {key[:100]!r}",
+                f"the file is too small for its tensor {key!r}",
                 where=path,
                 found=f"shape {tuple(tensor.shape)} in {size} bytes",
                 do="Copy the file again, or save contiguous tensors",
@@ -117,7 +122,7 @@ def _entry(content: Any, entry: str | None, path: str | Path) -> Any:
             "the file has no such entry",
             where=path,
             found=entry,
-            allowed=", ".join(named) or "no entry: the weights lie bare",
+            allowed=", ".join(named)[:300] or "no entry: the weights lie bare",
             do="Check checkpoint_key",
         )
     return content[entry]

@@ -14,10 +14,12 @@ from tests.trainer import tiny
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ([torch.zeros(2)], "holds no weights but a list"),
-        (torch.zeros(2), "holds no weights but a Tensor"),
-        ({"state_dict": 3}, "holds no weights but a int"),
-        ({1: torch.zeros(2)}, "holds no weights but a dict with other keys than names"),
+        ([torch.zeros(2)], "no weights by name but an object of type list"),
+        (torch.zeros(2), "no weights by name but an object of type Tensor"),
+        ({"state_dict": 3}, "no weights by name but an object of type int"),
+        ({1: torch.zeros(2)}, "no weights by name but other keys than names"),
+        ({"a" * 501: torch.zeros(2)}, "no weights by name but other keys than names"),
+        ({"\x1b[31m": torch.zeros(2)}, "no weights by name but other keys than names"),
         ({"epoch": 3, "lr": 0.1}, r"something else than weights \(2 of 2 entries\); found int under 'epoch'"),
         ({"optimizer": {}, "0.weight": torch.zeros(2)}, "found dict under 'optimizer'"),
     ],
