@@ -5,6 +5,7 @@ bytearray of 100 GB included, and its errors advise to switch the safety off. He
 without executing them, against a shorter list, and every refusal has a reason of its own.
 """
 
+import errno
 import io
 import mmap
 import pickletools
@@ -115,7 +116,10 @@ def _check_zip(path: Path, file: BinaryIO) -> bool:
             entries = archive.infolist()
             _check_entries(entries)
             checked = [_crc(archive, entry) for entry in entries if entry.file_size]
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, UnicodeError) as e:
+    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, UnicodeError, OSError) as e:
+        # An offset before the file's beginning ends as an invalid argument.
+        if isinstance(e, OSError) and e.errno != errno.EINVAL:
+            raise
         raise ValueError(f"a damaged or incomplete torch.save: {_short(e)}") from e
     try:
         # By PyTorch's own reader, so that what is checked is what it loads.
@@ -255,4 +259,4 @@ def _pop_mark(stack: list[_Value]) -> list[_Value]:
 
 
 def _short(error: Exception) -> str:
-    return " ".join(str(error).split())[:150]
+    return " ".join(str(error).split())[:150] or type(error).__name__
