@@ -2,7 +2,10 @@
 
 Every message is one line that says where, what was wrong, the value found, the value allowed, and what to
 do. The command line prints it and exits with 2; programs catch `KdpipeError` or the kind they can handle.
+Secrets of URLs and control characters never get into a message, whatever the text that is put into it.
 """
+
+from pipeline.redact import printable, redact
 
 
 class KdpipeError(ValueError):
@@ -25,6 +28,8 @@ class KdpipeError(ValueError):
         allowed: object = None,
         do: str | None = None,
     ) -> None:
+        what, do = _safe(what), None if do is None else _safe(do)
+        where, found, allowed = (None if value is None else _safe(value) for value in (where, found, allowed))
         self.what, self.where, self.found, self.allowed, self.do = what, where, found, allowed, do
         text = what if where is None else f"{where}: {what}"
         if found is not None:
@@ -33,7 +38,11 @@ class KdpipeError(ValueError):
             text += f"; allowed: {allowed}"
         if do is not None:
             text += f". {do}"
-        super().__init__(" ".join(text.split()))
+        super().__init__(text)
+
+
+def _safe(value: object) -> str:
+    return printable(redact(str(value)))
 
 
 class ConfigError(KdpipeError):

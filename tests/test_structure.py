@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 # The way of the data: a module imports from those to its left, and from its own package.
 ORDER = (
-    *("errors", "config", "files", "fingerprint", "machine", "remote", "untrusted", "tensors"),
+    *("redact", "errors", "config", "files", "fingerprint", "machine", "remote", "untrusted", "tensors"),
     *("shards", "views", "models", "teacher", "targets", "cache", "caching"),
     *("loader", "objectives", "evaluation", "erf", "trainer"),
 )

@@ -154,7 +154,7 @@ class RowReader:
 
     def _read(self, block: int) -> Spooled | list[memoryview]:
         images, whole = self._reader.read(block), self._whole
-        if is_local(whole.shards[int(whole.block_shard[block])].url):
+        if is_local(whole.url(whole.shards[int(whole.block_shard[block])])):
             return images
         if self._spool is None:
             self._spool = Spool(int((whole.block_stop - whole.block_start).max()))

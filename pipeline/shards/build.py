@@ -10,7 +10,9 @@ from dask.base import compute
 from dask.delayed import delayed
 
 from pipeline.errors import ConfigError, ShardError
+from pipeline.redact import bare_url
 from pipeline.shards import layout
+from pipeline.shards.document import MAX_CLASSES
 from pipeline.shards.index import Index
 from pipeline.shards.samples import UNLABELLED, Check, Rules
 from pipeline.shards.scan import Scan, scan
@@ -40,7 +42,7 @@ def build_index(
         source: what `sources.expand` takes.
         out: the index's folder. The very same index there is left alone, another only replaced with `force`.
         block_size: samples a block, the unit of reading, at least 1.
-        num_classes: labels must be below it.
+        num_classes: labels must be below it; at most 2**24.
         label_key: the field of `.json` that holds the label; else `.cls`, or a field "label" of `.json`.
         split: of an `_info.json`.
         skip_bad: leave bad samples out and list them in the index, rather than stop at the first.
@@ -59,6 +61,8 @@ def build_index(
     for name, value in numbers.items():
         if value is not None and value < 1:
             raise ConfigError("an impossible number", where=name, found=value, allowed="1 or more")
+    if num_classes is not None and num_classes > MAX_CLASSES:
+        raise ConfigError("too many classes", where="num_classes", found=num_classes, allowed=f"up to {MAX_CLASSES}")
     path = Path(out).absolute()
     layout.refuse_foreign(path)
     shards = resolve(os.fspath(source), split)
@@ -88,7 +92,7 @@ def build_index(
         "skipped": [entry for found in scans for entry in found.skipped],
     }
     layout.save(path, document, arrays, force)
-    return Index.open(path)
+    return Index.open(path, {found.name: found.url for found in scans if bare_url(found.url) != found.url})
 
 
 def _scan_all(
@@ -162,6 +166,8 @@ def _table(scans: list[Scan]) -> list[dict[str, Any]]:
     for found in scans:
         samples, blocks = len(found.keys), len(found.arrays["block_rows"])
         place = {"first": first, "samples": samples, "first_block": first_block, "blocks": blocks}
-        table.append({"name": found.name, "url": found.url, "size": found.size, "sha256": found.sha256, **place})
+        table.append(
+            {"name": found.name, "url": bare_url(found.url), "size": found.size, "sha256": found.sha256, **place}
+        )
         first, first_block = first + samples, first_block + blocks
     return table

@@ -1,12 +1,12 @@
 """The index of a shard set: where every sample lies, what it is labelled, and the digests that identify it.
 
 Arrays are memory maps: opening costs the same for a thousand samples and for fourteen million, and all the
-processes of a machine share the pages.
+processes of a machine share the pages. What is kept of a sample is compared with its digest when it is first used.
 """
 
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -17,11 +17,14 @@ import numpy as np
 from pipeline.errors import IndexFileError, ShardError
 from pipeline.fingerprint import fingerprint
 from pipeline.shards import layout
+from pipeline.shards.arrays import Arrays
+from pipeline.shards.remote import SHARD_URLS
+from pipeline.shards.sources import addresses
 
 
 @dataclass(frozen=True)
 class Shard:
-    """One tar of the set. `name` is its identity; `url` only where it was when it was indexed."""
+    """One tar of the set. `name` is its identity; `url` only where it was when it was indexed, without secrets."""
 
     name: str
     url: str
@@ -46,16 +49,14 @@ class Index:
         block_content: uint8 (B, 32), sha256 over its keys and images, without labels and tar headers.
     """
 
-    def __init__(self, path: Path, document: dict[str, Any], arrays: dict[str, np.ndarray], samples: int) -> None:
+    def __init__(
+        self, path: Path, document: dict[str, Any], arrays: Arrays, samples: int, urls: Mapping[str, str]
+    ) -> None:
         """Use `Index.open`."""
-        self.path, self._document, self._arrays = path, document, arrays
-        total = len(arrays["labels"])
+        self.path, self._document, self._arrays, self._samples, self._urls = path, document, arrays, samples, urls
         blocks = int(np.searchsorted(arrays["block_first"], samples))
-        self.labels = arrays["labels"][:samples]
-        self.image_start = arrays["image_start"][:samples]
-        self.image_size = arrays["image_size"][:samples]
         self.block_first = arrays["block_first"]
-        if samples < total:
+        if samples < arrays.samples:
             self.block_first = np.append(arrays["block_first"][:blocks], samples)
         self.block_shard = arrays["block_shard"][:blocks]
         self.block_start = arrays["block_start"][:blocks]
@@ -66,30 +67,59 @@ class Index:
         self.shards: tuple[Shard, ...] = tuple(
             replace(s, samples=min(s.samples, samples - s.first), blocks=min(s.blocks, blocks - s.first_block))
             for s in shards
-            if s.first < samples or samples == total
+            if s.first < samples or samples == arrays.samples
         )
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str]) -> "Index":
-        """Open an index folder; the document's digest and the arrays' sizes are checked, their contents not.
+    def open(cls, path: str | os.PathLike[str], urls: Mapping[str, str] | None = None) -> "Index":
+        """Open an index folder. Samples' arrays are compared with their digests when they are first used.
+
+        Args:
+            path: the folder.
+            urls: where shards are now, by their names, user, password and query included; by default what the
+                environment variable KDPIPE_SHARD_URLS names, in any form that `kdpipe index` takes. They are kept
+                in memory, sent to workers, and never written or printed.
 
         Raises:
             IndexFileError: no index there, damaged, or of another format version.
+            ShardError: KDPIPE_SHARD_URLS names nothing.
         """
         where = Path(path).absolute()
         document = layout.load(where)
-        arrays = layout.map_arrays(where, document)
-        return cls(where, document, arrays, len(arrays["labels"]))
+        arrays = Arrays(where, document)
+        if urls is None:
+            urls = addresses(os.environ[SHARD_URLS]) if os.environ.get(SHARD_URLS) else {}
+        names = {entry["name"] for entry in document["shards"]}
+        return cls(where, document, arrays, arrays.samples, {k: url for k, url in urls.items() if k in names})
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return self._samples
 
     def __repr__(self) -> str:
         return f"Index({self.path}, {len(self)} samples, {len(self.shards)} shards, {self.blocks} blocks)"
 
     def __reduce__(self) -> tuple[Callable[..., "Index"], tuple[object, ...]]:
         # Pickled arrays would travel in full; the other process maps the same files.
-        return _reopen, (self.path, self.digest, len(self))
+        return _reopen, (self.path, self.digest, len(self), dict(self._urls))
+
+    @cached_property
+    def labels(self) -> np.ndarray:
+        """See the class."""
+        return self._arrays["labels"][: self._samples]
+
+    @cached_property
+    def image_start(self) -> np.ndarray:
+        """See the class."""
+        return self._arrays["image_start"][: self._samples]
+
+    @cached_property
+    def image_size(self) -> np.ndarray:
+        """See the class."""
+        return self._arrays["image_size"][: self._samples]
+
+    def url(self, shard: Shard) -> str:
+        """Where to read a shard, which may hold secrets: for reading alone."""
+        return self._urls.get(shard.name, shard.url)
 
     @property
     def block_size(self) -> int:
@@ -132,16 +162,26 @@ class Index:
         return self.keys(row, row + 1)[0]
 
     def keys(self, start: int, stop: int) -> list[str]:
-        """The keys of rows start to stop - 1."""
+        """The keys of rows start to stop - 1.
+
+        Raises:
+            IndexFileError: the index is damaged.
+        """
         if not 0 <= start <= stop <= len(self):
             raise IndexError(f"rows {start} to {stop} of {len(self)}")
         if start == stop:
             return []
-        stops = self._arrays["key_stop"][start:stop].tolist()
-        begin = int(self._arrays["key_stop"][start - 1]) if start else 0
-        text = self._arrays["keys"][begin : stops[-1]].tobytes()
+        ends, whole = self._arrays["key_stop"], self._arrays["keys"]
+        stops = ends[start:stop].tolist()
+        begin = int(ends[start - 1]) if start else 0
         starts = [begin, *stops[:-1]]
-        return [text[a - begin : b - begin].decode() for a, b in zip(starts, stops, strict=True)]
+        if begin < 0 or stops[-1] > len(whole) or any(a >= b for a, b in zip(starts, stops, strict=True)):
+            raise self._arrays.damaged("key_stop", "a key outside of the keys, or without a letter")
+        text = whole[begin : stops[-1]].tobytes()
+        try:
+            return [text[a - begin : b - begin].decode() for a, b in zip(starts, stops, strict=True)]
+        except UnicodeDecodeError as error:
+            raise self._arrays.damaged("keys", "a key that is not UTF-8") from error
 
     def rows(self, block: int) -> range:
         """The rows of a block."""
@@ -166,10 +206,10 @@ class Index:
         Raises:
             IndexFileError: n is not positive.
         """
-        total = len(self._arrays["labels"])
+        total = self._arrays.samples
         if n is not None and n < 1:
             raise IndexFileError("an impossible limit", found=n, allowed=f"1 to {total}")
-        return Index(self.path, self._document, self._arrays, total if n is None else min(n, total))
+        return Index(self.path, self._document, self._arrays, total if n is None else min(n, total), self._urls)
 
     def shard_identity(self, shard: Shard, samples: int | None = None) -> dict[str, Any]:
         """What of a shard must match: its name, and digests of its first samples and of their labels.
@@ -242,7 +282,7 @@ class Index:
         Raises:
             IndexFileError: at the first that differs.
         """
-        layout.verify(self.path, self._document)
+        self._arrays.verify()
 
 
 def _label_runs(labels: np.ndarray) -> tuple[int, float]:
@@ -255,8 +295,8 @@ def _label_runs(labels: np.ndarray) -> tuple[int, float]:
     return 1 + int(np.count_nonzero(known[1:] != known[:-1])), 1 + (len(known) - 1) * (1 - same)
 
 
-def _reopen(path: Path, digest: str, samples: int) -> Index:
-    index = Index.open(path)
+def _reopen(path: Path, digest: str, samples: int, urls: dict[str, str]) -> Index:
+    index = Index.open(path, urls)
     if index.digest != digest:
         raise IndexFileError("the index was replaced while in use", where=path, do="Start again")
     return index.limit(samples)

@@ -6,7 +6,6 @@ train.index/
 """
 
 import io
-import json
 import os
 import shlex
 import shutil
@@ -17,25 +16,14 @@ import numpy as np
 
 from pipeline.errors import IndexFileError
 from pipeline.files import fsync
-from pipeline.fingerprint import canonical_json, file_sha256, fingerprint, sha256
+from pipeline.fingerprint import canonical_json, fingerprint, sha256
+from pipeline.shards.arrays import Arrays
+from pipeline.shards.document import DTYPES, MAX_BYTES, check, read
 
 FORMAT, VERSION = "kdpipe index", 1
 DOCUMENT = "index.json"
 _AGAIN = "Make it again by `kdpipe index --force`"
 _REPLACE = "Choose another --out, or replace it by --force"
-DTYPES = {
-    "labels": "<i4",  # (samples,), -1 for none
-    "image_start": "<i8",  # (samples,), bytes from the shard's start
-    "image_size": "<i8",  # (samples,)
-    "keys": "|u1",  # UTF-8 of all keys, one after the other
-    "key_stop": "<i8",  # (samples,), where each key ends in `keys`
-    "block_first": "<i8",  # (blocks + 1,), first sample of each block; the last entry is the count of samples
-    "block_shard": "<i4",  # (blocks,)
-    "block_start": "<i8",  # (blocks,), bytes from the shard's start
-    "block_stop": "<i8",  # (blocks,)
-    "block_digest": "|u1",  # (blocks, 32), sha256 of that byte range
-    "block_content": "|u1",  # (blocks, 32), sha256 over keys and images alone
-}
 
 
 def save(path: Path, document: dict[str, Any], arrays: dict[str, np.ndarray], force: bool = False) -> bool:
@@ -104,7 +92,7 @@ def load(path: Path) -> dict[str, Any]:
     """
     file = path / DOCUMENT
     try:
-        document = json.loads(file.read_bytes())
+        document = read(file)
     except (FileNotFoundError, NotADirectoryError) as error:
         kept = _set_aside(path)
         if kept:
@@ -117,7 +105,7 @@ def load(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise IndexFileError(f"the index can't be read ({error.strerror or error})", where=file) from error
     except ValueError as error:
-        raise IndexFileError("the index is damaged", where=file, do=_AGAIN) from error
+        raise IndexFileError(f"the index is damaged ({error})", where=file, do=_AGAIN) from error
     if not isinstance(document, dict) or document.get("format") != FORMAT:
         raise IndexFileError("not an index of kdpipe", where=file)
     if document.get("version") != VERSION:
@@ -126,39 +114,9 @@ def load(path: Path) -> dict[str, Any]:
     digest = document.pop("digest", None)
     if digest != fingerprint(document):
         raise IndexFileError("the index is damaged: its digest doesn't match", where=file, do=_AGAIN)
-    return document | {"digest": digest}
-
-
-def map_arrays(path: Path, document: dict[str, Any]) -> dict[str, np.ndarray]:
-    """The arrays of an index, mapped read-only; their shapes and dtypes are checked, not their contents."""
-    arrays = {}
-    for name, dtype in DTYPES.items():
-        file = path / f"{name}.npy"
-        try:
-            array = np.load(file, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
-            raise IndexFileError("an array of the index is missing or cut", where=file, do=_AGAIN) from error
-        expected = tuple(document["arrays"][name]["shape"])
-        if array.shape != expected or array.dtype != np.dtype(dtype):
-            found, allowed = f"{array.dtype} {array.shape}", f"{np.dtype(dtype)} {expected}"
-            raise IndexFileError(
-                "an array of the index is not the one written", where=file, found=found, allowed=allowed
-            )
-        # A plain array over the map: memmap's own indexing is several times slower, row by row.
-        arrays[name] = array.view(np.ndarray)
-    return arrays
-
-
-def verify(path: Path, document: dict[str, Any]) -> None:
-    """Read every array through and compare its digest.
-
-    Raises:
-        IndexFileError: at the first that differs.
-    """
-    for name in DTYPES:
-        file = path / f"{name}.npy"
-        if not file.is_file() or file_sha256(file) != document["arrays"][name]["sha256"]:
-            raise IndexFileError("an array of the index is damaged", where=file, do=_AGAIN)
+    document["digest"] = digest
+    check(document, file, _AGAIN)
+    return document
 
 
 def _write(folder: Path, document: dict[str, Any], arrays: dict[str, np.ndarray]) -> dict[str, Any]:
@@ -171,7 +129,12 @@ def _write(folder: Path, document: dict[str, Any], arrays: dict[str, np.ndarray]
         table[name] = {"dtype": dtype, "shape": list(array.shape), "sha256": sha256(buffer.getbuffer())}
     complete = {"format": FORMAT, "version": VERSION, **document, "arrays": table}
     complete["digest"] = fingerprint(complete)
-    _put(folder / DOCUMENT, canonical_json(complete))
+    data = canonical_json(complete)
+    if len(data) > MAX_BYTES:
+        found, allowed = f"{len(data)} bytes of {DOCUMENT}", f"at most {MAX_BYTES}"
+        do = f"Index fewer shards at a time, or mend the {len(document['skipped'])} samples that were left out"
+        raise IndexFileError("the index is too large", where=folder.parent, found=found, allowed=allowed, do=do)
+    _put(folder / DOCUMENT, data)
     fsync(folder)
     return complete
 
@@ -195,7 +158,7 @@ def _may_replace(path: Path, new: dict[str, Any], force: bool) -> bool:
 
 def _sound(path: Path, document: dict[str, Any]) -> bool:
     try:
-        verify(path, document)
+        Arrays(path, document).verify()
     except IndexFileError:
         return False
     return True

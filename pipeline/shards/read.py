@@ -7,13 +7,16 @@ import threading
 from collections import OrderedDict
 from pathlib import Path
 
-import fsspec
-
-from pipeline.errors import ShardError
+from pipeline.errors import IndexFileError, ShardError
+from pipeline.files import open_regular
+from pipeline.shards import remote
 from pipeline.shards.index import Index, Shard
 from pipeline.shards.sources import is_local
 
-_MOVED = "Index the shards where they are now and pass that index: caches made from them stay valid"
+_MOVED = (
+    f"Index the shards where they are now and pass that index: caches made from them stay valid; or set "
+    f"{remote.SHARD_URLS} to where they are"
+)
 
 # Each map holds a file descriptor; a process may have 1,024.
 _OPEN_SHARDS = 64
@@ -47,80 +50,79 @@ class BlockReader:
 
         Raises:
             ShardError: the shard can't be read, or its bytes are not those that were indexed.
+            IndexFileError: the index is damaged.
         """
         index = self.index
         shard = index.shards[int(index.block_shard[block])]
         start, stop = int(index.block_start[block]), int(index.block_stop[block])
-        data = self._bytes(shard, start, stop)
-        # What is fetched again may be other bytes than what was checked; a map isn't likely to be.
-        if block not in self._checked or not is_local(shard.url):
-            self._check(data, shard, block, start, stop)
         rows = slice(int(index.block_first[block]), int(index.block_first[block + 1]))
         starts, sizes = index.image_start[rows].tolist(), index.image_size[rows].tolist()
+        if any(size < 1 or at < start or at + size > stop for at, size in zip(starts, sizes, strict=True)):
+            raise IndexFileError("the index is damaged: an image outside of its block", where=index.path)
+        url = index.url(shard)
+        data = self._bytes(shard, url, start, stop)
+        # What is fetched again may be other bytes than what was checked; a map isn't likely to be.
+        if block not in self._checked or not is_local(url):
+            self._check(data, url, block, start, stop)
         return [data[at - start : at - start + size] for at, size in zip(starts, sizes, strict=True)]
 
     def image(self, row: int) -> memoryview:
         """The encoded image of one row; the first time, its whole block is read and checked.
 
         Raises:
-            ShardError: as `read`.
+            ShardError, IndexFileError: as `read`.
         """
         index = self.index
         block = index.block_of(row)
         if block not in self._checked:
             return self.read(block)[row - int(index.block_first[block])]
         start, size = int(index.image_start[row]), int(index.image_size[row])
-        return self._bytes(index.shards[int(index.block_shard[block])], start, start + size)
+        shard = index.shards[int(index.block_shard[block])]
+        return self._bytes(shard, index.url(shard), start, start + size)
 
     def close(self) -> None:
         """Let go of the files; the next read opens them again."""
         with self._lock:
             self._maps.clear()
 
-    def _check(self, data: memoryview, shard: Shard, block: int, start: int, stop: int) -> None:
+    def _check(self, data: memoryview, url: str, block: int, start: int, stop: int) -> None:
         if hashlib.sha256(data).digest() != self.index.block_digest[block].tobytes():
-            where = f"{shard.url}, block {block}, bytes {start} to {stop}"
+            where = f"{url}, block {block}, bytes {start} to {stop}"
             raise ShardError("the shard has changed since it was indexed", where=where, do="Index the shards again")
         self._checked.add(block)
 
-    def _bytes(self, shard: Shard, start: int, stop: int) -> memoryview:
-        if not is_local(shard.url):
-            return _fetch(shard, start, stop)
+    def _bytes(self, shard: Shard, url: str, start: int, stop: int) -> memoryview:
+        if not is_local(url):
+            return _fetch(shard, url, start, stop)
         if self._pid != os.getpid():  # forked, perhaps while another thread held the lock
             self._fresh()
         with self._lock:
-            data = self._maps.get(shard.url)
+            data = self._maps.get(url)
             if data is None:
-                data = self._maps[shard.url] = _map(shard)
+                data = self._maps[url] = _map(shard, url)
                 if len(self._maps) > _OPEN_SHARDS:
                     self._maps.popitem(last=False)
             else:
-                self._maps.move_to_end(shard.url)
+                self._maps.move_to_end(url)
         return data[start:stop]
 
 
-def _map(shard: Shard) -> memoryview:
+def _map(shard: Shard, url: str) -> memoryview:
     try:
-        with Path(shard.url).open("rb") as file:
+        with open_regular(Path(url)) as file:
             size = os.fstat(file.fileno()).st_size
             if size == shard.size:
                 return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
     except FileNotFoundError as error:
-        raise ShardError("the shard is not where it was indexed", where=shard.url, do=_MOVED) from error
+        raise ShardError("the shard is not where it was indexed", where=url, do=_MOVED) from error
     except OSError as error:
-        raise ShardError(f"the shard can't be read ({error.strerror or error})", where=shard.url) from error
+        raise ShardError(f"the shard can't be read ({error.strerror or error})", where=url) from error
     what, found = "the shard has changed since it was indexed", f"{size} bytes"
-    raise ShardError(what, where=shard.url, found=found, allowed=f"{shard.size} bytes", do="Index the shards again")
+    raise ShardError(what, where=url, found=found, allowed=f"{shard.size} bytes", do="Index the shards again")
 
 
-def _fetch(shard: Shard, start: int, stop: int) -> memoryview:
-    # A fresh look-up each time: fsspec keeps file systems itself and replaces them after a fork.
-    fs, inner = fsspec.core.url_to_fs(shard.url)
+def _fetch(shard: Shard, url: str, start: int, stop: int) -> memoryview:
     try:
-        data = fs.cat_file(inner, start=start, end=stop)
-    except FileNotFoundError as error:
-        raise ShardError("the shard is not where it was indexed", where=shard.url, do=_MOVED) from error
-    except Exception as error:  # each protocol has exceptions of its own
-        what = f"the shard can't be fetched ({type(error).__name__}: {error})"
-        raise ShardError(what, where=f"{shard.url}, bytes {start} to {stop}") from error
-    return memoryview(data)
+        return remote.read_range(url, shard.size, start, stop)
+    except remote.Missing as error:
+        raise ShardError("the shard is not where it was indexed", where=url, do=_MOVED) from error

@@ -1,6 +1,5 @@
 """Members grouped into samples, as webdataset groups them, with everything checked that it takes on trust."""
 
-import json
 import mmap
 import re
 from collections.abc import Callable, Iterable
@@ -10,11 +9,15 @@ from typing import Any, Literal
 
 from pipeline.errors import ImageError, ShardError
 from pipeline.shards import images
+from pipeline.shards.document import MAX_CLASSES
 from pipeline.shards.tar import Member
+from pipeline.untrusted import load_json
 
 Check = Literal["decode", "header"]
 UNLABELLED = -1
-MAX_LABEL = 2**31 - 2
+MAX_LABEL = MAX_CLASSES - 1
+# Of a .cls, white space included, and of a .json.
+_CLS_BYTES, _JSON_BYTES = 64, 2**24
 _INTEGER = re.compile(rb"\s*[+-]?[0-9]+\s*")
 
 
@@ -129,15 +132,21 @@ def _label(members: dict[str, Member], data: mmap.mmap, rules: Rules, bad: Calla
     value: Any
     place = members.get("cls") if rules.label_key is None else None
     if place is not None:
+        if place.size > _CLS_BYTES:
+            found, allowed = f"{place.size} bytes", f"an integer in at most {_CLS_BYTES} bytes"
+            raise bad("the label is not an integer", place.offset, found=found, allowed=allowed)
         text = data[place.start : place.start + place.size]
         if not _INTEGER.fullmatch(text):
             raise bad("the label is not an integer", place.offset, found=_shown(text.decode("utf-8", "replace")))
         value = int(text)
     elif (place := members.get("json")) is not None:
+        if place.size > _JSON_BYTES:
+            found, allowed = f"{place.size} bytes", f"at most {_JSON_BYTES}"
+            raise bad("member .json is too large", place.offset, found=found, allowed=allowed)
         try:
-            fields = json.loads(data[place.start : place.start + place.size])
+            fields = load_json(data[place.start : place.start + place.size])
         except ValueError as error:
-            raise bad("member .json is not JSON", place.offset) from error
+            raise bad("member .json is not JSON", place.offset, found=_short(str(error), 100)) from error
         value = fields.get(rules.label_key or "label") if isinstance(fields, dict) else None
         if value is None:
             return UNLABELLED
@@ -148,10 +157,13 @@ def _label(members: dict[str, Member], data: mmap.mmap, rules: Rules, bad: Calla
         return UNLABELLED
     most = MAX_LABEL if rules.num_classes is None else rules.num_classes - 1
     if not 0 <= value <= most:
-        raise bad("label out of range", place.offset, found=value, allowed=f"0 to {most}")
+        raise bad("label out of range", place.offset, found=_shown(value), allowed=f"0 to {most}")
     return int(value)
 
 
 def _shown(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 40 else text[:37] + "..."
+    return _short(repr(value))
+
+
+def _short(text: str, most: int = 40) -> str:
+    return text if len(text) <= most else text[: most - 3] + "..."

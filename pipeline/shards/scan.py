@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import numpy as np
 
 from pipeline.errors import ShardError
+from pipeline.files import open_regular
+from pipeline.shards import remote
 from pipeline.shards.samples import BadSample, Group, Rules, Sample, clashes, examine, grouped
 from pipeline.shards.sources import is_local, name_of
 from pipeline.shards.tar import Damage, Member, members
@@ -65,7 +66,7 @@ def mapped(url: str) -> Iterator[mmap.mmap]:
     """A shard as a read-only memory map; a remote one is fetched once, into a temporary file."""
     try:
         if is_local(url):
-            with Path(url).open("rb") as file:
+            with open_regular(Path(url)) as file:
                 yield from _map(file.fileno(), url)
         else:
             with tempfile.TemporaryDirectory(prefix="kdpipe-") as folder:
@@ -85,13 +86,10 @@ def _map(descriptor: int, url: str) -> Iterator[mmap.mmap]:
 
 
 def _fetch(url: str, path: Path) -> None:
-    fs, inner = fsspec.core.url_to_fs(url)
     try:
-        fs.get_file(inner, str(path))
-    except FileNotFoundError as error:
+        remote.download(url, path)
+    except remote.Missing as error:
         raise ShardError("no such shard", where=url) from error
-    except Exception as error:  # each protocol has exceptions of its own
-        raise ShardError(f"the shard can't be fetched ({type(error).__name__}: {error})", where=url) from error
 
 
 def _samples(

@@ -129,7 +129,7 @@ def _start(path: Path) -> Callable[[], dict[str, float]]:
 
 def _touch(path: Path) -> Callable[[], dict[str, float]]:
     before, index = _memory(), Index.open(path)
-    for values in vars(index).values():
+    for values in [index.labels, index.image_start, index.image_size, *vars(index).values()]:
         if isinstance(values, np.ndarray):
             int(values.max())
     for row in range(0, len(index), 128):  # a page of keys has more
