@@ -5,7 +5,7 @@ do. The command line prints it and exits with 2; programs catch `KdpipeError` or
 Secrets of URLs and control characters never get into a message, whatever the text that is put into it.
 """
 
-from pipeline.redact import printable, redact
+from pipeline.redact import showable
 
 
 class KdpipeError(ValueError):
@@ -28,10 +28,10 @@ class KdpipeError(ValueError):
         allowed: object = None,
         do: str | None = None,
     ) -> None:
-        what, do = _safe(what), None if do is None else _safe(do)
-        where, found, allowed = (None if value is None else _safe(value) for value in (where, found, allowed))
-        self.what, self.where, self.found, self.allowed, self.do = what, where, found, allowed, do
-        text = what if where is None else f"{where}: {what}"
+        shown = [None if value is None else showable(str(value)) for value in (where, found, allowed, do)]
+        self.what: str = showable(str(what))
+        self.where, self.found, self.allowed, self.do = where, found, allowed, do = shown
+        text = self.what if where is None else f"{where}: {self.what}"
         if found is not None:
             text += f"; found {found}"
         if allowed is not None:
@@ -39,10 +39,6 @@ class KdpipeError(ValueError):
         if do is not None:
             text += f". {do}"
         super().__init__(text)
-
-
-def _safe(value: object) -> str:
-    return printable(redact(str(value)))
 
 
 class ConfigError(KdpipeError):

@@ -5,6 +5,10 @@ are used for reading and kept nowhere else: not in a file, a message or a log.
 """
 
 import re
+from typing import Any
+
+# The environment variable that says where shards are now. Its value may hold secrets.
+SHARD_URLS = "KDPIPE_SHARD_URLS"
 
 _URL = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*)://(?P<rest>(?:(?!::[A-Za-z][A-Za-z0-9+.-]*://)[^\s\"<>])*)")
 _TAIL = re.compile(r"[)'\]},.;:]*$")
@@ -41,6 +45,15 @@ def printable(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def showable(value: Any) -> Any:
+    """A report for a terminal: texts in it, which may be names from others' files, without secrets and controls."""
+    if isinstance(value, dict):
+        return {key: showable(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [showable(part) for part in value]
+    return printable(redact(value)) if isinstance(value, str) else value
 
 
 def _bare_with_tail(match: re.Match[str]) -> str:

@@ -14,6 +14,7 @@ from pipeline.cache.layout import describe
 from pipeline.cache.listing import find_caches, summarise
 from pipeline.cache.merge import merge as run_merge
 from pipeline.cache.transfer import transfer
+from pipeline.redact import redact, showable
 from stages.cache_room import drop_views, gc
 from stages.cache_shared import json_option, say, showing
 from stages.caching_options import parse_views
@@ -42,19 +43,19 @@ def ls(folder: str, as_json: bool) -> None:
     """List the caches at or below FOLDER, which may be a URL."""
     found = [summarise(url) for url in find_caches(folder)]
     if as_json:
-        click.echo(json.dumps({"folder": folder, "caches": found}))
+        click.echo(redact(json.dumps({"folder": folder, "caches": found})))
     elif not found:
-        click.echo(f"no caches below {folder}")
+        click.echo(redact(f"no caches below {folder}"))
     else:
         _table(found)
 
 
 def _table(found: list[dict[str, Any]]) -> None:
     # In a log nothing is cut off for want of columns.
-    console = Console() if sys.stdout.isatty() else Console(width=240)
+    console = Console(width=None if sys.stdout.isatty() else 240, markup=False)
     names = ("cache", "identity", "teacher", "policy", "views", "tasks", "bytes", "root", "last run")
     table = Table(*names, box=None)
-    for c in found:
+    for c in showable(found):
         if c["problem"]:
             table.add_row(c["cache"], f"can't be opened: {c['problem']}")
             continue

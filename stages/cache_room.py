@@ -15,6 +15,7 @@ from pipeline.cache.listing import find_caches
 from pipeline.cache.locks import alone
 from pipeline.cache.manage import orphans, remove_cache, remove_orphans, wanted
 from pipeline.errors import CacheError, ConfigError
+from pipeline.redact import redact
 from stages.cache_shared import json_option, say, showing
 from stages.caching_options import parse_views
 
@@ -131,7 +132,7 @@ def drop_views(cache: str, views: str, encoding: str | None, **flags: bool) -> N
 def _delete(lines: Sequence[str], delete: Callable[[], None], *, dry_run: bool, yes: bool, as_json: bool) -> bool:
     """Say what goes and delete it, if that is wanted; whether it was."""
     for line in lines:
-        click.echo(line, err=as_json)
+        click.echo(redact(line), err=as_json)
     if not lines:
         click.echo("nothing to delete", err=as_json)
     if dry_run or not lines:

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from pipeline.cache.copying import OnTask
+from pipeline.redact import redact
 from stages.progress import Progress
 
 
@@ -18,7 +19,7 @@ def json_option(function: Callable[..., None]) -> Callable[..., None]:
 
 def say(report: dict[str, Any], text: str, as_json: bool) -> None:
     """Print a result in words, or as JSON."""
-    click.echo(json.dumps(report) if as_json else text)
+    click.echo(redact(json.dumps(report) if as_json else text))
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from pipeline.caching import Report, cache_views
 from pipeline.caching.backend import Backend
 from pipeline.errors import ConfigError
 from pipeline.machine import cores, few_arenas
+from pipeline.redact import redact, showable
 from pipeline.shards import Index
 from pipeline.targets import Encoding, Quality
 from pipeline.teacher import Teacher, TeacherConfig, devices_here
@@ -94,7 +95,7 @@ def cache_teacher(
     click.echo(json.dumps(summary) if as_json else _text(summary))
     if report.failed:
         for outcome in report.failed:
-            click.echo(f"failed: {outcome.task.shard.name}: {outcome.error}", err=True)
+            click.echo(f"failed: {showable(f'{outcome.task.shard.name}: {outcome.error}')}", err=True)
         count = f"{len(report.failed)} of {report.tasks + len(report.failed)} tasks failed"
         click.echo(f"{count}; the others are kept. When mended, go on with: {resume()}", err=True)
         raise SystemExit(1)
@@ -136,7 +137,7 @@ def summarise(cache: Cache, report: Report, encoding: Encoding, wanted: list[Vie
             quality.add(cache.quality(segment))
             size += cache.bytes(segment)
     return {
-        "cache": cache.store.url,
+        "cache": redact(cache.store.url),
         "cached": describe(cache.views()),
         "input_size": cache.size,
         "tasks": report.tasks,

@@ -2,12 +2,14 @@
 
 import importlib
 import logging
+import os
 import sys
 from typing import Any
 
 import click
 
 from pipeline.errors import KdpipeError
+from pipeline.redact import SHARD_URLS
 from stages.signals import Stopped, stopping
 
 # Where each command lives and what it does. They are imported when called: torch and timm take seconds to
@@ -80,8 +82,27 @@ class Stages(click.Group):
 
 @click.group(cls=Stages, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="kdpipe")
-def main() -> None:
+@click.option(
+    "--shard-urls",
+    metavar="SOURCE",
+    envvar=SHARD_URLS,
+    help="Where indexed shards are now, matched by file name: anything that `kdpipe index` takes, such as a .txt file "
+    f"of presigned URLs. Also as {SHARD_URLS}. Kept in no file.",
+)
+@click.pass_context
+def main(ctx: click.Context, shard_urls: str | None) -> None:
     """Distil vision models from a cache of what the teacher said about exactly these pixels.
 
     The order of work: index your shards, cache-teacher once, verify, train-student as often as you like.
     """
+    if shard_urls:
+        # So that processes which this one starts have it too.
+        before = os.environ.get(SHARD_URLS)
+        os.environ[SHARD_URLS] = shard_urls
+        ctx.call_on_close(lambda: _put_back(before))
+
+
+def _put_back(before: str | None) -> None:
+    os.environ.pop(SHARD_URLS, None)
+    if before is not None:
+        os.environ[SHARD_URLS] = before

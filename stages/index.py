@@ -7,6 +7,7 @@ import click
 
 from pipeline.errors import IndexFileError
 from pipeline.shards import Index, build_index
+from pipeline.shards.document import MAX_CLASSES
 from pipeline.shards.samples import Check
 from stages.progress import Progress
 
@@ -15,7 +16,7 @@ from stages.progress import Progress
 @click.argument("source")
 @click.option("--out", required=True, type=click.Path(), help="The index, a folder.")
 @click.option("--block-size", type=click.IntRange(1), default=256, show_default=True, help="Samples a block.")
-@click.option("--num-classes", type=click.IntRange(1), help="Refuse labels that are not below it.")
+@click.option("--num-classes", type=click.IntRange(1, MAX_CLASSES), help="Refuse labels that are not below it.")
 @click.option("--label-key", help="Field of .json that holds the label; by default .cls, or the field 'label'.")
 @click.option("--split", help="Split of timm's _info.json.")
 @click.option("--skip-bad", is_flag=True, help="Leave bad samples out and list them in the index.")
@@ -46,8 +47,10 @@ def index(
 ) -> None:
     """Index the WebDataset shards of SOURCE, checking every sample.
 
-    SOURCE is a brace pattern ('train-{0000..0019}.tar'), a folder, a glob, an fsspec URL of these, or timm's
-    _info.json. Quote patterns, so that the shell leaves them alone.
+    SOURCE is a brace pattern ('train-{0000..0019}.tar'), a folder, a glob, an fsspec URL of these, timm's
+    _info.json, or a .txt file with a URL a line, presigned ones for example. Quote patterns, so that the shell leaves
+    them alone. The index keeps no user, password or query of a URL: later commands take credentials from the
+    environment, or fresh URLs by `kdpipe --shard-urls`.
     """
     before = _digest(out)
     bar: Progress | None = None

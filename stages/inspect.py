@@ -11,6 +11,7 @@ from pipeline.cache.judged import ViewLabels
 from pipeline.cache.layout import describe
 from pipeline.cache.statistics import choose_blocks, committed_blocks, read_statistics, with_logits
 from pipeline.errors import CacheError, KdpipeError
+from pipeline.redact import redact
 from pipeline.shards import Index
 from stages.inspect_tables import print_records, print_statistics
 from stages.progress import Progress
@@ -78,7 +79,7 @@ def describe_cache(cache: Cache) -> dict[str, Any]:
         )
     samples = sum(s["samples"] for s in cache.shards)
     return {
-        "cache": cache.store.url,
+        "cache": redact(cache.store.url),
         "root": cache.root_digest(),
         "identity": cache.identity,
         "samples": samples,

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pipeline.cache.tally import BINS, calibration_error
+from pipeline.redact import showable
 
 _BAR = 24
 _NAMES = 3  # of missing shards
@@ -18,7 +19,7 @@ _ROWS = 24  # of views or of groups of shards
 
 def print_records(report: dict[str, Any]) -> None:
     """Identity, completeness and bytes."""
-    console = _console()
+    console, report = _console(), showable(report)
     identity = report["identity"]
     teacher, views = identity["teacher"], identity["views"]
     facts = Table(show_header=False, box=None)
@@ -55,7 +56,7 @@ def print_records(report: dict[str, Any]) -> None:
 
 def print_statistics(found: dict[str, Any]) -> None:
     """What the teacher says, by view and altogether."""
-    console = _console()
+    console, found = _console(), showable(found)
     part = f" of {found['of_samples']}, chosen with seed {found['seed']}" if found["seed"] is not None else ""
     console.print(f"Read from the arrays: {found['samples']} samples{part}.")
     if found["remark"]:
@@ -200,5 +201,6 @@ def _percent(share: float | None) -> str:
 
 
 def _console() -> Console:
-    # In a log nothing is cut off for want of columns.
-    return Console(highlight=False) if sys.stdout.isatty() else Console(width=200, highlight=False)
+    # In a log nothing is cut off for want of columns. A key may look like markup.
+    width = None if sys.stdout.isatty() else 200
+    return Console(width=width, highlight=False, markup=False)

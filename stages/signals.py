@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
+from pipeline.redact import redact
+
 _SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
 
 
@@ -72,8 +74,8 @@ def asked() -> Iterator[Asked]:
 
 
 def resume() -> str:
-    """The command that is running, to be repeated."""
-    return shlex.join(["kdpipe", *sys.argv[1:]])
+    """The command that is running, to be repeated; secrets of URLs are left out."""
+    return shlex.join(["kdpipe", *map(redact, sys.argv[1:])])
 
 
 @contextmanager

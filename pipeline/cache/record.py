@@ -16,6 +16,7 @@ from pipeline.cache.reader import CacheReader
 from pipeline.cache.select import Want
 from pipeline.errors import CacheError, IdentityError, TargetsError
 from pipeline.fingerprint import fingerprint
+from pipeline.redact import bare_url
 from pipeline.shards import Index
 from pipeline.targets import Encoding, Quality
 from pipeline.views import View, ViewsConfig
@@ -29,7 +30,7 @@ class CacheRecord:
     """What a cache holds of the views that were asked for. No path but the cache's own, no time, no host.
 
     Attributes:
-        cache: folder or URL of the store.
+        cache: folder or URL of the store, without user, password and query.
         teacher: its name.
         identity: digest of what it is a cache of.
         encoding: of the targets, as `Encoding.json`.
@@ -58,7 +59,7 @@ class CacheRecord:
         for segment in segments:
             quality.add(cache.quality(segment))
         return cls(
-            cache=cache.store.url,
+            cache=bare_url(cache.store.url),
             teacher=str(cache.identity["teacher"]["model"]),
             identity=fingerprint(cache.identity),
             encoding=encoding.json(),

@@ -7,7 +7,7 @@ of the time. Whatever OpenCV refuses goes to Pillow, which decides and says why.
 
 import io
 import warnings
-from typing import Literal
+from typing import Any, Literal
 
 import cv2
 import numpy as np
@@ -35,6 +35,14 @@ _FORMATS = ("JPEG", "PNG", "WEBP")
 _PNG = b"\x89PNG\r\n\x1a\n"
 _PNG_DEPTH = 24
 _ORIENTATION = 0x0112
+# One image takes up to 8 bytes a pixel while it is decoded, and every render thread may have one.
+MAX_PIXELS = 2**26
+# The smallest file of so many pixels. Huffman codes have at least one bit a block of 8 x 8 pixels, and deflate packs at
+# most 1,032 bytes into one. WebP's arithmetic codes have no such bound.
+_JPEG_PIXELS_A_BYTE, _PNG_BYTES_A_BYTE = 8 * 64, 1032
+_PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
+# What a decoder leaves where a JPEG's data end early (inverted in CMYK), and bits that would fill such a place.
+_GREY, _FILLING = (127, 128), bytes([0x5A, 0xA5, 0x3C, 0x96] * 16)
 _AS_IT_IS = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
 
 
@@ -54,7 +62,8 @@ def check(data: bytes | bytearray | memoryview) -> None:
     """Read the header only: is this an image of a format and depth that `decode` takes?
 
     Raises:
-        ImageError: no image by content, an unreadable header, 16 bits a channel, or a decompression bomb.
+        ImageError: no image by content, an unreadable header, 16 bits a channel, more than 2**26 pixels, or more than
+            so few bytes can hold.
     """
     with _open(data):
         pass
@@ -83,10 +92,25 @@ def verify(data: bytes | bytearray | memoryview) -> None:
     """Decode with Pillow, the stricter of the two; for whoever looks at an image for the first time.
 
     Raises:
-        ImageError: as `check`, and when the image is truncated or corrupt.
+        ImageError: as `check`, and when the image is truncated or corrupt; also where a JPEG's data end early but for a
+            sound end marker, which decoders fill up in grey.
     """
     with _open(data) as image:
-        _by_pillow(image, "ignore")
+        pixels = _by_pillow(image, "ignore")
+        corner: Any = image.getpixel((image.width - 1, image.height - 1))
+        grey = image.format == "JPEG" and np.isin(corner, _GREY).all()
+    if grey and _ends_early(bytes(data), pixels):
+        raise ImageError("the image is truncated or corrupt (its data end before its last pixel)")
+
+
+def _ends_early(data: bytes, pixels: np.ndarray) -> bool:
+    """Whether more data before the end marker would change pixels, which they can't if all are there."""
+    end = data.rfind(b"\xff\xd9")
+    try:
+        with _open(data[:end] + _FILLING + data[end:]) as image:
+            return end >= 0 and not np.array_equal(_by_pillow(image, "ignore"), pixels)
+    except ImageError:
+        return True
 
 
 def _by_pillow(image: Image.Image, exif: Exif) -> np.ndarray:
@@ -114,13 +138,32 @@ def _open(data: bytes | bytearray | memoryview) -> Image.Image:
     if kind == "png" and len(data) > _PNG_DEPTH and data[_PNG_DEPTH] > 8:
         raise ImageError("the image has more than 8 bits a channel", found=data[_PNG_DEPTH], allowed="1 to 8")
     try:
-        return Image.open(io.BytesIO(data), formats=_FORMATS)
+        image = Image.open(io.BytesIO(data), formats=_FORMATS)
     except Image.DecompressionBombError as error:
         raise ImageError("a decompression bomb", found=_said(error)) from error
     except MemoryError:
         raise
     except Exception as error:
         raise ImageError(f"the {kind.upper()} header can't be read") from error
+    _require_size(image, kind, data)
+    return image
+
+
+def _require_size(image: Image.Image, kind: str, data: bytes | bytearray | memoryview) -> None:
+    """Before anything is decoded: could so many pixels be in so few bytes, and be decoded in so much memory?"""
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+        do = "Shrink it"
+        raise ImageError("the image is too large", found=f"{width} x {height}", allowed=f"{MAX_PIXELS} pixels", do=do)
+    least = 0
+    if kind == "jpeg":
+        least = width * height // _JPEG_PIXELS_A_BYTE
+    elif kind == "png":
+        bits = data[_PNG_DEPTH] * _PNG_CHANNELS.get(data[_PNG_DEPTH + 1], 1)
+        least = height * (width * bits // 8) // _PNG_BYTES_A_BYTE
+    if len(data) < least:
+        what = "the image is truncated or corrupt: its header claims more pixels than its bytes can hold"
+        raise ImageError(what, found=f"{width} x {height} in {len(data)} bytes", allowed=f"at least {least} bytes")
 
 
 def _said(error: Exception) -> str:

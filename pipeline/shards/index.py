@@ -16,9 +16,9 @@ import numpy as np
 
 from pipeline.errors import IndexFileError, ShardError
 from pipeline.fingerprint import fingerprint
+from pipeline.redact import SHARD_URLS
 from pipeline.shards import layout
 from pipeline.shards.arrays import Arrays
-from pipeline.shards.remote import SHARD_URLS
 from pipeline.shards.sources import addresses
 
 

@@ -14,8 +14,8 @@ from pipeline.shards.index import Index, Shard
 from pipeline.shards.sources import is_local
 
 _MOVED = (
-    f"Index the shards where they are now and pass that index: caches made from them stay valid; or set "
-    f"{remote.SHARD_URLS} to where they are"
+    "Index the shards where they are now and pass that index: caches made from them stay valid; or pass where they are "
+    "by kdpipe --shard-urls"
 )
 
 # Each map holds a file descriptor; a process may have 1,024.

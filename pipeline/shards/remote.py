@@ -15,14 +15,14 @@ import fsspec
 from pipeline.errors import ShardError
 from pipeline.redact import is_http
 
-SHARD_URLS = "KDPIPE_SHARD_URLS"
 CONNECT_SECONDS, READ_SECONDS = 20, 60
 
 # What may stand before a URL. Others make one file out of another, by whatever that contains.
 _CACHES = re.compile(r"(?:(?:simplecache|filecache|blockcache)::)*")
 _CHAINED = re.compile(r"^[A-Za-z0-9+.-]+::|::[A-Za-z][A-Za-z0-9+.-]*://")
 _ACCESS = (
-    f"Give credentials in the environment, ~/.netrc or fsspec's configuration, or fresh URLs by {SHARD_URLS}=FILE.txt"
+    "Give credentials in the environment, ~/.netrc or fsspec's configuration, "
+    "or fresh URLs by kdpipe --shard-urls FILE.txt"
 )
 _NO_RANGES = "Download the shards, or serve them by a server that answers range requests"
 

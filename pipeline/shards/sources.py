@@ -11,7 +11,7 @@ from typing import Any
 
 from pipeline.errors import ShardError
 from pipeline.files import read_bounded
-from pipeline.redact import is_http
+from pipeline.redact import SHARD_URLS, is_http
 from pipeline.shards import remote
 from pipeline.untrusted import load_json
 
@@ -75,7 +75,7 @@ def addresses(source: str) -> dict[str, str]:
     try:
         return {name_of(url): url for url in resolve(source, look=False).urls}
     except ShardError as error:
-        where = f"{remote.SHARD_URLS}={error.where}"
+        where = f"{SHARD_URLS}={error.where}"
         raise ShardError(error.what, where=where, found=error.found, allowed=error.allowed, do=error.do) from error
 
 

@@ -11,6 +11,7 @@ from pipeline.fingerprint import fingerprint
 from pipeline.loader import Batch, LoaderConfig
 from pipeline.models import Built
 from pipeline.objectives import ObjectiveConfig, Teaching, average
+from pipeline.redact import redact
 from pipeline.shards import Index
 from pipeline.targets import Targets, mix_targets
 from pipeline.trainer.step import TargetsOf
@@ -150,7 +151,7 @@ class Teachers:
     def remarks(self) -> list[str]:
         """What a user should know of what is read, and of the parts of teachers that are in memory."""
         said = [
-            f"{reader.url}: log-probabilities come from {reader.encoding.name} through the teacher's classifier"
+            f"{redact(reader.url)}: log-probabilities come from {reader.encoding.name} through the teacher's classifier"
             for reader in self.readers
             if reader.selection.by_head
         ]
@@ -159,7 +160,7 @@ class Teachers:
             if others:
                 read = " and ".join(source.encoding.name for source in reader.selection.sources)
                 how = "a record of it (kdpipe cache-teacher --record FILE) as --cache would have it read"
-                said.append(f"{reader.url}: {read} is read, and not {others}; {how}")
+                said.append(f"{redact(reader.url)}: {read} is read, and not {others}; {how}")
         needs, own = self._objective.needs, [o.name for o in self._objective.objectives if o.dresses]
         if self._objective.taps and (own or not needs.maps):
             said.append(f"objective.taps has no effect: {self._objective.name} takes no map of the student's own")
