@@ -126,7 +126,9 @@ def test_a_protocol_that_ignores_ranges_is_told(index: Index, tmp_path: Path, mo
         BlockReader(other).read(1)
 
 
-@pytest.mark.parametrize(("fault", "cause"), [("short", "payload is not completed|Connection"), ("reset", "reset|payload")])
+@pytest.mark.parametrize(
+    ("fault", "cause"), [("short", "payload is not completed|Connection"), ("reset", "reset|payload")]
+)
 def test_broken_connections_are_not_called_changed_shards(
     fault: str, cause: str, server: Server, index: Index, tmp_path: Path
 ) -> None:

@@ -249,6 +249,12 @@ def test_an_array_is_compared_with_its_digest_before_it_is_used(path: Path) -> N
     np.save(path / "labels.npy", labels)
     index = Index.open(path)
     assert index.keys(0, 2) == ["s000000", "s000001"]
-    for use in (lambda: index.labels, lambda: index.unlabelled, index.identity, index.verify, lambda: index.check_labels(9)):
+    for use in (
+        lambda: index.labels,
+        lambda: index.unlabelled,
+        index.identity,
+        index.verify,
+        lambda: index.check_labels(9),
+    ):
         with pytest.raises(IndexFileError, match=r"labels.npy: an array of the index is damaged"):
             use()

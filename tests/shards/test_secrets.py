@@ -56,7 +56,9 @@ def test_presigned_urls_are_read_and_kept_nowhere(form: str, server: Server, tmp
     }[form]
     assert {name_of(url) for url in expand(source)} <= {f"shard-{i:04d}.tar" for i in range(3)}
     index = build_index(source, tmp_path / "index", block_size=4)
-    local = build_index(tmp_path / "set" / ("shard-0001.tar" if form == "one" else ""), tmp_path / "local", block_size=4)
+    local = build_index(
+        tmp_path / "set" / ("shard-0001.tar" if form == "one" else ""), tmp_path / "local", block_size=4
+    )
     assert index.fingerprint == local.fingerprint
     assert [shard.url for shard in index.shards] == [f"{server.url}/{shard.name}" for shard in index.shards]
     theirs = BlockReader(local)
@@ -67,7 +69,9 @@ def test_presigned_urls_are_read_and_kept_nowhere(form: str, server: Server, tmp
     require_no_secrets(tmp_path, index, index.shards, repr(index.limit(5)))
 
 
-def test_fresh_urls_are_given_to_later_commands(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fresh_urls_are_given_to_later_commands(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     urls, index = tmp_path / "urls.txt", tmp_path / "index"
     urls.write_text("\n".join(shards(server)))
     assert kdpipe("index", urls, "--out", index).code == 0
