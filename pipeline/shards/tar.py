@@ -20,9 +20,9 @@ _UNPACK = {
 _KEY = re.compile(r"^((?:.*/|)[^./]+)[.]([^/]*)$")
 # As webdataset's tar_file_iterator: its own metadata.
 _META = re.compile(r"__[^/]*__($|/)")
-_DAMAGED = (tarfile.TarError, ValueError, OverflowError, EOFError, OSError)
 
 _AGAIN = "Copy or write it again, or pass --skip-bad to keep the samples before the cut"
+_HEADER = "Copy or write it again, or pass --skip-bad to keep the samples before the damage"
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +68,9 @@ def members(data: mmap.mmap, url: str) -> Iterator[Member]:
         raise Damage(url, 0, "the tar is truncated", found=f"{len(data)} bytes in all", do=_AGAIN)
     try:
         tar = tarfile.open(fileobj=data, mode="r:", encoding="utf-8")  # noqa: SIM115
-    except _DAMAGED as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # a header can bring `tarfile` to raise almost anything
         raise ShardError("not a tar file", where=url, found=f"first bytes {data[:8].hex(' ')}") from error
     with tar:
         while (info := _next(tar, url, len(data))) is not None:
@@ -84,9 +86,15 @@ def _next(tar: tarfile.TarFile, url: str, size: int) -> tarfile.TarInfo | None:
     place = min(tar.offset, size)
     try:
         info = tar.next()
-    except _DAMAGED as error:
+    except MemoryError:
+        raise
+    except (tarfile.TarError, ValueError, OverflowError, EOFError, OSError) as error:
         raise Damage(url, place, "the tar is truncated", found=f"{size} bytes in all", do=_AGAIN) from error
+    except Exception as error:  # such as RecursionError, of headers that announce headers
+        raise Damage(url, place, "the tar is damaged: a member's header can't be read", do=_HEADER) from error
     tar.members = []  # type: ignore[attr-defined]  # it would keep every one
+    if info is not None and (info.size < 0 or tar.offset < info.offset_data):  # which would come by here for ever
+        raise Damage(url, place, "the tar is damaged: a member of negative size", found=info.size, do=_HEADER)
     if info is not None and info.offset_data + info.size > size:
         what, found = (
             f"the tar is truncated inside {info.name!r}",
@@ -106,8 +114,7 @@ def _check_end(data: mmap.mmap, end: int, url: str) -> None:
             what = "the tar is truncated inside a member's header"
         raise Damage(url, end, what, found=f"{len(data)} bytes in all", do=_AGAIN)
     if any(marker):
-        do = "Copy or write it again, or pass --skip-bad to keep the samples before the damage"
-        raise Damage(url, end, "the tar is damaged: a member's header can't be read", do=do)
+        raise Damage(url, end, "the tar is damaged: a member's header can't be read", do=_HEADER)
     for at in range(end, len(data), 1 << 20):
         if any(data[at : at + (1 << 20)]):
             do = "Tars can't be joined by cat: index the parts, or pass --skip-bad to leave the rest out"

@@ -80,7 +80,7 @@ def test_a_refusal_is_not_called_missing(fault: int, cause: str, form: str, serv
 
 
 def test_tls_is_checked_and_told(server: Server, tmp_path: Path) -> None:
-    with pytest.raises(ShardError, match="SSL|ssl"):
+    with pytest.raises(ShardError, match=r"SSL|ssl"):
         build_index(server.url.replace("http:", "https:") + "/shard-0000.tar", tmp_path / "index")
 
 
@@ -108,8 +108,7 @@ def test_a_server_without_ranges_is_told_with_what_to_do(server: Server, index: 
     server.fault = "whole"
     reader = BlockReader(index)
     with pytest.raises(ShardError, match=r"the server ignores range requests\. Download the shards, or serve them"):
-        for block in range(index.blocks):
-            reader.read(block)
+        reader.read(1)
 
 
 def test_a_protocol_that_ignores_ranges_is_told(index: Index, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -118,7 +118,7 @@ def test_basic_credentials_are_used_and_kept_nowhere(
     source = server.url.replace("://", "://alice:hunter2@") + "/shard-{0000..0002}.tar"
     index = build_index(source, tmp_path / "index", block_size=4)
     BlockReader(index).read(5)
-    with pytest.raises(ShardError, match="HTTP 401.*netrc") as caught:
+    with pytest.raises(ShardError, match=r"HTTP 401.*netrc") as caught:
         BlockReader(Index.open(tmp_path / "index")).read(5)
     (tmp_path / "home").mkdir()
     (tmp_path / "home" / "netrc").write_text("machine 127.0.0.1 login alice password hunter2\n")
