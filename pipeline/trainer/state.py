@@ -98,7 +98,10 @@ def _unfold(value: Any, tensors: Tensors) -> Any:
     if kind == "tensor":
         return tensors[content]
     if kind == "dtype":
-        return getattr(torch, content)
+        dtype = getattr(torch, content, None)
+        if not isinstance(dtype, torch.dtype):  # a name in a file means a dtype or nothing
+            raise CheckpointError("the checkpoint names no dtype of torch", found=content, do="Choose another --out")
+        return dtype
     if kind == "dict":
         return {key: _unfold(v, tensors) for key, v in content}
     items = [_unfold(v, tensors) for v in content]
