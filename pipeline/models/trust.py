@@ -32,9 +32,9 @@ _NOT_OF_FILES = frozenset(
 )
 # Wrappers in wrappers; there is no use for more than one.
 _DEEPEST = 4
-# Of a single number among a network's arguments: channels, depths, sides of kernels and images. Some networks make
+# All numbers among a network's arguments together: channels, depths, sides of kernels and images. Some networks make
 # lists of such a length before any layer.
-_LARGEST = 2**14
+_TOTAL = 2**16
 
 
 def is_factory(name: str) -> bool:
@@ -91,13 +91,18 @@ def require_trusted(name: str, kwargs: Mapping[str, Any], trust: Iterable[str], 
     raise TeacherError("the file describes no model that can be wrapped", where=where, found=str(kwargs)[:100])
 
 
-def _require_moderate(value: Any, where: object) -> None:
+def _require_moderate(kwargs: Mapping[str, Any], where: object) -> None:
+    total = _total(kwargs)
+    if total > _TOTAL:
+        what, found = "the file describes a network of impossible size", f"arguments that add up to {total:.3g}"
+        raise TeacherError(what, where=where, found=found, allowed=_TOTAL)
+
+
+def _total(value: Any) -> float:
     if isinstance(value, Mapping | list | tuple):
-        for child in value.values() if isinstance(value, Mapping) else value:
-            _require_moderate(child, where)
-    elif isinstance(value, int | float) and abs(value) > _LARGEST:
-        what, found = "the file describes a network of impossible size", str(value)[:30]
-        raise TeacherError(what, where=where, found=found, allowed=f"numbers up to {_LARGEST}")
+        return sum(map(_total, value.values() if isinstance(value, Mapping) else value))
+    # An integer of JSON may be beyond what a float can hold.
+    return min(abs(value), 1e18) if isinstance(value, int | float) else 0
 
 
 def _covers(word: str, name: str) -> bool:
