@@ -38,7 +38,10 @@ def load_yaml(text: str) -> Any:
     """
     if len(text) > YAML_BYTES:
         raise ValueError(f"{len(text)} characters of YAML, at most {YAML_BYTES} are read")
-    loader = yaml.SafeLoader(text)
+    try:
+        loader = yaml.SafeLoader(text)  # which looks for characters that are none
+    except yaml.YAMLError as e:
+        raise ValueError(" ".join(str(e).split())[:200]) from e
     try:
         node = loader.get_single_node()
         if node is None:

@@ -38,14 +38,14 @@ _OPTIONS = (
 
 def caching_options(function: Callable[..., None]) -> Callable[..., None]:
     """Add the options to a command, which takes them by name; see `overrides` and `parse_views`."""
-    for option in reversed(_OPTIONS):
+    for option in reversed((*_OPTIONS, params.trust_option)):
         function = option(function)
     return function
 
 
 def overrides(flags: dict[str, Any]) -> dict[str, Any]:
     """The settings that these options stand for, for `params.load`."""
-    return {
+    return params.trusting(flags["trust"]) | {
         "teacher.model": flags["teacher"],
         "teacher.weights": flags["weights"],
         "teacher.checkpoint_key": flags["checkpoint_key"],

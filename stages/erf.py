@@ -32,6 +32,7 @@ _MEASURES = {"log": "of log10(1 + gradient), as published", "gradient": "of the 
 @click.option("--num-classes", type=click.IntRange(1), help="Classes, where a model and its weights don't say.")
 @click.option("--out", required=True, type=click.Path(), help="The heat maps, a PNG; an old one is replaced.")
 @click.option("--json", "as_json", is_flag=True, help="Print the table as JSON.")
+@params.trust_option
 @params.options
 def erf(
     models: tuple[str, ...],
@@ -42,6 +43,7 @@ def erf(
     num_classes: int | None,
     out: str,
     as_json: bool,
+    trust: tuple[str, ...],
     params_file: str | None,
     sets: tuple[str, ...],
 ) -> None:
@@ -53,10 +55,10 @@ def erf(
     All models see the same images: all of a square one, else its centre. Of --params and --set these count: of
     views crop_pct, interpolation and exif; of teacher device, threads and channels_last.
     """
-    settings = params.load(params_file, sets)
+    settings = params.load(params_file, sets, params.trusting(trust))
     check_out(out)
     index = Index.open(shards).limit(limit)
-    asked = [parse_model(word, pretrained) for word in models]
+    asked = [parse_model(word, pretrained, settings.teacher.trust) for word in models]
     if pretrained and not any(config.pretrained for config in asked):
         raise ConfigError("every model has weights of its own", where="--pretrained", do="Leave it out")
     if settings.teacher.threads:

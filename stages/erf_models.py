@@ -8,7 +8,7 @@ import torch
 
 from pipeline.erf import SHARES, ReceptiveField, Square, log_scale, squares
 from pipeline.errors import ConfigError
-from pipeline.models import ModelConfig, build, is_factory, read_metadata
+from pipeline.models import ModelConfig, build, is_factory, read_header
 from pipeline.teacher import TeacherConfig, resolve_device
 from pipeline.views import Normalize
 
@@ -68,8 +68,8 @@ class Subject:
         }
 
 
-def parse_model(word: str, pretrained: bool) -> ModelConfig:
-    """FILE, NAME=FILE or NAME -> which model with which weights.
+def parse_model(word: str, pretrained: bool, trust: tuple[str, ...] = ()) -> ModelConfig:
+    """FILE, NAME=FILE or NAME -> which model with which weights; `trust` is of what files may name.
 
     Raises:
         ConfigError: neither of these, or a file that doesn't say of which model it is.
@@ -78,13 +78,13 @@ def parse_model(word: str, pretrained: bool) -> ModelConfig:
     name, equals, file = word.partition("=")
     # A path may hold a "=" too.
     if Path(word).is_file() or (not equals and word.endswith(_FILES)):
-        if "model" not in read_metadata(word):
+        if read_header(word).model is None:
             raise ConfigError("these weights don't say of which model they are", where=word, do=f"Write NAME={word}")
-        return ModelConfig(weights=word)
+        return ModelConfig(weights=word, trust=trust)
     if equals:
         if not (name and file):
             raise ConfigError("not a model", found=word, allowed="FILE, NAME=FILE or NAME")
-        return ModelConfig(model=name, weights=file)
+        return ModelConfig(model=name, weights=file, trust=trust)
     return ModelConfig(model=word, pretrained=pretrained and not is_factory(word))
 
 

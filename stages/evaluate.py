@@ -11,17 +11,17 @@ from pipeline.errors import ConfigError
 from pipeline.evaluation import Metrics
 from pipeline.evaluation import evaluate as score
 from pipeline.loader import Loader
-from pipeline.models import read_metadata
+from pipeline.models import read_header
+from pipeline.models.header import Header, parsed
 from pipeline.shards import Index
 from pipeline.teacher import Teacher
 from pipeline.views import CROPS, ViewsConfig
 from stages import params
 from stages.progress import Progress
 
+# What a params file says of another model, how its weights are read and how it is run: our own weights say of theirs.
 _OF_MODEL = ("model", "model_kwargs", "num_classes", "input_size", "mean", "std")
-
-# What a params file says of how other weights are read, and its model run.
-_OF_OTHERS = ("teacher.checkpoint_key", "teacher.class_map", "teacher.layers")
+_OF_OTHERS = tuple(f"teacher.{name}" for name in (*_OF_MODEL, "pretrained", "checkpoint_key", "class_map", "layers"))
 
 
 @click.command("evaluate")
@@ -40,6 +40,7 @@ _OF_OTHERS = ("teacher.checkpoint_key", "teacher.class_map", "teacher.layers")
 @click.option("--workers", type=int, help="Loader processes.")
 @click.option("--limit", type=int, help="Only the first N samples.")
 @click.option("--json", "as_json", is_flag=True, help="Print the metrics as JSON.")
+@params.trust_option
 @params.options
 def evaluate(
     file: str | None,
@@ -52,6 +53,7 @@ def evaluate(
     sets: tuple[str, ...],
     model_kwargs: tuple[str, ...],
     workers: int | None,
+    trust: tuple[str, ...],
     **flags: Any,
 ) -> None:
     """Score FILE, weights that kdpipe wrote, or any --model, on the center view or five crops of every sample.
@@ -64,20 +66,20 @@ def evaluate(
         raise ConfigError("two files of weights", where="--weights", found=flags["weights"], allowed=file)
     weights = file or flags["weights"]
     # What our own weights say of their model comes before a params file, which may be about another.
-    said = read_metadata(weights) if weights else {}
+    said = read_header(weights) if weights else Header()
     asked = {**flags, "weights": weights, "model_kwargs": params.key_values(model_kwargs)}
-    overrides = {f"teacher.{n}": said.get(n) if asked.get(n) is None else asked[n] for n in {*asked, *_OF_MODEL}}
+    overrides = {f"teacher.{name}": value for name, value in asked.items()} | params.trusting(trust)
     overrides["loader.workers"] = workers
     if weights or flags["model"]:
         # A params file may be about a teacher of several models.
         overrides["teacher.members"] = []
-    settings = params.load(params_file, sets, overrides, without=_OF_OTHERS if said.get("model") else ())
+    settings = params.load(params_file, sets, overrides, without=_OF_OTHERS if said.model else ())
     index = Index.open(shards).limit(limit)
     teacher = Teacher(settings.teacher, index.num_classes)
     index.check_labels(teacher.num_classes)
     policy, crops = settings.views, CROPS[views]
-    if "views" in said and not params_file and not any(word.startswith("views.") for word in sets):
-        policy = ViewsConfig(**said["views"])
+    if said.views is not None and not params_file and not any(word.startswith("views.") for word in sets):
+        policy = parsed(ViewsConfig, said.views, weights, "the header's views are none that kdpipe writes")
     reader = open_reader(cache, index, policy, num_classes=teacher.num_classes) if cache else None
     if reader is not None:
         check_readers_canaries(

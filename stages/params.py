@@ -6,19 +6,22 @@ from pathlib import Path
 from typing import Any, TypeVar, get_args
 
 import click
-import yaml
 from pydantic import Field, ValidationError
 
 from pipeline.caching.run import CachingConfig
 from pipeline.config import Config
 from pipeline.errors import ConfigError
 from pipeline.loader import LoaderConfig
-from pipeline.models import ModelConfig
+from pipeline.models import ModelConfig, runs_code
 from pipeline.objectives import ObjectiveConfig
 from pipeline.targets import TargetsConfig
 from pipeline.teacher import TeacherConfig
 from pipeline.trainer import TrainConfig
+from pipeline.untrusted import YAML_BYTES, load_yaml
 from pipeline.views import ViewsConfig
+
+# Characters of a wrong value that a message repeats.
+_SHOWN = 200
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -54,6 +57,7 @@ def load(
         ConfigError: names the key, what was found and what is allowed.
     """
     tree = _read(params_file) if params_file else {}
+    named = _names(tree)
     for dotted in without:
         section, key = dotted.split(".")
         if isinstance(tree.get(section), dict):
@@ -66,10 +70,16 @@ def load(
     for key, value in (overrides or {}).items():
         if value is not None:
             _put(tree, key, value)
+    named |= _names(tree)
     try:
-        return Params.model_validate(tree)
+        settings = Params.model_validate(tree)
     except ValidationError as e:
         raise _explain(e, params_file) from e
+    # Code that the user names for one model may be named by the file of another: a student's weights are evaluated,
+    # and its teacher's last stage is read, by commands whose settings are about somebody else.
+    trust = tuple(sorted({*settings.teacher.trust, *settings.student.trust, *filter(runs_code, named)}))
+    trusting = {name: getattr(settings, name).model_copy(update={"trust": trust}) for name in ("teacher", "student")}
+    return settings.model_copy(update=trusting)
 
 
 def options(function: F) -> F:
@@ -86,6 +96,21 @@ def options(function: F) -> F:
     )
 
 
+def trust_option(function: F) -> F:
+    """Add --trust to a command that builds what files describe; `trusting` gives the settings that it stands for."""
+    return click.option(
+        "--trust",
+        multiple=True,
+        metavar="NAME",
+        help="Code that files may name: a package, package.module:factory or hub name; repeatable.",
+    )(function)
+
+
+def trusting(names: tuple[str, ...]) -> dict[str, Any]:
+    """The settings that --trust stands for, for `load`."""
+    return {f"{section}.trust": list(names) or None for section in ("teacher", "student")}
+
+
 def key_values(words: tuple[str, ...]) -> dict[str, Any] | None:
     """--model-kwargs words "key=value" with YAML values -> a dict; None when there are none."""
     found = {}
@@ -99,21 +124,34 @@ def key_values(words: tuple[str, ...]) -> dict[str, Any] | None:
 
 def _value(text: str, where: str) -> Any:
     try:
-        return yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError) as e:  # a ValueError from 2020-99-99, which looks like a date
-        raise ConfigError("value is not YAML", where=where, found=text) from e
+        return load_yaml(text)
+    except ValueError as e:
+        raise ConfigError(f"value is not YAML: {str(e)[:200]}", where=where, found=text[:100]) from e
 
 
 def _read(path: str) -> dict[str, Any]:
     try:
-        tree = yaml.safe_load(Path(path).read_text()) or {}
+        with Path(path).open("rb") as file:
+            tree = load_yaml(file.read(YAML_BYTES + 1).decode()) or {}
     except OSError as e:
         raise ConfigError(f"params can't be read: {e.strerror}", where=path, do="Check --params") from e
-    except (yaml.YAMLError, ValueError) as e:  # a UnicodeDecodeError, or an impossible date
-        raise ConfigError(f"params are not YAML: {str(e).replace(chr(10), ' ')[:200]}", where=path) from e
+    except ValueError as e:  # a UnicodeDecodeError too
+        raise ConfigError(f"params are not YAML: {str(e)[:200]}", where=path) from e
     if not isinstance(tree, dict):
         raise ConfigError("params have no sections", where=path, found=type(tree).__name__)
     return tree
+
+
+def _names(tree: dict[str, Any]) -> set[str]:
+    """What the settings call models, before they are checked."""
+    found: list[Any] = []
+    for section in ("teacher", "student"):
+        of_it = tree.get(section)
+        if isinstance(of_it, dict):
+            members = of_it.get("members")
+            models = [of_it, *(members if isinstance(members, list) else ())]
+            found += [model.get("model") for model in models if isinstance(model, dict)]
+    return {name for name in found if isinstance(name, str)}
 
 
 def _put(tree: dict[str, Any], dotted: str, value: Any) -> None:
@@ -127,7 +165,7 @@ def _put(tree: dict[str, Any], dotted: str, value: Any) -> None:
 
 def _explain(error: ValidationError, path: str | None) -> ConfigError:
     first = error.errors()[0]
-    key = ".".join(map(str, first["loc"]))
+    key = ".".join(map(str, first["loc"]))[:_SHOWN]
     where = f"{path}: {key}" if path else key
     if first["type"] == "extra_forbidden":
         fields: dict[str, Any] = Params.model_fields
@@ -140,4 +178,6 @@ def _explain(error: ValidationError, path: str | None) -> ConfigError:
     found = first["input"]
     if not isinstance(found, str | int | float | bool | None):
         found = json.dumps(found, default=str, skipkeys=True)  # YAML makes dates of what looks like one
+    if isinstance(found, str):
+        found = found[:_SHOWN]
     return ConfigError(first["msg"][0].lower() + first["msg"][1:], where=where, found=found)

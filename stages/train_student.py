@@ -66,6 +66,7 @@ FLAGS = {
 @click.option("--replace", is_flag=True, help="Delete a run of another job in --out, instead of refusing it.")
 @click.option("--dvclive", is_flag=True, help="Log each epoch with dvclive too, in OUT/dvclive.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
+@params.trust_option
 @params.options
 def train_student(
     shards: str,
@@ -79,6 +80,7 @@ def train_student(
     params_file: str | None,
     sets: tuple[str, ...],
     model_kwargs: tuple[str, ...],
+    trust: tuple[str, ...],
     **flags: Any,
 ) -> None:
     """Train a student, with a teacher's cached targets or with labels only.
@@ -86,7 +88,7 @@ def train_student(
     Leaves best.safetensors, last.safetensors, metrics.jsonl and summary.json in --out. Repeat the command after
     an interruption: it goes on from its checkpoint. Start it under torchrun for several processes.
     """
-    overrides = {setting: flags[flag] for flag, setting in FLAGS.items()}
+    overrides = {setting: flags[flag] for flag, setting in FLAGS.items()} | params.trusting(trust)
     overrides["student.model_kwargs"] = params.key_values(model_kwargs)
     numbers = {name: flags[name] for name in ("temperature", "alpha") if flags[name] is not None}
     settings = params.load(params_file, sets, overrides)

@@ -5,25 +5,42 @@ from collections.abc import Callable
 from typing import Any
 
 import click
+from pydantic import BaseModel, ConfigDict, Field
 
 from pipeline.cache import Cache, Segment, Store, check_integrity, require_identity
 from pipeline.cache.commit import read_provenance
+from pipeline.cache.layout import PROVENANCE
 from pipeline.caching import check_canaries, check_truth, make_identity
 from pipeline.caching.parts_truth import check_parts
 from pipeline.caching.truth import join
-from pipeline.errors import CacheError, KdpipeError, TeacherError
+from pipeline.errors import CacheError, IdentityError, KdpipeError, TeacherError
 from pipeline.fingerprint import fingerprint
+from pipeline.models.header import parsed
 from pipeline.shards import Index
 from pipeline.teacher import Teacher, TeacherConfig
+from stages import params
 
 # Of a segment's numerics, what a teacher can be told.
 _HOW = ("form", "layers", "batch_size", "amp_dtype", "channels_last", "threads")
+
+
+class _Run(BaseModel):
+    """What is read of a cache's provenance."""
+
+    model_config = ConfigDict(strict=True)
+
+    shards: str
+    samples: int = Field(ge=1)
+    teacher: dict[str, Any]
+    merged: list[str] | None = None
 
 
 @click.command()
 @click.argument("cache")
 @click.option("--shards", help="Index of the shards [default: the one it was cached from].")
 @click.option("--weights", help="The teacher's weights [default: those it was cached with].")
+@click.option("--teacher", "named", multiple=True, help="The model it was cached with, to accept its code; repeatable.")
+@params.trust_option
 @click.option("--integrity-only", is_flag=True, help="Check the bytes; don't run the teacher.")
 @click.option(
     "--samples", default=512, show_default=True, help="Views to render and run again; at least a batch a segment."
@@ -36,6 +53,8 @@ def verify(
     cache: str,
     shards: str | None,
     weights: str | None,
+    named: tuple[str, ...],
+    trust: tuple[str, ...],
     integrity_only: bool,
     samples: int,
     seed: int,
@@ -56,7 +75,7 @@ def verify(
         "integrity": {**counts, "problems": problems, "ok": not problems},
     }
     if not integrity_only and not problems:
-        report |= _truth(store, shards, weights, samples, seed, pixels, device)
+        report |= _truth(store, shards, weights, named, trust, samples, seed, pixels, device)
     report["ok"] = all(part["ok"] for part in report.values() if isinstance(part, dict) and "ok" in part)
     click.echo(json.dumps(report) if as_json else _text(report))
     if not report["ok"]:
@@ -67,30 +86,34 @@ def _truth(
     store: Store,
     shards: str | None,
     weights: str | None,
+    named: tuple[str, ...],
+    trust: tuple[str, ...],
     samples: int,
     seed: int,
     pixels: Any,
     device: str | None,
 ) -> dict[str, Any]:
     cache = Cache(store)
+    _require_named(cache, named)
     runs = read_provenance(store)
     if not runs:
         raise CacheError("provenance is missing", where=store, do="Pass --integrity-only")
-    last = runs[-1]
-    if shards is None and "merged" in last:
+    where = f"{store}/{PROVENANCE}"
+    last = parsed(_Run, runs[-1], where, "the provenance isn't one that kdpipe writes")
+    if shards is None and last.merged is not None:
         raise CacheError("merged from several caches: no index is known", where=store, do="Pass --shards")
-    index = Index.open(shards or last["shards"]).limit(last["samples"])
+    index = Index.open(shards or last.shards).limit(last.samples)
     index.verify()
     config = cache.views_config
     parts, of_teacher = [], None
     for segments in _by_numerics(cache):
         settings = {
-            **last["teacher"],
-            "weights": weights or last["teacher"]["weights"],
+            **last.teacher,
+            "weights": weights or last.teacher.get("weights"),
             **{k: segments[0].numerics.get(k) for k in _HOW},
-            "device": device or segments[0].numerics["device"],
+            "device": device or segments[0].numerics.get("device"),
         }
-        teacher = _teacher(settings, cache.num_classes)
+        teacher = _teacher(TeacherConfig.from_file(settings, where, (*named, *trust)), cache.num_classes)
         require_identity(store, make_identity(index, config, teacher.identity(), cache.size), cache.identity)
         if of_teacher is None:
             of_teacher = check_parts(cache, teacher)
@@ -112,14 +135,24 @@ def _truth(
     return {"canaries": canaries, **report, "truth": truth}
 
 
-def _teacher(settings: dict[str, Any], num_classes: int) -> Teacher:
+def _require_named(cache: Cache, named: tuple[str, ...]) -> None:
+    """Refuse a --teacher that isn't the cache's."""
+    teacher = cache.identity["teacher"]
+    own = [one["model"] for one in teacher.get("members", [teacher])]
+    for name in named:
+        if name not in own:
+            what = "the cache was made with another teacher"
+            raise IdentityError(what, where="--teacher", found=name, allowed=", ".join(own))
+
+
+def _teacher(config: TeacherConfig, num_classes: int) -> Teacher:
     """The teacher as it was run; its layers plain where this machine can't compute them as they were."""
     try:
-        return Teacher(TeacherConfig.model_validate(settings), num_classes)
+        return Teacher(config, num_classes)
     except TeacherError as e:
-        if not settings["layers"]:
+        if not config.layers:
             raise
-        teacher = Teacher(TeacherConfig.model_validate({**settings, "layers": {}}), num_classes)
+        teacher = Teacher(config.model_copy(update={"layers": {}}), num_classes)
         click.echo(f"verify: run plainly here, so rounding may differ: {e}", err=True)
         return teacher
 

@@ -158,7 +158,7 @@ def test_members_come_from_a_params_file(world, relative):
         "cache-teacher", *shards, "--params", "mine.yaml", "--teacher", "resnet18", "--out", "d.zarr"
     )
     leave()
-    checked = kdpipe("verify", "../c.zarr", "--samples", 40, "--json")
+    checked = kdpipe("verify", "../c.zarr", "--teacher", "tests.tiny:network", "--samples", 40, "--json")
     assert checked.code == 0, checked.out
     assert json.loads(checked.out)["truth"]["ok"]
     scored = kdpipe("inspect", "../c.zarr", "--json", "--no-statistics")

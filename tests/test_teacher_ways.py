@@ -385,7 +385,7 @@ class TestCaches:
 
     def test_verify_runs_the_teacher_as_it_was_run(self, tmp_path, world, searching):
         self.cached(tmp_path / "c", world, [0])
-        report = json.loads(kdpipe("verify", tmp_path / "c", "--samples", 64, "--json").out)
+        report = json.loads(kdpipe("verify", tmp_path / "c", "--trust", "tests", "--samples", 64, "--json").out)
         assert report["truth"]["ok"]
         assert report["truth"]["difference"] == 0
         assert Cache(Store(str(tmp_path / "c"))).segments[0].numerics["layers"] == {"mlp": "convolved"}

@@ -30,6 +30,7 @@ class CacheReader:
         num_classes: the student's; must be the teacher's.
         only: the encoding to read from, where a record names it.
         begun: what the run to go on with reads, see `select`.
+        trust: which names of models its parts may give, see `require_trusted`.
 
     Raises:
         IdentityError: the cache is of other pixels, draws, labels or classes; the field is named.
@@ -47,8 +48,9 @@ class CacheReader:
         num_classes: int | None = None,
         only: Encoding | None = None,
         begun: list[dict[str, Any]] | None = None,
+        trust: tuple[str, ...] = (),
     ) -> None:
-        self.url = url
+        self.url, self._trust = url, trust
         self.cache = Cache(Store(url))
         self.config = views or self.cache.views_config
         require_match(self.cache, index, self.config, num_classes)
@@ -139,7 +141,8 @@ class CacheReader:
         """The teacher's last stage, frozen, checked on its probes; raises as `head`."""
         if TAIL not in self._parts:
             tensors, about = read_part(self.cache, TAIL)
-            self._parts[TAIL] = load_tail(tensors, about, f"{self.url} part {TAIL}", self._weights)
+            where = f"{self.url} part {TAIL}"
+            self._parts[TAIL] = load_tail(tensors, about, where, self._weights, self._trust)
         tail: Tail = self._parts[TAIL]
         return tail
 

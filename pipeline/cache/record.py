@@ -109,6 +109,7 @@ def open_reader(
     want: Want | None = None,
     num_classes: int | None = None,
     begun: list[dict[str, Any]] | None = None,
+    trust: tuple[str, ...] = (),
 ) -> CacheReader:
     """A reader of a cache, or of what a record (a name that ends in .json) says of one. Arguments as `CacheReader`'s.
 
@@ -116,11 +117,11 @@ def open_reader(
         CacheError, IdentityError, TargetsError: as `CacheReader`, or the store is not what the record says.
     """
     if not where.endswith(_SUFFIX):
-        return CacheReader(where, index, views, want=want, num_classes=num_classes, begun=begun)
+        return CacheReader(where, index, views, want=want, num_classes=num_classes, begun=begun, trust=trust)
     said = CacheRecord.read(where)
     encoding = Encoding.parse(said.encoding)
     try:
-        reader = CacheReader(said.cache, index, views, want=want, num_classes=num_classes, only=encoding)
+        reader = CacheReader(said.cache, index, views, want=want, num_classes=num_classes, only=encoding, trust=trust)
     except TargetsError as e:
         do = f"A record is of one run of kdpipe cache-teacher: write one of a run with all fields, or pass {said.cache}"
         raise TargetsError(e.what, where=where, found=e.found, allowed=e.allowed, do=do) from e

@@ -39,8 +39,7 @@ class Described:
         size = teacher.built.input_size
         teacher.give(features)
         said = teacher(np.zeros((1, size, size, 3), np.uint8))
-        config = teacher.config.absolute().model_dump(mode="json")
-        return cls(teacher.identity(), teacher.numerics(), config, shapes_of(said))
+        return cls(teacher.identity(), teacher.numerics(), teacher.config.recorded(), shapes_of(said))
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,7 @@ def check_parts(cache: Cache, teacher: Teacher) -> dict[str, dict[str, Any]]:
                 load_head(stored, where)
             else:
                 live, _ = tail_parts(plain, teacher.built, x, teacher.weights)
-                load_tail(stored, about, where, teacher.weights)
+                load_tail(stored, about, where, teacher.weights, teacher.config.trusted())
         except KdpipeError as e:
             found[name] = {"ok": False, "what": str(e)}
             continue

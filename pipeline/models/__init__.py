@@ -1,9 +1,11 @@
 """Models: built by name, loaded strictly, digested. Importing this registers the large-kernel networks with timm."""
 
 from pipeline.models import replknet, slak, unireplknet
-from pipeline.models.build import Built, ModelConfig, build, first_line, is_factory
+from pipeline.models.build import Built, ModelConfig, build, first_line
 from pipeline.models.crop import Cropped, Seen, Shape, crop, croppable, inputs_seen
+from pipeline.models.header import read_header
 from pipeline.models.inference import merged
+from pipeline.models.trust import is_factory, require_trusted, runs_code
 from pipeline.models.weights import METADATA_KEY, load_weights, read_metadata, weights_digest, write_weights
 
 __all__ = [
@@ -21,8 +23,11 @@ __all__ = [
     "is_factory",
     "load_weights",
     "merged",
+    "read_header",
     "read_metadata",
     "replknet",
+    "require_trusted",
+    "runs_code",
     "slak",
     "unireplknet",
     "weights_digest",

@@ -1,13 +1,13 @@
 """From a model's name to a module with its preprocessing: timm's registry, or the user's own factory."""
 
 import importlib
-import importlib.util
 import inspect
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import timm
 from pydantic import Field
@@ -15,15 +15,15 @@ from timm.data import resolve_data_config
 from torch import nn
 
 from pipeline.config import Config
-from pipeline.errors import TeacherError
+from pipeline.errors import KdpipeError, TeacherError
+from pipeline.models.bounded import outline, require_size
 from pipeline.models.class_map import keep_classes, read_class_map
 from pipeline.models.dressed.logits import standardised
-from pipeline.models.fit import fit
+from pipeline.models.fit import fit, fitted
+from pipeline.models.header import CLASSES, CLASSES_OF_FILE, SIDE, Header, read_header
 from pipeline.models.published import implied_kwargs
 from pipeline.models.state import read_state
-from pipeline.models.weights import read_metadata
-
-_HUB = ("hf-hub:", "hf_hub:", "local-dir:")
+from pipeline.models.trust import HUB, WRAPPERS, is_factory, require_trusted, runs_code
 
 
 class ModelConfig(Config):
@@ -35,10 +35,15 @@ class ModelConfig(Config):
     checkpoint_key: str | None = Field(None, description="entry of the weights' file, such as model or model_ema")
     class_map: str | None = Field(None, description="file: which rows of the weights' classifier are the classes")
     pretrained: bool = Field(False, description="take timm's published weights from its hub")
-    num_classes: int | None = Field(None, ge=1)
-    input_size: int | None = Field(None, ge=1, description="side of the square input, pixels")
+    num_classes: int | None = Field(None, ge=1, le=CLASSES)
+    input_size: int | None = Field(None, ge=1, le=SIDE, description="side of the square input, pixels")
     mean: tuple[float, float, float] | None = None
     std: tuple[float, float, float] | None = None
+    trust: tuple[str, ...] = Field((), description="packages, factories, hub names, arguments that files may name")
+
+    def trusted(self) -> tuple[str, ...]:
+        """Names that files may give: what is trusted, and the model's own, which the user wrote."""
+        return (*self.trust, *([self.model] if self.model else ()))
 
     def absolute(self) -> Self:
         """The same with whole paths, for processes that run elsewhere."""
@@ -93,17 +98,29 @@ def build(config: ModelConfig, *, num_classes: int | None = None, extra: dict[st
         raise TeacherError(
             "class_map is about trained weights, and there are none", do="Pass --weights or --pretrained"
         )
-    said = read_metadata(config.weights) if config.weights else {}
-    name = config.model or said.get("model")
+    said = read_header(config.weights) if config.weights else Header()
+    name = config.model or said.model
     if name is None:
         raise TeacherError("no model named", do="Pass its timm name, or weights that kdpipe wrote")
-    if said and said["model"] != name:
-        raise TeacherError("weights of another model", where=config.weights, found=said["model"], allowed=name)
+    if said.model is not None:
+        if said.model != name:
+            raise TeacherError("weights of another model", where=config.weights, found=said.model, allowed=name)
+        theirs = {key: value for key, value in said.model_kwargs.items() if key not in config.model_kwargs}
+        require_trusted(name, theirs, config.trusted(), config.weights)
     rows = read_class_map(config.class_map) if config.class_map else None
     classes = _classes_asked(config, said, rows) or num_classes
+    if classes is not None and config.num_classes is None and classes > CLASSES_OF_FILE:
+        do = f"If it is right, set num_classes, to {CLASSES} at most"
+        raise TeacherError("impossible number of classes", where=name, found=classes, allowed=CLASSES_OF_FILE, do=do)
     state = read_state(config.weights, config.checkpoint_key) if config.weights else {}
     # Spelled out by the user first, then what the weights were trained as.
-    kwargs = {**implied_kwargs(name, state), **(said.get("model_kwargs") or {}), **config.model_kwargs}
+    kwargs = {**implied_kwargs(name, state), **said.model_kwargs, **config.model_kwargs}
+    if config.weights and not runs_code(name, kwargs):
+        # Whether the tensors are those of the network that a file may have described, before that takes memory. A
+        # factory that the user trusts may do what can't be done on the meta device.
+        drawn = outline(lambda: _create(name, kwargs, classes, False), config.weights)
+        fitted(drawn, state, config.weights, rows)
+        require_size(drawn, state, config.weights)
     # timm would put a random head of so many classes on published weights.
     of_published = rows is not None and not config.weights
     module = _create(name, {**kwargs, **(extra or {})}, None if of_published else classes, config.pretrained)
@@ -111,7 +128,7 @@ def build(config: ModelConfig, *, num_classes: int | None = None, extra: dict[st
         fit(module, state, config.weights, rows)
     elif rows is not None:
         keep_classes(module, rows, name)
-    scale = said.get("logit_scale")
+    scale = said.logit_scale
     if scale is not None:
         module.register_forward_hook(lambda _module, _inputs, logits: standardised(logits, scale))
     # A factory's model may not say what it eats; then it is ImageNet's mean, std and 224 pixels.
@@ -123,16 +140,11 @@ def build(config: ModelConfig, *, num_classes: int | None = None, extra: dict[st
         name=name,
         kwargs=kwargs,
         num_classes=_classes_of(module, classes, name),
-        input_size=config.input_size or said.get("input_size") or feed["input_size"][-1],
-        mean=tuple(config.mean or said.get("mean") or feed["mean"]),
-        std=tuple(config.std or said.get("std") or feed["std"]),
+        input_size=config.input_size or said.input_size or feed["input_size"][-1],
+        mean=tuple(config.mean or said.mean or feed["mean"]),
+        std=tuple(config.std or said.std or feed["std"]),
         logit_scale=scale,
     )
-
-
-def is_factory(name: str) -> bool:
-    """Whether a model name means `package.module:factory` rather than a name of timm's."""
-    return ":" in name and not name.startswith(_HUB)
 
 
 def first_line(error: Exception) -> str:
@@ -141,9 +153,11 @@ def first_line(error: Exception) -> str:
 
 
 def _create(name: str, kwargs: dict[str, Any], num_classes: int | None, pretrained: bool) -> nn.Module:
+    if name in WRAPPERS:
+        return _call(_wrapper(name), name, kwargs, num_classes)
     if is_factory(name):
-        return _call_factory(name, kwargs, num_classes)
-    if not name.startswith(_HUB) and not timm.is_model(name.split(".", maxsplit=1)[0]):
+        return _call(_imported(name), name, kwargs, num_classes)
+    if not name.startswith(HUB) and not timm.is_model(name.split(".", maxsplit=1)[0]):
         close = timm.list_models(f"*{name.split('.', maxsplit=1)[0]}*")[:3]
         raise TeacherError(
             "unknown model",
@@ -155,13 +169,22 @@ def _create(name: str, kwargs: dict[str, Any], num_classes: int | None, pretrain
         kwargs = {**kwargs, "num_classes": num_classes}
     try:
         return timm.create_model(name, pretrained=pretrained, **kwargs)
+    except KdpipeError:
+        raise
     except Exception as e:
         # timm lets every layer's own exception through; whatever it was, the user's words caused it.
         what = "the model's weights can't be fetched or it" if pretrained else "the model"
         raise TeacherError(f"{what} can't be built: {type(e).__name__}: {first_line(e)}", where=name) from e
 
 
-def _call_factory(name: str, kwargs: dict[str, Any], num_classes: int | None) -> nn.Module:
+def _wrapper(name: str) -> Callable[..., Any]:
+    # It builds what it wraps with this module.
+    from pipeline.models.dressed.simkd import simkd_student
+
+    return {"simkd_student": simkd_student}[WRAPPERS[name]]
+
+
+def _imported(name: str) -> Callable[..., Any]:
     module_name, _, function = name.partition(":")
     try:
         factory = getattr(importlib.import_module(module_name), function)
@@ -174,6 +197,10 @@ def _call_factory(name: str, kwargs: dict[str, Any], num_classes: int | None) ->
             allowed="package.module:function",
             do=f"Is its folder on PYTHONPATH? (run from {Path.cwd().name})",
         ) from e
+    return cast(Callable[..., Any], factory)
+
+
+def _call(factory: Callable[..., Any], name: str, kwargs: dict[str, Any], num_classes: int | None) -> nn.Module:
     try:
         takes = inspect.signature(factory).parameters
     except ValueError:  # some built-in functions don't say
@@ -186,6 +213,8 @@ def _call_factory(name: str, kwargs: dict[str, Any], num_classes: int | None) ->
         raise TeacherError(
             f"factory refused its arguments: {first_line(e)}", where=name, do="See --model-kwargs"
         ) from e
+    except KdpipeError:
+        raise
     except Exception as e:  # the user's own code
         raise TeacherError(f"factory failed: {type(e).__name__}: {first_line(e)}", where=name) from e
     if not isinstance(model, nn.Module):
@@ -195,9 +224,9 @@ def _call_factory(name: str, kwargs: dict[str, Any], num_classes: int | None) ->
     return model
 
 
-def _classes_asked(config: ModelConfig, said: dict[str, Any], rows: list[int] | None) -> int | None:
+def _classes_asked(config: ModelConfig, said: Header, rows: list[int] | None) -> int | None:
     """The number of classes that options and weights agree on; None where neither says."""
-    given = len(rows) if rows else said.get("num_classes")
+    given = len(rows) if rows else said.num_classes
     if given is not None and config.num_classes not in (None, given):
         raise TeacherError(
             "the class map has another number of classes" if rows else "weights have another number of classes",

@@ -1,12 +1,14 @@
 """A teacher of many classes for a task of fewer: which rows of its classifier are kept, in the task's order."""
 
-import json
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from pipeline.errors import TeacherError
+from pipeline.untrusted import load_json
+
+_BYTES, _ROWS = 2**23, 2**20
 
 
 def read_class_map(path: str | Path) -> list[int]:
@@ -16,25 +18,31 @@ def read_class_map(path: str | Path) -> list[int]:
         TeacherError: missing, empty, or something else than whole numbers from 0 on.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as e:
+        if not Path(path).is_file():
+            raise FileNotFoundError("No such file")
+        with Path(path).open("rb") as file:
+            data = file.read(_BYTES + 1)
+        if len(data) > _BYTES:
+            raise ValueError(f"larger than {_BYTES} bytes")
+        text = data.decode()
+        rows = load_json(text) if text.lstrip().startswith("[") else _numbers(text)
+    except OSError as e:
         raise TeacherError(f"class map can't be read: {e}", where=path, do="Check the path of the class map") from e
-    try:
-        rows = (
-            json.loads(text)
-            if text.lstrip().startswith("[")
-            else [int(line) for line in text.split("\n") if line.strip()]
-        )
     except ValueError as e:
-        raise TeacherError(f"class map can't be read: {e}", where=path, allowed=_ALLOWED) from e
+        raise TeacherError(f"class map can't be read: {str(e)[:200]}", where=path, allowed=_ALLOWED) from e
     if not rows:
         raise TeacherError("class map is empty", where=path, allowed=_ALLOWED)
+    if len(rows) > _ROWS:
+        raise TeacherError("class map has too many classes", where=path, found=len(rows), allowed=_ROWS)
     for i, row in enumerate(rows):
         if type(row) is not int or row < 0:
-            raise TeacherError(
-                f"class map: class {i} has no row of the classifier", where=path, found=row, allowed=_ALLOWED
-            )
-    return rows
+            what, found = f"class map: class {i} has no row of the classifier", str(row)[:100]
+            raise TeacherError(what, where=path, found=found, allowed=_ALLOWED)
+    return list(rows)
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(line) for line in text.split("\n") if line.strip()]
 
 
 _ALLOWED = "one whole number from 0 on a class: a JSON list, or a text of one a line"

@@ -20,10 +20,17 @@ _MOST = 40
 
 
 def fit(model: nn.Module, state: dict[str, torch.Tensor], where: str | Path, rows: list[int] | None = None) -> None:
-    """Load `state` into `model`, strictly.
+    """Load `state` into `model`, strictly: arguments and errors as `fitted` has them."""
+    model.load_state_dict(fitted(model, state, where, rows))
+
+
+def fitted(
+    model: nn.Module, state: dict[str, torch.Tensor], where: str | Path, rows: list[int] | None = None
+) -> dict[str, torch.Tensor]:
+    """`state` under the names of `model`, all of which it has, in their shapes.
 
     Args:
-        model: stays as it was where the weights don't fit.
+        model: stays as it is; one on the meta device will do.
         state: under the model's names, or in a published layout of a large-kernel network or ConvNeXt.
         where: the file, for messages.
         rows: a class map; see `take_classes`.
@@ -46,8 +53,7 @@ def fit(model: nn.Module, state: dict[str, torch.Tensor], where: str | Path, row
         ],
     }
     if not any(problems.values()):
-        model.load_state_dict(state)
-        return
+        return state
     said = ", ".join(
         f"{len(keys)} {kind} (first: {keys[0]})" + (f" (next: {', '.join(keys[1:3])})" if keys[1:] else "")
         for kind, keys in problems.items()

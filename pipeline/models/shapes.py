@@ -1,6 +1,8 @@
 """A model's names and shapes without its memory, in a fraction of the time it takes to make it."""
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import timm
@@ -20,13 +22,21 @@ class _SkipWrites(TorchFunctionMode):
         kwargs = kwargs or {}
         if func in _WRITES:
             target = args[0] if args else kwargs["tensor"]
-            if target.is_meta:
+            # What a layer adds to in a forward pass has been computed, and is part of the graph of its gradients.
+            if target.is_meta and target.is_leaf:
                 return target
         return func(*args, **kwargs)
 
 
-def on_meta(name: str, **kwargs: Any) -> nn.Module:
-    """timm's `create_model` on the meta device, in eval mode; it raises what timm does."""
+@contextmanager
+def meta() -> Iterator[None]:
+    """Networks that are built meanwhile, in this thread, get names and shapes and no memory."""
     with warnings.catch_warnings(), torch.device("meta"), _SkipWrites():
         warnings.simplefilter("ignore")
+        yield
+
+
+def on_meta(name: str, **kwargs: Any) -> nn.Module:
+    """timm's `create_model` on the meta device, in eval mode; it raises what timm does."""
+    with meta():
         return timm.create_model(name, **kwargs).eval()

@@ -13,12 +13,18 @@ def resolve_device(device: str) -> torch.device:
         resolved = torch.device(device)
         torch.empty(1, device=resolved)
     except (RuntimeError, AssertionError) as e:
-        raise TeacherError(
-            "device can't be used", found=device, allowed="auto, cpu, or a device that torch has here"
-        ) from e
+        raise _unusable(device) from e
+    if resolved.type == "meta":  # which has no values
+        raise _unusable(device)
     return resolved
 
 
 def devices_here() -> list[str]:
     """Devices of this machine, one a worker: all of CUDA's, else the CPU."""
     return [f"cuda:{i}" for i in range(torch.cuda.device_count())] or ["cpu"]
+
+
+def _unusable(device: str) -> TeacherError:
+    return TeacherError(
+        "device can't be used", found=device[:100], allowed="auto, cpu, or a device that torch has here"
+    )

@@ -5,10 +5,13 @@ from collections.abc import Callable, Mapping
 from typing import Any, Self
 
 import torch
+from pydantic import Field
 from torch import nn
 
 from pipeline.errors import CacheError, IdentityError, TeacherError
-from pipeline.models import ModelConfig, build
+from pipeline.models import ModelConfig, build, first_line, require_trusted, runs_code
+from pipeline.models.bounded import outline, require_size
+from pipeline.models.header import CLASSES_OF_FILE, SIDE, Described, Text, parsed
 
 Shape = tuple[int, int, int]
 Tensors = Mapping[str, torch.Tensor]
@@ -17,6 +20,7 @@ Tensors = Mapping[str, torch.Tensor]
 TOLERANCE = 1e-4
 # Maps run at once, which bounds the memory that a probe takes.
 _BATCH = 16
+_BUILT_FROM = ("model", "model_kwargs", "num_classes", "input_size")
 
 
 class Tail(nn.Module):
@@ -64,41 +68,69 @@ class Tail(nn.Module):
         return super()._apply(fn, recurse)
 
 
-def load_tail(tensors: Tensors, about: Mapping[str, Any], where: object, teacher: str | None = None) -> Tail:
+class _OfTail(Described):
+    """What is kept of a tail beside its tensors: how to build the network, and where its parts are in it."""
+
+    model: Text
+    num_classes: int = Field(ge=1, le=CLASSES_OF_FILE)
+    input_size: int = Field(ge=1, le=SIDE)
+    teacher: Text
+    stage: Text
+    norm: Text | None
+    channels_last: bool
+
+
+def load_tail(
+    tensors: Tensors,
+    about: Mapping[str, Any],
+    where: object,
+    teacher: str | None = None,
+    trust: tuple[str, ...] = (),
+) -> Tail:
     """The tail that `tail_parts` took out, on the CPU, tried on its probes. The rest of the network isn't kept.
 
     Args:
         tensors, about: of the part.
         where: what an error names.
         teacher: digest of the weights that it must be of; None for any.
+        trust: which names the part may give; see `require_trusted`.
 
     Raises:
-        TeacherError: the architecture can't be built here, or the tensors aren't its.
+        TeacherError: the architecture isn't trusted or can't be built here, or the tensors aren't its.
         IdentityError: the tail is another teacher's, or says something else of its probes than is stored.
         CacheError: the part lacks something.
     """
-    if teacher not in (None, about["teacher"]):
+    said = parsed(_OfTail, about, where, "the record of a tail isn't one that kdpipe writes")
+    if teacher not in (None, said.teacher):
         what = "the tail is another teacher's"
-        raise IdentityError(what, where=where, found=about["teacher"], allowed=teacher, do="Store the teacher's own")
+        raise IdentityError(what, where=where, found=said.teacher, allowed=teacher, do="Store the teacher's own")
     inputs, outputs = _taken(tensors, ("probe_inputs", "probe_outputs"), where)
-    asked = {name: about[name] for name in ("model", "model_kwargs", "num_classes", "input_size")}
+    require_trusted(said.model, said.model_kwargs, trust, where)
+    config = ModelConfig(**{name: getattr(said, name) for name in _BUILT_FROM})
+    if not runs_code(said.model, said.model_kwargs):
+        require_size(outline(lambda: build(config).module, where), tensors, where)
     with torch.random.fork_rng(devices=[]):  # weights that are overwritten cost the run none of its random numbers
-        module = build(ModelConfig.model_validate(asked)).module
+        module = build(config).module
     parts: list[nn.Module | None] = []
-    for name, path in (("stage", about["stage"]), ("norm", about["norm"])):
+    for name, path in (("stage", said.stage), ("norm", said.norm)):
         try:
             part = None if path is None else module.get_submodule(path)
             if part is not None:
                 start = f"tail.{name}."
                 part.load_state_dict({k.removeprefix(start): v for k, v in tensors.items() if k.startswith(start)})
         except (AttributeError, RuntimeError) as e:
-            what = f"the tail's tensors aren't those of {about['model']}'s {path}: {str(e)[:300]}"
+            what = f"the tail's tensors aren't those of {said.model}'s {path}: {str(e)[:300]}"
             raise TeacherError(what, where=where, do="Use the versions of kdpipe and timm that stored it") from e
         parts.append(part)
     stage, norm = parts
     assert stage is not None
-    tail = Tail(stage, norm, shape_of(inputs), shape_of(outputs), about["channels_last"])
-    _require_same(answers(tail, inputs), outputs, where, "tail")
+    try:
+        tail = Tail(stage, norm, shape_of(inputs), shape_of(outputs), said.channels_last)
+        found = answers(tail, inputs)
+    except Exception as e:  # maps of another shape than the stage's: each layer raises what it likes
+        what = f"the tail can't run on its probes: {type(e).__name__}: {first_line(e)}"
+        raise CacheError(what, where=where, found=tuple(inputs.shape), do="Copy the cache's tail again") from e
+    _require_same(found, outputs, where, "tail")
     return tail
 
 

@@ -86,7 +86,9 @@ def prepare(job: Job, ranks: Ranks, say: Say, begun: dict[str, Any] | None = Non
     # An older version's checkpoint has none; it is refused by what differs.
     before = [] if begun is None else begun.get("caches", [])
     classes = job.student.num_classes
-    teachers = Teachers(job.caches, job.index, job.views, job.objective, job.loader, classes, say, before)
+    teachers = Teachers(
+        job.caches, job.index, job.views, job.objective, job.loader, classes, say, before, job.student.trusted()
+    )
     built = build_student(job.student, job.train, _classes(job, teachers))
     for index in (labelling_index(job.index, job.views), *([job.validation] if job.validation else [])):
         index.check_labels(built.num_classes)

@@ -32,6 +32,7 @@ class Teachers:
         say: told remarks.
         begun: `identity` of the run to go on with: it keeps its encodings and views, if all of them are there; else
             its identity will differ.
+        trust: which names of models the caches may give, see `require_trusted`.
 
     Attributes:
         readers: one a cache.
@@ -52,6 +53,7 @@ class Teachers:
         num_classes: int | None,
         say: Say,
         begun: Sequence[dict[str, Any]] = (),
+        trust: tuple[str, ...] = (),
     ) -> None:
         self._objective, self._views, needs = objective, views, objective.needs
         self.readers: list[CacheReader] = []
@@ -101,7 +103,9 @@ class Teachers:
             before = begun if len(begun) == len(caches) else [None] * len(caches)
             for where, was in zip(caches, before, strict=True):
                 encodings = None if was is None else was["encodings"]
-                reader = open_reader(where, index, views, want=want, num_classes=num_classes, begun=encodings)
+                reader = open_reader(
+                    where, index, views, want=want, num_classes=num_classes, begun=encodings, trust=trust
+                )
                 if was is not None and encodings == reader.selection.json() and set(was["views"]) <= set(reader.views):
                     reader.keep(was["views"])
                 self.readers.append(reader)

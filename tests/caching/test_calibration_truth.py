@@ -128,7 +128,7 @@ class TestVerify:
         [(name, known)] = report["calibrations"].items()
         assert said in known["what"]
         assert kdpipe("verify", tmp_path / "c", "--integrity-only").code == 0
-        result = kdpipe("verify", tmp_path / "c")
+        result = kdpipe("verify", tmp_path / "c", "--trust", "tests")
         assert result.code == 1
         assert f"  {name}: {known['what']}: FAILED\n" in result.out
 
@@ -136,12 +136,15 @@ class TestVerify:
         # Also of views that have come later, and read with other numerics.
         make_cache(world, tmp_path / "c", views=(0,), targets=self.TARGETS, **TINY)
         make_cache(world, tmp_path / "c", views=("center",), targets=self.TARGETS, amp_dtype="bfloat16", **TINY)
-        result = kdpipe("verify", tmp_path / "c", "--json")
+        result = kdpipe("verify", tmp_path / "c", "--trust", "tests", "--json")
         assert result.code == 0, result.out
         [known] = json.loads(result.out)["truth"]["calibrations"].values()
         assert known["judged"]
         assert known["held"] == pytest.approx(known["explained"], rel=0.2)
-        said = kdpipe("verify", tmp_path / "c").out
+        said = kdpipe("verify", tmp_path / "c", "--trust", "tests").out
         assert " % of the live variance, " in said
         assert "too few" not in said
-        assert "too few views to judge it: ok\n" in kdpipe("verify", tmp_path / "c", "--samples", 8).out
+        assert (
+            "too few views to judge it: ok\n"
+            in kdpipe("verify", tmp_path / "c", "--trust", "tests", "--samples", 8).out
+        )

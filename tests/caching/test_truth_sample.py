@@ -74,17 +74,18 @@ def test_a_lie_in_any_segment_is_found(large, six, tmp_path):
 def test_the_report_says_which_segments(world, tmp_path):
     cache = make_cache(world, tmp_path / "c", views=(0, "center"))
     make_cache(world, tmp_path / "c", views=(0,), targets=TargetsConfig(k=2), amp_dtype="bfloat16")
+    asked = ("verify", tmp_path / "c", "--trust", "tests.tiny", "--samples", 8)
     names = ["000-top4-float16-v0-1", "001-top4-float16-center", "002-top2-float16-v0-1"]
-    report = json.loads(kdpipe("verify", tmp_path / "c", "--samples", 8, "--json").out)
+    report = json.loads(kdpipe(*asked, "--json").out)
     assert report["truth"]["segments"] == {"checked": names, "present": names}
-    assert f"3 of 3 segments checked: {', '.join(names)}\n" in kdpipe("verify", tmp_path / "c", "--samples", 8).out
+    assert f"3 of 3 segments checked: {', '.join(names)}\n" in kdpipe(*asked).out
     # One that was begun, and has nothing yet.
     for shard in cache.shards:
         Path(tmp_path / "c" / cache.segments[1].commit(shard["name"])).unlink()
     shutil.rmtree(tmp_path / "c/segments" / names[1] / "log_prob/c")
     shutil.rmtree(tmp_path / "c/segments" / names[1] / "label_log_prob/c")
     shutil.rmtree(tmp_path / "c/segments" / names[1] / "index/c")
-    result = kdpipe("verify", tmp_path / "c", "--samples", 8)
+    result = kdpipe(*asked)
     assert result.code == 0, result.out
     assert f"2 of 3 segments checked: {names[0]}, {names[2]}\n" in result.out
     assert f"not checked, for they have no finished task: {names[1]}\n" in result.out

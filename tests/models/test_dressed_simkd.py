@@ -94,11 +94,7 @@ def test_kept_weights_say_how_to_build_them(tmp_path):
     path = str(tmp_path / "last.safetensors")
     save_file(student.state_dict(), path, {METADATA_KEY: json.dumps(whole.metadata())})
     again = build(ModelConfig(weights=path))
-    assert (again.name, again.num_classes, again.input_size) == (
-        "pipeline.models.dressed.simkd:simkd_student",
-        CLASSES,
-        64,
-    )
+    assert (again.name, again.num_classes, again.input_size) == ("kdpipe:simkd_student", CLASSES, 64)
     with torch.no_grad():
         assert torch.equal(again.module.eval()(images()), student(images()))
     assert again.module.get_classifier() is again.module.head

@@ -115,12 +115,12 @@ class TestVerify:
     def test_features_alone_and_added_later(self, world, tmp_path):
         out = tmp_path / "c"
         assert kdpipe(*caching(world, out, "--targets", "none", "--map", "float32")).code == 0
-        truth = json.loads(kdpipe("verify", out, "--json").out)["truth"]
+        truth = json.loads(kdpipe("verify", out, "--trust", "tests", "--json").out)["truth"]
         assert (truth["ok"], truth["control"], truth["truncation"]) == (True, None, None)
         assert truth["features"]["map"]["error"] == 0
         assert kdpipe(*caching(world, out, "--k", 3)).code == 0
         assert kdpipe(*caching(world, out, "--targets", "none", "--pooled", "int8")).code == 0
-        report = json.loads(kdpipe("verify", out, "--json", "--samples", 90).out)
+        report = json.loads(kdpipe("verify", out, "--trust", "tests", "--json", "--samples", 90).out)
         assert report["ok"]
         assert report["truth"]["truncation"] > 0
         assert {n: f["views"] for n, f in report["truth"]["features"].items()} == {"pooled": 94, "map": 94}

@@ -38,7 +38,7 @@ def test_every_class_kept_in_float32_loses_nothing(world, tmp_path):
 
 
 def test_verify_finds_a_good_cache_good(cache_path):
-    result = kdpipe("verify", cache_path, "--json", "--samples", 60)
+    result = kdpipe("verify", cache_path, "--json", "--samples", 60, "--trust", "tests")
     assert result.code == 0, result.out
     report = json.loads(result.out)
     assert report["ok"]
@@ -49,7 +49,7 @@ def test_verify_finds_a_good_cache_good(cache_path):
     assert truth["difference"] <= truth["tolerance"]
     assert truth["truncation"] > 1e-3  # 4 of 7 classes
     assert abs(truth["quantisation"]) < 1e-4
-    assert "ok" in kdpipe("verify", cache_path).out
+    assert "ok" in kdpipe("verify", cache_path, "--trust", "tests").out
 
 
 def test_verify_lists_damage_and_exits_with_1(cache_path, tmp_path):
@@ -58,7 +58,7 @@ def test_verify_lists_damage_and_exits_with_1(cache_path, tmp_path):
     data = bytearray(chunk.read_bytes())
     data[30] ^= 4
     chunk.write_bytes(data)
-    result = kdpipe("verify", tmp_path / "c.zarr")
+    result = kdpipe("verify", tmp_path / "c.zarr", "--trust", "tests")
     assert result.code == 1
     assert "integrity: " in result.out
     assert "log_prob/c/0/1/0/0: its bytes are not those that were written" in result.out
@@ -77,7 +77,7 @@ def test_verify_catches_targets_of_other_samples(world, cache_path, tmp_path):
     shutil.copytree(cache_path, tmp_path / "c.zarr")
     lie(Cache(Store(tmp_path / "c.zarr")), world)
     assert kdpipe("verify", tmp_path / "c.zarr", "--integrity-only").code == 0
-    result = kdpipe("verify", tmp_path / "c.zarr", "--samples", 300, "--json")
+    result = kdpipe("verify", tmp_path / "c.zarr", "--samples", 300, "--json", "--trust", "tests")
     assert result.code == 1
     report = json.loads(result.out)
     assert report["integrity"]["ok"]
@@ -88,7 +88,7 @@ def test_verify_catches_targets_of_other_samples(world, cache_path, tmp_path):
 def test_verify_runs_each_segment_as_it_was_cached(world, tmp_path):
     assert kdpipe(*caching(world, tmp_path / "c", "--views", "0:1")).code == 0
     assert kdpipe(*caching(world, tmp_path / "c", "--views", "1:2", "--amp-dtype", "bfloat16")).code == 0
-    result = kdpipe("verify", tmp_path / "c", "--json", "--samples", 80)
+    result = kdpipe("verify", tmp_path / "c", "--json", "--samples", 80, "--trust", "tests")
     assert result.code == 0, result.out
     assert json.loads(result.out)["truth"]["views"] >= 160
 
@@ -101,7 +101,7 @@ def test_verify_sees_wrong_label_log_probs(world, cache_path, tmp_path):
     fields = {name: np.stack([p[name] for p in parts]) for name in parts[0]}
     fields["label_log_prob"] = np.roll(fields["label_log_prob"], 1, axis=1)
     commit_task(cache, segment, 0, fields, Quality(**cache.commits[segment.name, shard.name]["quality"]))
-    assert kdpipe("verify", tmp_path / "c.zarr", "--samples", 300).code == 1
+    assert kdpipe("verify", tmp_path / "c.zarr", "--samples", 300, "--trust", "tests").code == 1
 
 
 def test_verify_of_a_cache_with_nothing_in_it(cache_path, tmp_path):
@@ -110,7 +110,7 @@ def test_verify_of_a_cache_with_nothing_in_it(cache_path, tmp_path):
     for folder in (tmp_path / "c.zarr" / "commits").iterdir():
         if folder.is_dir():
             shutil.rmtree(folder)
-    result = kdpipe("verify", tmp_path / "c.zarr")
+    result = kdpipe("verify", tmp_path / "c.zarr", "--trust", "tests")
     assert result.code == 2
     assert "nothing is cached yet" in result.err
 
@@ -118,7 +118,7 @@ def test_verify_of_a_cache_with_nothing_in_it(cache_path, tmp_path):
 def test_verify_of_unlabelled_samples(tmp_path):
     half = make_world(tmp_path / "w", unlabelled=0.5)
     assert kdpipe(*caching(half, tmp_path / "c")).code == 0
-    assert kdpipe("verify", tmp_path / "c", "--samples", 200).code == 0
+    assert kdpipe("verify", tmp_path / "c", "--samples", 200, "--trust", "tests").code == 0
 
 
 def test_a_summary_speaks_of_its_own_encoding(world, tmp_path):
@@ -131,7 +131,7 @@ def test_a_summary_speaks_of_its_own_encoding(world, tmp_path):
 
 def test_verify_needs_the_same_weights_and_shards(world, cache_path, tmp_path):
     moved = make_world(tmp_path / "w")  # the same shards, elsewhere
-    assert kdpipe("verify", cache_path, "--shards", moved.index_path).code == 0
+    assert kdpipe("verify", cache_path, "--shards", moved.index_path, "--trust", "tests").code == 0
 
 
 def test_inspect(cache_path):
@@ -162,7 +162,9 @@ def test_a_student_is_scored_against_its_teachers_center_view(world, cache_path,
     result = kdpipe(*training(world, tmp_path / "r", *flags))
     assert result.code == 0, result.err
     best = tmp_path / "r" / "best.safetensors"
-    scores = json.loads(kdpipe("evaluate", best, "--shards", world.index_path, "--cache", cache_path, "--json").out)
+    scores = json.loads(
+        kdpipe("evaluate", best, "--trust", "tests", "--shards", world.index_path, "--cache", cache_path, "--json").out
+    )
     assert scores["samples"] == 94
     assert {"top1", "top5", "nll", "ece", "agreement_top1", "agreement_top5", "kl"} <= scores.keys()
     # The student is the teacher's own network, begun elsewhere: it comes closer than chance.
@@ -175,9 +177,11 @@ def test_limit_works_on_every_stage(world, tmp_path):
     assert kdpipe(*training(world, tmp_path / "r", *flags)).code == 0
     assert json.loads((tmp_path / "r" / "summary.json").read_text())["samples"] == 50
     best = tmp_path / "r" / "best.safetensors"
-    scores = json.loads(kdpipe("evaluate", best, "--shards", world.index_path, "--limit", 30, "--json").out)
+    scores = json.loads(
+        kdpipe("evaluate", best, "--trust", "tests", "--shards", world.index_path, "--limit", 30, "--json").out
+    )
     assert scores["samples"] == 30
-    assert kdpipe("verify", tmp_path / "c").code == 0
+    assert kdpipe("verify", tmp_path / "c", "--trust", "tests").code == 0
     index = kdpipe("index", world.folder / "shards", "--out", tmp_path / "i", "--limit", 40, "--json")
     assert json.loads(index.out)["samples"] == 40
 

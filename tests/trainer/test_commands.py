@@ -17,6 +17,10 @@ teacher: {{device: cpu, batch_size: 8}}
 """
 
 
+# The student's weights name a factory of the tests.
+TRUST = ("--trust", "tests.trainer")
+
+
 def kdpipe(*words: str) -> Result:
     return CliRunner().invoke(main, [str(w) for w in words])
 
@@ -59,7 +63,7 @@ def test_train_without_a_teacher(params, index, tmp_path):
 
 
 def test_evaluate_needs_no_more_than_file_and_shards(trained, validation):
-    result = kdpipe("evaluate", trained / "best.safetensors", "--shards", validation.path, "--json")
+    result = kdpipe("evaluate", trained / "best.safetensors", "--shards", validation.path, *TRUST, "--json")
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout)
     best = json.loads((trained / "summary.json").read_text())["best"]["validation"]
@@ -70,13 +74,14 @@ def test_evaluate_takes_no_word_about_other_weights_from_a_params_file(trained, 
     other = "teacher: {class_map: nowhere.txt, checkpoint_key: model_ema, layers: {fc: convolved}, batch_size: 8}\n"
     (tmp_path / "other.yaml").write_text(other)
     words = ("evaluate", trained / "best.safetensors", "--shards", validation.path, "--params", tmp_path / "other.yaml")
+    words += TRUST
     assert kdpipe(*words).exit_code == 0
     asked = kdpipe(*words, "--set", "teacher.class_map=nowhere.txt")
     assert (asked.exit_code, "class map can't be read" in asked.stderr) == (2, True)
 
 
 def test_evaluate_for_people(trained, validation):
-    result = kdpipe("evaluate", trained / "best.safetensors", "--shards", validation.path, "--limit", 5)
+    result = kdpipe("evaluate", trained / "best.safetensors", "--shards", validation.path, "--limit", 5, *TRUST)
     assert result.exit_code == 0, result.output
     assert result.stdout.startswith("samples 5\nlabelled 5\ntop1 ")
 
@@ -84,7 +89,7 @@ def test_evaluate_for_people(trained, validation):
 def test_agreement_with_the_cached_center_view(trained, index, data, tmp_path):
     url = tiny.make_cache(tmp_path, index, views=("center",))
     file = trained / "best.safetensors"
-    found = json.loads(kdpipe("evaluate", file, "--shards", index.path, "--cache", url, "--json").stdout)
+    found = json.loads(kdpipe("evaluate", file, "--shards", index.path, "--cache", url, *TRUST, "--json").stdout)
     assert 0 <= found["agreement_top1"] <= found["agreement_top5"] == 1
     assert found["kl"] > 0
 
@@ -130,5 +135,5 @@ def test_evaluate_mistakes(trained, index, cache):
     nothing = kdpipe("evaluate", "--model", "resnet18", "--shards", index.path)
     assert (nothing.exit_code, "no weights" in nothing.stderr) == (2, True)
     file = trained / "best.safetensors"
-    no_center = kdpipe("evaluate", file, "--shards", index.path, "--cache", cache)
+    no_center = kdpipe("evaluate", file, "--shards", index.path, "--cache", cache, *TRUST)
     assert (no_center.exit_code, "view center is not cached" in no_center.stderr) == (2, True)

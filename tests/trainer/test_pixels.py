@@ -58,6 +58,7 @@ def test_evaluate_says_so_and_refuses_too(large, tmp_path):
     params = tmp_path / "params.yaml"
     params.write_text(f"views: {json.dumps(tiny.VIEWS.model_dump(mode='json'))}\nteacher: {{device: cpu}}\n")
     words = ["evaluate", "--params", params, "--shards", large / "few.index", "--cache", large / "cache.zarr"]
+    words += ["--trust", "tests.trainer"]
     trained = tmp_path / "run" / "last.safetensors"
     train(tiny.make_job(few(large), epochs=1, batch_size=8), tmp_path / "run", say=lambda _: None)
     done = kdpipe(*words, trained, "--json")

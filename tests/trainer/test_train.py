@@ -44,7 +44,7 @@ def test_a_run_from_the_cache(tmp_path, index, validation, cache):
 def test_best_weights_say_all_that_evaluation_needs(tmp_path, index, validation):
     summary = train(tiny.make_job(index, validation), tmp_path / "run", say=lambda _: None)
     best = tmp_path / "run" / "best.safetensors"
-    built = build(ModelConfig(weights=str(best)))
+    built = build(ModelConfig(weights=str(best), trust=("tests.trainer",)))
     assert (built.name, built.num_classes, built.input_size) == (tiny.MODEL, tiny.CLASSES, tiny.SIZE)
     header = read_metadata(best)
     assert header["evaluation"] == summary["best"]["validation"]

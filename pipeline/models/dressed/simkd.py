@@ -12,7 +12,8 @@ from pipeline.models.build import Built, ModelConfig, build, first_line
 
 # The module whose output is the projected map (n, D, h, w), whose mean the classifier sees.
 PROJECTED = "transfer"
-_FACTORY = f"{__name__}:simkd_student"
+# In the table of pipeline/models/trust.py: no path that would be imported.
+_NAME = "kdpipe:simkd_student"
 _WHERE = "objective simkd"
 
 
@@ -59,7 +60,7 @@ class SimkdStudent(nn.Module):
             *_conv_bn(inner, width, 1),
             nn.ReLU() if relu else nn.Identity(),
         )
-        self.head = nn.utils.skip_init(nn.Linear, width, classes)
+        self.head = nn.utils.skip_init(nn.Linear, width, classes, device=next(base.parameters()).device)
         with torch.no_grad():
             self.head.weight.copy_(head.weight)
             self.head.bias.copy_(head.bias)
@@ -124,7 +125,7 @@ def kept(built: Built) -> Built:
         "teacher_width": module.num_features,
         **module.settings,
     }
-    return replace(built, name=_FACTORY, kwargs=kwargs)
+    return replace(built, name=_NAME, kwargs=kwargs)
 
 
 def _conv_bn(channels: int, width: int, kernel: int) -> tuple[nn.Module, nn.Module]:

@@ -81,7 +81,10 @@ def make_scene(index: Index, views: ViewsConfig, teacher: Teacher) -> Scene:
     teacher.give(given)
     some = next(_batches(index, views, teacher.built.input_size, _PROBES, 0)).images.numpy()
     head = _tried(lambda: load_head(head_parts(*_plain(teacher, some)), "the teacher's head"), "head", lacks)
-    tail = _tried(lambda: load_tail(*tail_parts(*_plain(teacher, some), teacher.weights), "its tail"), "tail", lacks)
+    own = (teacher.built.name, *teacher.built.kwargs)
+    tail = _tried(
+        lambda: load_tail(*tail_parts(*_plain(teacher, some), teacher.weights), "its tail", trust=own), "tail", lacks
+    )
     basis = None
     if "map" in shapes:
         tokens, _ = fit_tokens(teacher, Sample(index, views.cached, [0], teacher.built.input_size, 1))
