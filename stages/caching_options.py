@@ -33,6 +33,12 @@ _OPTIONS = (
     click.option("--input-size", type=int, help="Side the teacher sees, pixels [default: the model's own]."),
     click.option("--batch-size", type=int, help="Views a forward."),
     click.option("--amp-dtype", type=click.Choice(["float32", "bfloat16", "float16"]), help="Autocast dtype."),
+    click.option(
+        "--allow-nondeterministic",
+        is_flag=True,
+        default=None,
+        help="Cache one output of a teacher that is stochastic on purpose; verify then compares averages only.",
+    ),
 )
 
 
@@ -63,6 +69,7 @@ def overrides(flags: dict[str, Any]) -> dict[str, Any]:
         "targets.map": flags["map"],
         "targets.map_rank": flags["map_rank"],
         "targets.tail": flags["tail"],
+        "caching.allow_nondeterministic": flags["allow_nondeterministic"],
     }
 
 

@@ -11,6 +11,7 @@ from pipeline.cache import Cache, Segment, Store, check_integrity, require_ident
 from pipeline.cache.commit import read_provenance
 from pipeline.cache.layout import PROVENANCE
 from pipeline.caching import check_canaries, check_truth, make_identity
+from pipeline.caching.identity import is_nondeterministic
 from pipeline.caching.parts_truth import check_parts
 from pipeline.caching.truth import join
 from pipeline.errors import CacheError, IdentityError, KdpipeError, TeacherError
@@ -18,6 +19,7 @@ from pipeline.fingerprint import fingerprint
 from pipeline.models.header import parsed
 from pipeline.shards import Index
 from pipeline.teacher import Teacher, TeacherConfig
+from pipeline.views import ViewsConfig
 from stages import params
 
 # Of a segment's numerics, what a teacher can be told.
@@ -114,7 +116,7 @@ def _truth(
             "device": device or segments[0].numerics.get("device"),
         }
         teacher = _teacher(TeacherConfig.from_file(settings, where, (*named, *trust)), cache.num_classes)
-        require_identity(store, make_identity(index, config, teacher.identity(), cache.size), cache.identity)
+        require_identity(store, _identity(cache, index, config, teacher), cache.identity)
         if of_teacher is None:
             of_teacher = check_parts(cache, teacher)
         for alike in _by(segments, lambda s: [f.name for f in s.encoding.features]):
@@ -143,6 +145,11 @@ def _require_named(cache: Cache, named: tuple[str, ...]) -> None:
         if name not in own:
             what = "the cache was made with another teacher"
             raise IdentityError(what, where="--teacher", found=name, allowed=", ".join(own))
+
+
+def _identity(cache: Cache, index: Index, config: ViewsConfig, teacher: Teacher) -> dict[str, Any]:
+    declared = is_nondeterministic(cache)
+    return make_identity(index, config, teacher.identity(), cache.size, nondeterministic=declared)
 
 
 def _teacher(config: TeacherConfig, num_classes: int) -> Teacher:
@@ -184,12 +191,13 @@ def _text(report: dict[str, Any]) -> str:
                 lines.append(f"{name}: {part.get('what') or 'that of the teacher'}: {_verdict(part)}")
         t = report["truth"]
         lines.append(f"truth: {t['views']} views run again: {_verdict(t)}")
+        lines += [f"  {line}" for line in (*t["reasons"], *t["remarks"])]
         lines += [f"  {line}" for line in _segments(t["segments"])]
         if t["control"] is not None:
-            lines.append(f"  cached against live {_distances(t, ' nats')}")
+            lines.append(f"  cached against live {_distances(t, ' nats', t['dtype'])}")
             lines.append(f"  mean KL: truncation {t['truncation']:.3g}, quantisation {t['quantisation']:.3g} nats")
         for name, f in t["features"].items():
-            lines.append(f"  {name}: cached against live {_distances(f, ' of the largest value')}")
+            lines.append(f"  {name}: cached against live {_distances(f, ' of the largest value', t['dtype'])}")
             lines.append(f"  {name}: mean relative squared error {f['error']:.3g}")
         lines += [f"  {name}: {_calibration(known)}: {_verdict(known)}" for name, known in t["calibrations"].items()]
         lines += [f"  {f['where']}, {f['group']}: {f['difference']:.3g}" for f in t["failures"]]
@@ -215,9 +223,13 @@ def _segments(names: dict[str, list[str]]) -> list[str]:
     return [*lines, f"not checked, for they have no finished task: {', '.join(left)}"] if left else lines
 
 
-def _distances(group: dict[str, Any], unit: str) -> str:
+def _distances(group: dict[str, Any], unit: str, dtype: str) -> str:
+    if group["bound"] is None:  # of a teacher declared nondeterministic
+        unit, bound = " on average of a batch", ""
+    else:
+        bound = f" (rounding in {dtype} explains {group['bound']:.3g})"
     return (
-        f"{group['difference']:.3g}{unit} at most; live against live {group['control']:.3g}; "
+        f"{group['difference']:.3g}{unit} at most; live against live {group['control']:.3g}{bound}; "
         f"tolerance {group['tolerance']:.3g}"
     )
 

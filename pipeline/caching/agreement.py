@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from pipeline.caching.averages import Averages
+from pipeline.caching.determinism import FLOOR, bound_of, live_difference, rounding
 from pipeline.targets import Calibration, Encoding, Feature, kl
 from pipeline.targets.quality import relative_error
-from pipeline.teacher import TeacherOutput
+from pipeline.teacher import CAUSES, NOT_A_FUNCTION, TeacherOutput
 
-# A live-versus-live difference of zero (one machine, one plan) still leaves float32 its last bits.
-FLOOR = 1e-5
 SLACK = 4.0
 # Rows of a basis are rounded to float32: their products are off by two units of 6e-8 at most.
 ORTHONORMAL = 1e-6
@@ -27,31 +27,89 @@ _TIE = 1e-3
 class Agreement:
     """Of one group of fields, sums and extremes over the views compared.
 
+    Args:
+        group: of `GROUPS`.
+        dtype: the live teacher's compute dtype.
+        declared: whether the cache's teacher is declared nondeterministic. Then the distances are means over a batch:
+            of probability that differs, of logits; of relative squared errors, of features.
+
     Attributes:
         control: largest difference of two live runs: nats of logits, relative to the largest value of features.
+        bound: the largest that rounding may make of it, in the same units.
+        beyond: batches where it is more than their own bound: where, difference, bound.
         gaps: of each batch its largest difference of cached and live beyond rounding, and where that is.
+        averages: of a teacher declared nondeterministic.
         lost: sums over the views of what encoding took, by name.
     """
 
     group: str
+    dtype: str
+    declared: bool = False
     views: int = 0
     control: float = 0.0
+    bound: float = 0.0
+    beyond: list[tuple[str, float, float]] = field(default_factory=list)
     gaps: list[tuple[float, str]] = field(default_factory=list)
+    averages: Averages = field(default_factory=Averages)
     lost: dict[str, float] = field(default_factory=dict)
 
     @property
     def tolerance(self) -> float:
-        """What difference is allowed."""
-        return FLOOR + SLACK * self.control
+        """What difference is allowed: never more than rounding explains, however far apart two live runs are."""
+        return FLOOR + SLACK * (self.control if self.declared else min(self.control, self.bound))
 
     @property
     def failures(self) -> list[dict[str, Any]]:
-        """Batches beyond it."""
+        """Batches beyond it; none where two live runs already differ so much that there is no right output."""
+        if self.beyond:
+            return []
         found = [(where, gap) for gap, where in self.gaps if not gap <= self.tolerance]
         return [{"where": where, "difference": gap, "group": self.group} for where, gap in found]
 
-    def count(self, control: float, gap: torch.Tensor, places: Sequence[str], **lost: float) -> None:
+    @property
+    def reason(self) -> str | None:
+        """Why the group can't be right, whatever its values; None for no such reason."""
+        if self.declared and self.views:
+            what = self.averages.what()
+            return None if what is None else f"{self.group}: {what}"
+        if not self.beyond:
+            return None
+        where, found, bound = self.beyond[0]
+        return (
+            f"{self.group}: {NOT_A_FUNCTION}: live against live {found:.3g} at {where}, at most {bound:.3g} is "
+            f"rounding in {self.dtype}; likely causes: {CAUSES}"
+        )
+
+    @property
+    def remark(self) -> str | None:
+        """What was compared of a teacher declared nondeterministic."""
+        if not (self.declared and self.views):
+            return None
+        ours, theirs = self.averages.means
+        return (
+            f"{self.group}: teacher declared nondeterministic: only averages over {self.views} views are checked; "
+            f"cached is {ours:.3g} from a live run, another live run {theirs:.3g}"
+        )
+
+    def live(self, first: torch.Tensor, again: torch.Tensor, places: Sequence[str]) -> None:
+        """Compare two live runs of a batch, outputs (N, ...), with what rounding explains."""
+        found, bound = live_difference(self.group, first, again), bound_of(self.group, first, rounding(self.dtype))
+        if not found <= bound:
+            self.beyond.append((places[0], found, bound))
+
+    def average(self, cached: float, live: float, places: Sequence[str], **lost: float) -> None:
+        """Add a batch of a teacher declared nondeterministic by its mean distances from the first live run."""
+        self.averages.cached.append(cached)
+        self.averages.live.append(live)
+        gap = torch.tensor([cached]).nan_to_num(torch.inf)
+        self.count(live, gap, places[:1], **lost)
+        self.views += len(places) - 1
+
+    def count(
+        self, control: float, gap: torch.Tensor, places: Sequence[str], *, bound: float = 0.0, **lost: float
+    ) -> None:
         """Add a batch: gaps float (N,) with the N views' names."""
+        self.bound = max(self.bound, bound)
         worst = int(gap.argmax())
         self.gaps.append((float(gap[worst]), places[worst]))
         self.control = max(self.control, control)
@@ -60,12 +118,13 @@ class Agreement:
             self.lost[name] = self.lost.get(name, 0.0) + value
 
     def json(self) -> dict[str, Any]:
-        """`views`, `control`, `tolerance`, `difference`, and means of what is lost."""
+        """`views`, `control`, its `bound` (None if declared), `tolerance`, `difference`, means of what is lost."""
         means = {name: total / max(1, self.views) for name, total in self.lost.items()}
         worst = max((gap for gap, _ in self.gaps), default=0.0)
         return {
             "views": self.views,
             "control": self.control,
+            "bound": None if self.declared else self.bound,
             "tolerance": self.tolerance,
             "difference": worst,
             **means,
@@ -84,14 +143,20 @@ def compare_logits(
 
     Loses `truncation` and `quantisation`, the KL in nats that the top k and rounding each cost.
     """
-    full, again = (torch.log_softmax(run.logits.float(), dim=1).cpu() for run in runs)
-    control = float((full - again).abs().max())
-    gap = _beyond_rounding(encoding, stored, runs[0].logits.float().cpu(), full, labels)
-    names = [f.name for f in encoding.fields(("logits",))]
-    kept = encoding.decode({name: torch.from_numpy(stored[name]) for name in names}).log_probs
-    assert kept is not None
-    cut, whole = float(kl(full, _unrounded(encoding, full)).sum()), float(kl(full, kept).sum())
-    total.count(control, gap, places, truncation=cut, quantisation=whole - cut)
+    first, again = (run.logits.float().cpu() for run in runs)
+    full = torch.log_softmax(first, dim=1)
+    lost = kl(full, _read_back(encoding, stored))
+    cut = float(kl(full, _unrounded(encoding, full)).sum())
+    losses = {"truncation": cut, "quantisation": float(lost.sum()) - cut}
+    if total.declared:
+        theirs = replace(encoding, pooled=None, map=None).encode(TeacherOutput(again), labels)
+        far, other = (_distance(encoding, fields, full, labels) for fields in (stored, theirs))
+        total.average(far, other, places, **losses)
+        return
+    total.live(first, again, places)
+    gap = _beyond_rounding(encoding, stored, first, full, labels)
+    bound = bound_of("logits", first, rounding(total.dtype))
+    total.count(live_difference("logits", first, again), gap, places, bound=bound, **losses)
 
 
 def compare_feature(
@@ -128,8 +193,17 @@ def compare_feature(
         gap = gap.clamp(min=off)
     rows = {name: torch.from_numpy(array) for name, array in stored.items()}
     kept = feature.decode({f.name: rows[f.name] for f in feature.fields()}, calibration)
-    error = float(relative_error(kept, tokens[0].cpu()).sum())
-    total.count(float((z - again).abs().max()) / most, gap, places, error=error)
+    errors = relative_error(kept, tokens[0].cpu())
+    if total.declared:
+        other = feature.encode(tokens[1], calibration)
+        back = feature.decode({name: torch.from_numpy(array) for name, array in other.items()}, calibration)
+        theirs = relative_error(back, tokens[0].cpu())
+        total.average(float(errors.mean()), float(theirs.mean()), places, error=float(errors.sum()))
+        return
+    total.live(tokens[0], tokens[1], places)
+    # Projections leave out the mean, whose rounding stays: the bound is relative to the tokens' largest value.
+    bound = bound_of(feature.name, tokens[0], rounding(total.dtype)) * float(tokens[0].abs().max()) / most
+    total.count(float((z - again).abs().max()) / most, gap, places, bound=bound, error=float(errors.sum()))
 
 
 def orthonormal_error(calibration: Calibration) -> float:
@@ -165,6 +239,7 @@ def _beyond_rounding(
         return _gap(stored["logits"], logits)
     index = torch.from_numpy(stored["index"].astype(np.int64))
     now = full.gather(1, index.clamp(max=encoding.num_classes - 1))
+    now = torch.where(_impossible(index, encoding.num_classes)[:, None], torch.inf, now)
     # Each kept class must also be one of the live top k, but for ties.
     least = full.topk(encoding.k, dim=1).values[:, -1:]
     now = torch.where(now < least - _TIE, torch.inf, now)
@@ -174,6 +249,39 @@ def _beyond_rounding(
     agree = torch.from_numpy(np.isnan(said)) == unlabelled
     gap = torch.where(unlabelled & agree, 0, _gap(said, at_label)[:, None])
     return torch.maximum(_gap(stored["log_prob"], now), torch.where(agree, gap, torch.inf)[:, 0])
+
+
+def _impossible(index: torch.Tensor, num_classes: int) -> torch.Tensor:
+    """Rows, bool (N,), that name a class twice, so that another is missing, or one that doesn't exist."""
+    ordered = index.sort(dim=1).values
+    return (ordered[:, 1:] == ordered[:, :-1]).any(dim=1) | (ordered[:, -1] >= num_classes)
+
+
+def _read_back(encoding: Encoding, stored: dict[str, np.ndarray]) -> torch.Tensor:
+    """Log-probabilities (N, C) that reading gives; a class that doesn't exist, which counts elsewhere, is the last."""
+    fields = {f.name: torch.from_numpy(stored[f.name]) for f in encoding.fields(("logits",))}
+    if "index" in fields:
+        fields["index"] = fields["index"].to(torch.int64).clamp(max=encoding.num_classes - 1)
+    kept = encoding.decode(fields).log_probs
+    assert kept is not None
+    return kept
+
+
+def _distance(encoding: Encoding, fields: dict[str, np.ndarray], full: torch.Tensor, labels: torch.Tensor) -> float:
+    """Mean over the rows: probability that a live run and what reading the fields gives have on other classes.
+
+    The label's own is added. Between 0 and 2, so that no single row weighs much; infinite for rows that can't be.
+    """
+    far = (full.exp() - torch.softmax(_read_back(encoding, fields), dim=1)).abs().sum(dim=1) / 2
+    if "label_log_prob" in fields:
+        at_label = full.gather(1, labels.clamp(min=0)[:, None])[:, 0]
+        apart = (torch.from_numpy(fields["label_log_prob"]).float().exp() - at_label.exp()).abs()
+        agree = torch.from_numpy(np.isnan(fields["label_log_prob"])) == (labels < 0)
+        far = far + torch.where(labels < 0, 0, apart).where(agree, torch.inf)
+    if "index" in fields:
+        index = torch.from_numpy(fields["index"].astype(np.int64))
+        far = torch.where(_impossible(index, encoding.num_classes), torch.inf, far)
+    return float(far.mean())
 
 
 def _gap(cached: np.ndarray, now: torch.Tensor) -> torch.Tensor:

@@ -12,11 +12,12 @@ from pipeline.cache.locks import writing
 from pipeline.cache.parts import read_calibration
 from pipeline.caching.parts import Sample, calibrate, extract, try_extracting
 from pipeline.caching.task import run_task
+from pipeline.caching.trial import try_batch
 from pipeline.errors import CacheError, KdpipeError
 from pipeline.machine import cores
 from pipeline.shards import Index
 from pipeline.shards.index import Shard
-from pipeline.targets import Quality
+from pipeline.targets import Encoding, Quality
 from pipeline.teacher import Plan, Teacher, shapes_of
 from pipeline.views import View, ViewsConfig
 
@@ -125,6 +126,10 @@ class Backend(Protocol):
         """Store a calibration of the teacher's map in the job's cache; see `parts.calibrate`. Returns its name."""
         ...
 
+    def try_batch(self, job: Job, encoding: Encoding, views: Sequence[View], nondeterministic: bool) -> None:
+        """Run a job's first batch, whose cache may not be there yet; see `trial.try_batch`."""
+        ...
+
     def run(self, job: Job, tasks: Iterator[Task]) -> Iterator[Outcome]:
         """Do the tasks, taking them from the iterator as room comes up; outcomes come as they end.
 
@@ -191,6 +196,10 @@ class InProcess:
     def calibrate(self, job: Job, rank: int | None, views: Sequence[View]) -> str:
         """See Backend."""
         return calibrate(Cache(Store(job.url)), self._teacher, job.sample(views), rank)
+
+    def try_batch(self, job: Job, encoding: Encoding, views: Sequence[View], nondeterministic: bool) -> None:
+        """See Backend."""
+        try_batch(self._teacher, job.sample(views), encoding, nondeterministic=nondeterministic)
 
     def run(self, job: Job, tasks: Iterator[Task]) -> Iterator[Outcome]:
         """See Backend."""

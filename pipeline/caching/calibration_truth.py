@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 
-from pipeline.caching.agreement import FLOOR, ORTHONORMAL, SLACK, orthonormal_error
+from pipeline.caching.agreement import ORTHONORMAL, SLACK, orthonormal_error
+from pipeline.caching.determinism import FLOOR
 from pipeline.targets import Calibration, Feature
 
 # A calibration may be fitted to views of a few classes, or of other shards, and what is looked at may be a batch of

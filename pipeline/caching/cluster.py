@@ -21,6 +21,7 @@ from pipeline import remote
 from pipeline.caching.backend import Described, Job, Outcome, Task
 from pipeline.caching.worker import TeacherPlugin, describe, require_same
 from pipeline.errors import CacheError, KdpipeError, TeacherError
+from pipeline.targets import Encoding
 from pipeline.teacher import Plan, TeacherConfig
 from pipeline.views import View
 
@@ -36,6 +37,7 @@ _STEPS = {
     "settle": "finding how the teacher is run fastest",
     "try_extracting": "trying to take the teacher's parts out",
     "extract": "taking the teacher's parts out",
+    "try_batch": "trying the teacher on the first batch",
     "calibrate": "fitting the map's calibration",
 }
 
@@ -101,6 +103,10 @@ class Cluster:
         """See Backend. One worker fits it, and writes it."""
         name: str = self._on_one("calibrate", pickle.dumps(job), rank, tuple(views))
         return name
+
+    def try_batch(self, job: Job, encoding: Encoding, views: Sequence[View], nondeterministic: bool) -> None:
+        """See Backend, of one worker."""
+        self._on_one("try_batch", pickle.dumps(job), encoding, tuple(views), nondeterministic)
 
     def _on_one(self, name: str, *args: Any) -> Any:
         """What the plugin of some worker answers."""

@@ -13,11 +13,24 @@ from pipeline.views.canaries import COUNT, Canary, Pixels, compare, spread
 
 # Canaries lie in few blocks, so that checking them on remote shards reads megabytes, not gigabytes.
 _BLOCKS = 8
+NONDETERMINISTIC = "nondeterministic"
 
 
-def make_identity(index: Index, views: ViewsConfig, teacher: dict[str, Any], size: int) -> dict[str, Any]:
-    """Everything that decides the cached numbers and nothing that doesn't: no path, host, date or version."""
-    return {**index.identity(), "views": views.identity(), "render_size": size, "teacher": teacher}
+def make_identity(
+    index: Index, views: ViewsConfig, teacher: dict[str, Any], size: int, *, nondeterministic: bool = False
+) -> dict[str, Any]:
+    """Everything that decides the cached numbers and nothing that doesn't: no path, host, date or version.
+
+    `nondeterministic`: the user allowed a teacher that is not a function of its input. Left out where not, as it is
+    in caches that were made before.
+    """
+    declared = {NONDETERMINISTIC: True} if nondeterministic else {}
+    return {**index.identity(), "views": views.identity(), "render_size": size, "teacher": teacher} | declared
+
+
+def is_nondeterministic(cache: Cache) -> bool:
+    """Whether a cache's identity declares its teacher nondeterministic."""
+    return cache.identity.get(NONDETERMINISTIC) is True
 
 
 def render_canaries(index: Index, config: ViewsConfig, views: Sequence[View], size: int) -> list[Canary]:

@@ -10,9 +10,10 @@ import torch
 from pipeline.caching.alternatives import encodings, largest_rank
 from pipeline.caching.backend import Described
 from pipeline.caching.pace import Pace, rehearse
-from pipeline.caching.parts import VIEWS, parts_of, try_extracting
+from pipeline.caching.parts import VIEWS, Sample, parts_of, try_extracting
 from pipeline.caching.run import CachingConfig
 from pipeline.caching.sample import Answered
+from pipeline.caching.trial import try_batch
 from pipeline.caching.weigh import Scales, Weight, Writing, measure_writing
 from pipeline.machine import cores
 from pipeline.shards import Index
@@ -75,11 +76,12 @@ def measure(
 
     Raises:
         ShardError: a label is out of range, or a sample can't be read.
-        TeacherError: the teacher can't run, or answers with NaN.
+        TeacherError: the teacher can't run, or can't do the first batch: see `trial.try_batch`.
     """
     began = time.monotonic()
     config, block = config.cached, index.block_size
-    threads = (caching or CachingConfig()).render_threads or cores()
+    caching = caching or CachingConfig()
+    threads = caching.render_threads or cores()
     say("starting")
     labelling_index(index, config).check_labels(teacher.num_classes)
     index.verify()
@@ -87,6 +89,8 @@ def measure(
     encoding = Encoding.of(targets, teacher.num_classes, described.shapes)
     part_bytes, extracting = _parts(teacher, targets)
     teacher.search(len(views) * -(-len(index) // teacher.config.batch_size), at_most=0.25 * seconds)
+    first = Sample(index, config, views, teacher.built.input_size, threads)
+    try_batch(teacher, first, encoding, nondeterministic=caching.allow_nondeterministic)
     startup = time.monotonic() - began
     say("rendering and asking the teacher")
     pace, sample = rehearse(index, config, teacher, encoding, views, threads, max(0.0, 0.75 * seconds - startup))

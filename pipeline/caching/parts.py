@@ -123,7 +123,7 @@ def fit_tokens(teacher: Teacher, sample: Sample) -> tuple[torch.Tensor, int]:
             view = views[(place + turn) % len(views)]
             rendered = render_rows(reader, sample.config, rows, [view], sample.size, pool)
             said = teacher(rendered.pixels[0], rendered.erased[0])
-            require_finite(said, index, rows, view)
+            require_finite(said, index, rows, view, teacher.config.amp_dtype)
             assert said.map is not None, "the teacher doesn't give its map"
             count = min(VIEWS, max(1, _VALUES // said.map[0].numel()))
             found.append(said.map.movedim(1, -1).flatten(0, 2).cpu())

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import version
 from typing import Any
 
@@ -32,11 +33,12 @@ from pipeline.views.canaries import Pixels
 
 
 class CachingConfig(Config):
-    """How a cache is made; but for `calibration_from`, nothing here changes what is in it."""
+    """How a cache is made; but for `calibration_from` and `allow_nondeterministic`, nothing changes what is in it."""
 
     render_threads: int | None = Field(None, ge=1, description="decode and render threads; default: all cores")
     pixels: Pixels = Field("exact", description="how close an existing cache's canaries must be")
     calibration_from: str | None = Field(None, description="cache whose calibration the map gets; default: its own")
+    allow_nondeterministic: bool = Field(False, description="cache one output of a teacher that is stochastic")
 
 
 @dataclass
@@ -53,6 +55,15 @@ class Report:
     seconds: float = 0.0
     failed: list[Outcome] = field(default_factory=list)
     encoding: Encoding | None = None
+
+    def add(self, outcome: Outcome) -> None:
+        """Count a task that ended."""
+        if outcome.record is None:
+            self.failed.append(outcome)
+            return
+        self.tasks += 1
+        self.bytes += sum(f["bytes"] for f in outcome.record["files"].values())
+        self.quality.add(outcome.quality)
 
 
 @dataclass(frozen=True)
@@ -99,6 +110,7 @@ def cache_views(
     Raises:
         IdentityError: the cache there, or the one to take a calibration from, is of something else, or a segment was
             begun with other numerics.
+        TeacherError: the teacher can't do the first batch: see `trial.try_batch`.
         CacheError: it can't be written, a calibration can't be had, or the workers are gone.
     """
     caching = caching or CachingConfig()
@@ -111,14 +123,17 @@ def cache_views(
     num_classes = int(described.identity["num_classes"])
     labelling_index(index, config).check_labels(num_classes)
     encoding = Encoding.of(targets, num_classes, described.shapes)
-    identity = make_identity(index, config, described.identity, int(described.identity["input_size"]))
+    size, chance = int(described.identity["input_size"]), caching.allow_nondeterministic
+    identity = make_identity(index, config, described.identity, size, nondeterministic=chance)
     loan = borrow(caching.calibration_from, identity, encoding, views) if caching.calibration_from else None
     store, report = Store(place(url, identity)), Report()
     batches = -(-len(index) // int(described.numerics["batch_size"]))  # of each view
+    job_of = partial(Job, store.url, index, config, size, caching.render_threads, backend.beside)
     searched = not store.exists(STORE_RECORD)
     if searched:  # while nobody has to wait: it may take minutes
         backend.try_extracting(parts_of(targets))
         described = replace(described, numerics=backend.settle(layers_asked(described), len(views) * batches))
+        backend.try_batch(job_of(described), encoding, views, chance)
     with writing(store) as writer:
         with adding(store):
             cache = _open(store, index, config, identity, views, caching)
@@ -126,7 +141,9 @@ def cache_views(
                 sweep(cache)
             encoding = calibrated(cache, encoding, views, loan)
             described = settled(backend, described, cache, encoding, views, None if searched else batches)
-            job = Job(store.url, index, config, cache.size, caching.render_threads, backend.beside, described)
+            job = job_of(described)
+            if not searched and _unfinished(cache, encoding, views):
+                backend.try_batch(job, encoding, views, chance)
             encoding = report.encoding = _store_parts(backend, job, cache, encoding, parts_of(targets), views, loan)
             segments = segments_for(cache, encoding, list(views), described.numerics)
             todo = _todo(cache, index, segments)
@@ -139,14 +156,10 @@ def cache_views(
         # Another run may be at the same cache: what it has finished by now needn't be done twice.
         fresh = (task for task in todo if finished(store, task.segment, task.shard.name) is None)
         for done, outcome in enumerate(backend.run(job, fresh), start=1):
-            if outcome.record is None:
-                report.failed.append(outcome)
-                continue
-            report.tasks += 1
-            report.bytes += sum(f["bytes"] for f in outcome.record["files"].values())
-            report.quality.add(outcome.quality)
-            task = outcome.task
-            on_progress(Progress(done, len(todo), task.shard.name, task.segment.name, outcome.quality.views, pending))
+            report.add(outcome)
+            if outcome.record is not None:
+                at = outcome.task.shard.name, outcome.task.segment.name
+                on_progress(Progress(done, len(todo), *at, outcome.quality.views, pending))
     cache.refresh()
     report.seconds = time.monotonic() - began
     return cache, report
@@ -184,6 +197,13 @@ def _store_parts(
     encoding = have_calibration(backend, job, cache, encoding, views, loan)
     cache.refresh()
     return encoding
+
+
+def _unfinished(cache: Cache, encoding: Encoding, views: Sequence[View]) -> bool:
+    """Whether any task of these views is left to do."""
+    names = [s["name"] for s in cache.shards]
+    alike = [s for s in cache.segments if s.encoding == encoding and cache.complete(s, names)]
+    return not set(views) <= {view for segment in alike for view in segment.views}
 
 
 def _todo(cache: Cache, index: Index, segments: Sequence[Segment]) -> list[Task]:

@@ -1,6 +1,7 @@
 """The work of one task: one shard of one segment, from tar to arrays."""
 
 import itertools
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
@@ -10,6 +11,7 @@ import torch
 
 from pipeline.cache import Segment
 from pipeline.caching.finite import require_finite, require_fit
+from pipeline.errors import TargetsError
 from pipeline.shards import BlockReader, Index
 from pipeline.shards.index import Shard
 from pipeline.targets import Calibration, Quality, quality
@@ -46,6 +48,7 @@ def run_task(
     Raises:
         ShardError: a sample can't be read or decoded.
         TeacherError: the teacher answers with NaN or infinity, or with more than the segment's dtypes hold.
+        TargetsError: what the encoding loses can't be measured.
     """
     encoding, total = segment.encoding, Quality()
     fields = {f.name: np.empty((len(segment.views), shard.samples, *f.shape), f.dtype) for f in encoding.fields()}
@@ -55,13 +58,26 @@ def run_task(
             v = first_view + at
             labels = torch.from_numpy(rendered.labels[at]).to(teacher.device)
             output = teacher(rendered.pixels[at], rendered.erased[at])
-            require_finite(output, index, rows, segment.views[v])
+            require_finite(output, index, rows, segment.views[v], teacher.config.amp_dtype)
             encoded = encoding.encode(output, labels, calibration)
             require_fit(encoding, encoded, output, index, rows, segment.views[v])
             total.add(quality(output, labels, encoding, encoded, calibration))
             for name, array in encoded.items():
                 fields[name][v, place] = array
+    _require_measured(total, shard)
     return fields, total
+
+
+def _require_measured(total: Quality, shard: Shard) -> None:
+    """Refuse sums that a record can't hold, before anything of the task is written."""
+    wrong = [name for name, value in total.json().items() if not math.isfinite(value)]
+    if wrong:
+        raise TargetsError(
+            f"{wrong[0]}, which the encoding loses, is not finite",
+            where=shard.name,
+            found=total.json()[wrong[0]],
+            do="Keep more of it: --dtype, --pooled or --map float32, or no --map-rank",
+        )
 
 
 def views_a_step(index: Index, size: int) -> int:

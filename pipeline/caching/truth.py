@@ -1,20 +1,23 @@
 """Truth: render a sample of the cached views again, ask the teacher again, and compare.
 
-How much two runs of one teacher may differ is measured, not assumed: a live-versus-live control runs the same
-views in another order. The cache must be as close to the live teacher as that, beyond what its encoding takes.
+A live-versus-live control runs the same views in another order and beside other rows. The cache must be as close to the
+live teacher as that, beyond what its encoding takes; and the control must be no larger than rounding explains, else the
+teacher is not a function of its input and no cache of it can be checked value by value: see `determinism`.
 """
 
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import numpy as np
 import torch
 
 from pipeline.cache import ArrayReader, Cache, Segment
 from pipeline.cache.parts import read_calibration
 from pipeline.caching.agreement import Agreement, compare_feature, compare_logits
+from pipeline.caching.averages import BATCHES
 from pipeline.caching.calibration_truth import CalibrationTruth
+from pipeline.caching.determinism import compute_dtype, run_again
+from pipeline.caching.identity import is_nondeterministic
 from pipeline.machine import cores
 from pipeline.shards import BlockReader, Index
 from pipeline.shards.index import Shard
@@ -27,6 +30,7 @@ from pipeline.views.draws import permutation
 # A teacher's batch: rows of the index, within one block, of one view of a segment.
 Batch = tuple[Segment, View, range]
 
+_DISTANCES = ("control", "bound", "tolerance", "difference")
 _LOST = ("truncation", "quantisation")
 
 
@@ -50,19 +54,23 @@ def check_truth(
         seed: of the choice.
 
     Returns:
-        `views`; `control`: the largest difference between two live runs, nats (of log-probs); `tolerance`
-        derived from it; `difference`: the largest difference between cached and live values beyond their
-        rounding; `quantisation` and `truncation`: mean KL in nats that rounding and top-k each cost; None, these
-        five, where no logits are kept. `features`: of each that is, by name, `views`, and the first three relative
+        `views`; `control`: the largest difference between two live runs, nats (of log-probs); `bound`: the largest
+        that rounding explains; `tolerance` derived from both; `difference`: the largest difference between cached
+        and live values beyond their rounding; `quantisation` and `truncation`: mean KL in nats that rounding and
+        top-k each cost; None, these six, where no logits are kept. Of a teacher declared nondeterministic the
+        distances are means over batches, see `Agreement`, and `bound` is None.
+        `features`: of each that is, by name, `views`, and the first four relative
         to its largest value, of a map on a basis of its projections; `error`: mean relative squared error of what
         reading gives back. `segments`: names of those `checked` and of those `present` to choose from, of which one
         without a finished task in the index can't be checked. `calibrations`: of each map's, by name, see
-        `CalibrationTruth.json`. `failures`: a list of views beyond the tolerance; `ok`.
+        `CalibrationTruth.json`. `dtype`: of the teacher's products. `failures`: a list of views beyond the tolerance;
+        `reasons`: why nothing can be right, a list of sentences; `remarks`: what was not compared; `ok`.
     """
     config = config.cached
     reader, arrays = BlockReader(paired_index(index, config)), ArrayReader(cache)
-    batches = _choose(cache, segments, index, teacher.config.batch_size, samples, seed)
-    totals = {group: Agreement(group) for group in GROUPS}
+    batch, dtype, declared = teacher.config.batch_size, compute_dtype(teacher.numerics()), is_nondeterministic(cache)
+    batches = _choose(cache, segments, index, batch, max(samples, BATCHES * batch) if declared else samples, seed)
+    totals = {group: Agreement(group, dtype, declared) for group in GROUPS}
     calibrations: dict[str, CalibrationTruth] = {}
     # One segment after another: its features are asked for as they were when it was made.
     with ThreadPoolExecutor(cores()) as pool:
@@ -71,8 +79,9 @@ def check_truth(
             teacher.give([feature.name for feature in encoding.features])
             rendered = render_rows(reader, config, rows, [view], cache.size, pool)
             pixels, erased = rendered.pixels[0], rendered.erased[0]
-            back = None if erased is None else erased[::-1]
-            runs = teacher(pixels, erased), teacher(np.ascontiguousarray(pixels[::-1]), back).flipped()
+            # What depends on the batch alone is the same in the same batch, and was when it was cached.
+            rerun = teacher(pixels, erased) if declared else run_again(teacher, pixels, erased)
+            runs = teacher(pixels, erased), rerun
             stored = arrays.read(segment, shard.name, view, rows.start - shard.first, rows.stop - shard.first)
             places = [f"{shard.name} key {index.key(row)} view {view}" for row in rows]
             if encoding.kind != "none":
@@ -89,7 +98,8 @@ def check_truth(
                 compare_feature(totals[feature.name], feature, stored, (first, again), calibration, places)
     reader.close()
     found = {group: total.json() for group, total in totals.items() if total.views}
-    logits = dict.fromkeys(("control", "tolerance", "difference", *_LOST)) | found.pop("logits", {})
+    logits = dict.fromkeys((*_DISTANCES, *_LOST)) | found.pop("logits", {})
+    reasons, remarks = ([s for total in totals.values() if (s := getattr(total, w))] for w in ("reason", "remark"))
     failures = [failure for total in totals.values() for failure in total.failures]
     views = sum(len(rows) for _, _, rows in batches)
     of_maps = {name: known.json() for name, known in sorted(calibrations.items())}
@@ -102,8 +112,11 @@ def check_truth(
         "segments": {"checked": [name for name in present if name in looked_at], "present": present},
         "features": found,
         "calibrations": of_maps,
+        "dtype": dtype,
         "failures": failures,
-        "ok": views > 0 and sound and not failures,
+        "reasons": reasons,
+        "remarks": remarks,
+        "ok": views > 0 and sound and not failures and not reasons,
     }
 
 
@@ -123,7 +136,8 @@ def join(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
             if name in features
         },
         "calibrations": _worst(known for p in parts for known in p["calibrations"].items()),
-        "failures": [f for p in parts for f in p["failures"]],
+        "dtype": "/".join(dict.fromkeys(p["dtype"] for p in parts)),
+        **{name: [f for p in parts for f in p[name]] for name in ("failures", "reasons", "remarks")},
         "ok": all(p["ok"] for p in parts),
     }
 
@@ -133,7 +147,7 @@ def _joined(parts: Sequence[dict[str, Any]], means: Sequence[str]) -> dict[str, 
     parts = [p for p in parts if p["views"]] or list(parts[:1])
     views = sum(p["views"] for p in parts)
     found = {n: sum(p[n] * p["views"] for p in parts) / views if views else None for n in means}
-    worst = {n: max(p[n] for p in parts) if views else None for n in ("control", "tolerance", "difference")}
+    worst = {n: max((p[n] for p in parts if p[n] is not None), default=None) for n in _DISTANCES}
     return {"views": views, **worst, **found}
 
 

@@ -16,9 +16,11 @@ from pipeline import remote
 from pipeline.cache import Cache, Store
 from pipeline.caching.backend import Described, Job, do, settle
 from pipeline.caching.parts import calibrate, extract, try_extracting
+from pipeline.caching.trial import try_batch
 from pipeline.errors import IdentityError
 from pipeline.fingerprint import differences
 from pipeline.machine import few_arenas
+from pipeline.targets import Encoding
 from pipeline.teacher import Plan, Teacher, TeacherConfig
 from pipeline.views import View
 
@@ -81,19 +83,29 @@ class TeacherPlugin(WorkerPlugin):
         job, teacher, cache = self._begin(packed)
         return calibrate(cache, teacher, job.sample(views), rank)
 
+    def try_batch(self, packed: bytes, encoding: Encoding, views: Sequence[View], nondeterministic: bool) -> None:
+        """See Backend; the job is pickled."""
+        job: Job = pickle.loads(packed)
+        require_same(self.described(), job.teacher, socket.gethostname())
+        try_batch(self._prepared(job), job.sample(views), encoding, nondeterministic=nondeterministic)
+
     def _begin(self, packed: bytes) -> tuple[Job, Teacher, Cache]:
         """A job, and the teacher as it is to be run in it."""
         if packed not in self._jobs:
-            job: Job = pickle.loads(packed)
-            require_same(self.described(), job.teacher, socket.gethostname())
-            self._jobs[packed] = job, Cache(Store(job.url))
-        assert self._teacher is not None
+            new: Job = pickle.loads(packed)
+            require_same(self.described(), new.teacher, socket.gethostname())
+            self._jobs[packed] = new, Cache(Store(new.url))
         job, cache = self._jobs[packed]
+        return job, self._prepared(job), cache
+
+    def _prepared(self, job: Job) -> Teacher:
+        """The teacher as it is to be run in a job."""
         # As one worker found for all; the last task may have been of another job.
         with self._lock:
             self.described(tuple(job.teacher.shapes))
         self.settle(job.teacher.numerics["layers"], 0)
-        return job, self._teacher, cache
+        assert self._teacher is not None
+        return self._teacher
 
 
 def describe(features: tuple[str, ...], dask_worker: Any) -> Described:

@@ -5,11 +5,13 @@ from pipeline.teacher.config import AmpDtype, TeacherConfig
 from pipeline.teacher.device import devices_here, resolve_device
 from pipeline.teacher.extract import head_parts, tail_parts
 from pipeline.teacher.parts import Tail, load_head, load_tail
-from pipeline.teacher.plan import Plan
+from pipeline.teacher.plan import CAUSES, NOT_A_FUNCTION, Plan
 from pipeline.teacher.teacher import Teacher, shapes_of
 
 __all__ = [
+    "CAUSES",
     "FEATURES",
+    "NOT_A_FUNCTION",
     "AmpDtype",
     "Plan",
     "Tail",

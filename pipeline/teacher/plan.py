@@ -22,6 +22,8 @@ TOLERANCE = 1e-5
 # thousands too, but nothing has averaged them yet.
 _CALLED = {"logits": "logit", "pooled": "pooled feature", "map": "value of the final map"}
 _ROOM = {"logits": 1.0, "pooled": 10.0, "map": 10.0}
+NOT_A_FUNCTION = "the teacher is not a function of its input"
+CAUSES = "dropout left on, batch norm in train mode, added noise, or normalisation over the batch"
 # About a plan that somebody gave, or that a cache was begun with.
 OTHER = "Leave out teacher.layers; where a cache was begun like this, go on where it can be done, or begin another"
 
@@ -91,16 +93,38 @@ def noise(images: int, size: int) -> torch.Tensor:
 
 
 def require_same(
-    found: TeacherOutput, expected: TeacherOutput, name: str, what: str, do: str, tolerance: float = TOLERANCE
+    found: TeacherOutput,
+    expected: TeacherOutput,
+    name: str,
+    what: str,
+    do: str,
+    tolerance: float = TOLERANCE,
+    again: Callable[[], TeacherOutput] | None = None,
 ) -> None:
     """Refuse an answer whose logits differ from another's by more than `tolerance`, relative to the largest.
 
     Features may differ ten times as much. Only what both have is compared. What isn't finite in the expected one is
-    refused by whoever keeps it.
+    refused by whoever keeps it. Where they differ, `again` gives the expected one once more: a network whose
+    outputs differ from run to run has no forms to compare.
 
     Raises:
         TeacherError: they differ.
     """
+    difference = _difference(found, expected, tolerance)
+    if difference is None:
+        return
+    twice = _difference(again(), expected, tolerance) if again is not None else None
+    if twice is not None:
+        do = (
+            f"Likely causes: {CAUSES}. Mend the model's eval mode; one that is stochastic on purpose can't be compared "
+        )
+        do += "with another form or with its features: --set teacher.form=eager, and neither --pooled nor --map"
+        what, difference = f"{NOT_A_FUNCTION}: run twice on the same images, its outputs differ", twice
+    raise TeacherError(what, where=name, found=difference[0], allowed=difference[1], do=do)
+
+
+def _difference(found: TeacherOutput, expected: TeacherOutput, tolerance: float) -> tuple[str, str] | None:
+    """The first part that differs by more than is allowed, and how much is; None if none does."""
     others = found.parts()
     for part, values in expected.parts().items():
         if part not in others:
@@ -111,7 +135,8 @@ def require_same(
         allowed = tolerance * _ROOM[part]
         if not bool((gap <= allowed * most).all()):
             far = f"{float(gap.max() / most):.2g} of the largest {_CALLED[part]}"
-            raise TeacherError(what, where=name, found=far, allowed=f"{allowed:.2g}", do=do)
+            return far, f"{allowed:.2g}"
+    return None
 
 
 def _put(model: nn.Module, at: str, module: nn.Module) -> None:

@@ -27,7 +27,7 @@ def live(feature: Feature, seed: int = 0) -> torch.Tensor:
 
 
 def compared(feature: Feature, stored: dict, now: torch.Tensor, again: torch.Tensor, basis=None) -> Agreement:
-    total = Agreement(feature.name)
+    total = Agreement(feature.name, "bfloat16")
     compare_feature(total, feature, stored, (as_live(now), as_live(again)), basis, PLACES)
     return total
 

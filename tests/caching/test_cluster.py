@@ -159,11 +159,15 @@ def test_a_teacher_that_cannot_be_loaded_is_one_line(world, client, tmp_path):
 
 
 def test_a_worker_with_other_weights_is_refused(world, client, tmp_path, monkeypatch):
-    """It describes itself, and is asked again at its first task."""
+    """Before the run, and again at the first task of each: one that comes later was not there before the run."""
     who = teacher(client)
     described = who.describe()
     other = {**described.identity, "weights": "0" * 64}
     monkeypatch.setattr(who, "describe", lambda _: type(described)(other, described.numerics, described.config))
+    with pytest.raises(IdentityError, match="another weights"):
+        cached(world, tmp_path / "c", who, views=(0,))
+    assert not (tmp_path / "c").exists()
+    monkeypatch.setattr(who, "try_batch", lambda *_: None)
     _, report = cached(world, tmp_path / "c", who, views=(0,))
     assert report.tasks == 0
     assert all(isinstance(o.error, IdentityError) for o in report.failed)
@@ -244,6 +248,7 @@ class TestDeath:
         [
             ("settle", "finding how the teacher is run fastest"),
             ("try_extracting", "trying to take the teacher's parts out"),
+            ("try_batch", "trying the teacher on the first batch"),
             ("extract", "taking the teacher's parts out"),
             ("calibrate", "fitting the map's calibration"),
             ("do", r"shard-0000\.tar of \S+"),
@@ -287,7 +292,10 @@ class TestDeath:
     @pytest.mark.slow
     @pytest.mark.parametrize(
         ("when", "message"),
-        [("built", "a worker died; found loading the teacher"), ("asked", "2 workers died .* the map's calibration")],
+        [
+            ("built", "a worker died; found loading the teacher"),
+            ("asked", "2 workers died .* the teacher on the first batch"),
+        ],
     )
     def test_of_processes(self, world, tmp_path, when, message):
         model = {"model": "tests.caching.faulty:dying", "model_kwargs": {"when": when}}
