@@ -88,7 +88,7 @@ def _truth(
             **last["teacher"],
             "weights": weights or last["teacher"]["weights"],
             **{k: segments[0].numerics.get(k) for k in _HOW},
-            "device": device or segments[0].numerics["device"],
+            "device": device or segments[0].numerics.get("device", "auto"),
         }
         teacher = _teacher(settings, cache.num_classes)
         require_identity(store, make_identity(index, config, teacher.identity(), cache.size), cache.identity)
