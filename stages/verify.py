@@ -5,9 +5,11 @@ from collections.abc import Callable
 from typing import Any
 
 import click
+from pydantic import ValidationError
 
 from pipeline.cache import Cache, Segment, Store, check_integrity, require_identity
 from pipeline.cache.commit import read_provenance
+from pipeline.cache.schema import refused
 from pipeline.caching import check_canaries, check_truth, make_identity
 from pipeline.caching.parts_truth import check_parts
 from pipeline.caching.truth import join
@@ -86,7 +88,7 @@ def _truth(
     for segments in _by_numerics(cache):
         settings = {
             **last["teacher"],
-            "weights": weights or last["teacher"]["weights"],
+            "weights": weights or last["teacher"].get("weights"),
             **{k: segments[0].numerics.get(k) for k in _HOW},
             "device": device or segments[0].numerics.get("device", "auto"),
         }
@@ -115,7 +117,11 @@ def _truth(
 def _teacher(settings: dict[str, Any], num_classes: int) -> Teacher:
     """The teacher as it was run; its layers plain where this machine can't compute them as they were."""
     try:
-        return Teacher(TeacherConfig.model_validate(settings), num_classes)
+        config = TeacherConfig.model_validate(settings)
+    except ValidationError as e:
+        raise refused(e, "the teacher in the cache's provenance") from None
+    try:
+        return Teacher(config, num_classes)
     except TeacherError as e:
         if not settings["layers"]:
             raise

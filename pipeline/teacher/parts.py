@@ -80,7 +80,7 @@ def load_tail(tensors: Tensors, about: Mapping[str, Any], where: object, teacher
     if teacher not in (None, about["teacher"]):
         what = "the tail is another teacher's"
         raise IdentityError(what, where=where, found=about["teacher"], allowed=teacher, do="Store the teacher's own")
-    inputs, outputs = _taken(tensors, ("probe_inputs", "probe_outputs"), where)
+    inputs, outputs = _taken(tensors, {"probe_inputs": 4, "probe_outputs": 4}, where)
     asked = {name: about[name] for name in ("model", "model_kwargs", "num_classes", "input_size")}
     with torch.random.fork_rng(devices=[]):  # weights that are overwritten cost the run none of its random numbers
         module = build(ModelConfig.model_validate(asked)).module
@@ -98,7 +98,7 @@ def load_tail(tensors: Tensors, about: Mapping[str, Any], where: object, teacher
     stage, norm = parts
     assert stage is not None
     tail = Tail(stage, norm, shape_of(inputs), shape_of(outputs), about["channels_last"])
-    _require_same(answers(tail, inputs), outputs, where, "tail")
+    _require_same(tail, inputs, outputs, where, "tail")
     return tail
 
 
@@ -109,14 +109,17 @@ def load_head(tensors: Tensors, where: object) -> nn.Linear:
         IdentityError: it says something else of its probes than is stored.
         CacheError: the part lacks something.
     """
-    names = ("weight", "bias", "probe_inputs", "probe_outputs")
-    weight, bias, inputs, outputs = _taken(tensors, names, where)
+    dimensions = {"weight": 2, "bias": 1, "probe_inputs": 2, "probe_outputs": 2}
+    weight, bias, inputs, outputs = _taken(tensors, dimensions, where)
+    if len(bias) != len(weight):
+        do = "Copy the cache again"
+        raise CacheError("the head's bias isn't that of its weight", where=where, found=len(bias), do=do)
     head = nn.utils.skip_init(nn.Linear, weight.shape[1], weight.shape[0])
     with torch.no_grad():
         head.weight.copy_(weight)
         head.bias.copy_(bias)
     head.requires_grad_(False)
-    _require_same(answers(head, inputs), outputs, where, "head")
+    _require_same(head, inputs, outputs, where, "head")
     assert isinstance(head, nn.Linear)
     return head
 
@@ -141,8 +144,12 @@ def shape_of(maps: torch.Tensor) -> Shape:
     return channels, height, width
 
 
-def _require_same(found: torch.Tensor, stored: torch.Tensor, where: object, name: str) -> None:
-    far = gap(found, stored)
+def _require_same(part: nn.Module, inputs: torch.Tensor, stored: torch.Tensor, where: object, name: str) -> None:
+    try:
+        far = gap(answers(part, inputs), stored)
+    except RuntimeError as e:  # of shapes and types that the part doesn't take
+        what = f"the {name} can't be run on its probes: {str(e)[:200]}"
+        raise CacheError(what, where=where, do="Copy the cache again") from e
     if far > TOLERANCE:
         raise IdentityError(
             f"the {name} isn't the one that was stored: it says something else of its probes",
@@ -153,8 +160,12 @@ def _require_same(found: torch.Tensor, stored: torch.Tensor, where: object, name
         )
 
 
-def _taken(tensors: Tensors, names: tuple[str, ...], where: object) -> list[torch.Tensor]:
-    missing = [name for name in names if name not in tensors]
-    if missing:
-        raise CacheError(f"the part lacks {missing[0]}", where=where, do="Copy the cache again")
-    return [tensors[name] for name in names]
+def _taken(tensors: Tensors, dimensions: Mapping[str, int], where: object) -> list[torch.Tensor]:
+    for name, count in dimensions.items():
+        if name not in tensors:
+            raise CacheError(f"the part lacks {name}", where=where, do="Copy the cache again")
+        if tensors[name].ndim != count or not len(tensors[name]):
+            found, allowed = tuple(tensors[name].shape), f"{count} dimensions"
+            what = f"{name} has another shape than a part's"
+            raise CacheError(what, where=where, found=found, allowed=allowed, do="Copy the cache again")
+    return [tensors[name] for name in dimensions]
