@@ -9,12 +9,11 @@ from typing import Any
 
 from pipeline.cache.identities import Identity
 from pipeline.cache.layout import (
-    CANARY_CHUNK,
     CANARY_LABELS,
     FORMAT,
+    OF_STORE,
     STORE_RECORD,
     Segment,
-    of_store,
     padded_rows,
     part_file,
     part_record,
@@ -41,7 +40,7 @@ def read_store_record(store: Store) -> Content:
     if isinstance(content.get("format"), int) and content["format"] != FORMAT:
         raise CacheError("cache of another format", where=store, found=content["format"], allowed=FORMAT)
     validated(StoreRecord, content, where)
-    _require_names(content["files"], of_store(CANARY_CHUNK in content["files"]), where)
+    _require_names(content["files"], OF_STORE, where)
     return content
 
 
@@ -71,7 +70,7 @@ def parse_canaries(files: dict[str, bytes], identity: Content, store: Store) -> 
     content = unseal(files[CANARY_LABELS], where)
     validated(CanaryLabels, content, where)
     labels: list[Content] = content["canaries"]
-    _, group, _, pixels, *_ = of_store(canary_chunk=False)
+    _, group, _, pixels, _ = OF_STORE
     check_group(load_document(files[group], f"{store}/{group}"), f"{store}/{group}")
     check_pixels(files[pixels], f"{store}/{pixels}", len(labels), int(identity["render_size"]))
     return labels

@@ -20,12 +20,12 @@ from pipeline.cache.layout import (
     CANARY_LABELS,
     CANARY_PIXELS,
     FORMAT,
+    OF_STORE,
     PROVENANCE,
     ROOT,
     STORE_RECORD,
     Segment,
     fill_value,
-    of_store,
     padded_rows,
     part_file,
     part_record,
@@ -76,11 +76,12 @@ def create(store: Store, identity: dict[str, Any], canaries: list[Canary]) -> Ca
             dtype="uint8",
             compressors=_codecs("noshuffle"),
             dimension_names=("canary", "y", "x", "channel"),
+            config={"write_empty_chunks": True},  # black ones too
         )
         array[:] = pixels
     store.put(CANARY_LABELS, seal({"canaries": [c.label() for c in canaries]}))
     store.sync_parent()
-    _vouch(store, STORE_RECORD, {"format": FORMAT}, of_store(store.exists(CANARY_CHUNK)))
+    _vouch(store, STORE_RECORD, {"format": FORMAT}, OF_STORE)
     return Cache(store)
 
 
@@ -126,14 +127,12 @@ def sweep(cache: Cache) -> None:
 
 def read_canaries(cache: Cache) -> list[Canary]:
     """The canaries of an open cache, whose files were checked when it was opened."""
-    shape, digest = (len(cache.canaries), cache.size, cache.size, 3), cache.record["files"].get(CANARY_CHUNK)
-    pixels = np.zeros(shape, np.uint8)
-    if digest is not None:
-        [data] = check_files(cache.store, {CANARY_CHUNK: digest}).values()
-        try:
-            pixels = decoded(data, shape, "uint8")
-        except ChecksumError as e:
-            raise CorruptionError(f"canaries can't be read: {e}", where=f"{cache.store}/{CANARY_CHUNK}") from e
+    shape, digest = (len(cache.canaries), cache.size, cache.size, 3), cache.record["files"][CANARY_CHUNK]
+    [data] = check_files(cache.store, {CANARY_CHUNK: digest}).values()
+    try:
+        pixels = decoded(data, shape, "uint8")
+    except ChecksumError as e:
+        raise CorruptionError(f"canaries can't be read: {e}", where=f"{cache.store}/{CANARY_CHUNK}") from e
     return [Canary(**label, pixels=p) for label, p in zip(cache.canaries, pixels, strict=True)]
 
 

@@ -27,7 +27,9 @@ ROOT = "zarr.json"
 STORE_RECORD = "commits/store.json"
 CANARY_LABELS = "canaries/labels.json"
 CANARY_PIXELS = "canaries/pixels"
-CANARY_CHUNK = f"{CANARY_PIXELS}/c/0/0/0/0"  # not there if all pixels are black, as Zarr has it
+CANARY_CHUNK = f"{CANARY_PIXELS}/c/0/0/0/0"
+# What the store's record vouches for.
+OF_STORE = (ROOT, f"canaries/{ROOT}", CANARY_LABELS, f"{CANARY_PIXELS}/{ROOT}", CANARY_CHUNK)
 PROVENANCE = "provenance.json"
 CALIBRATION = "calibration-"  # begins the name of such a part
 # Inner chunks near this size: large enough for the codec, small enough to read one block.
@@ -136,12 +138,6 @@ def part_file(name: str) -> str:
 def part_record(name: str) -> str:
     """Path of the record that vouches for a part."""
     return f"commits/{name}.json"
-
-
-def of_store(canary_chunk: bool) -> tuple[str, ...]:
-    """Paths of the files that the store's record vouches for."""
-    plain = (ROOT, f"canaries/{ROOT}", CANARY_LABELS, f"{CANARY_PIXELS}/{ROOT}")
-    return (*plain, CANARY_CHUNK) if canary_chunk else plain
 
 
 def part_named(record: str) -> str | None:

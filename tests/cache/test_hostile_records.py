@@ -132,10 +132,12 @@ def differs(one: dict[str, Any], two: dict[str, Any]) -> list[Any]:
     return [key for key in {**one, **two} if key not in one or key not in two or not same(one[key], two[key])]
 
 
-def test_300_resealed_mutations_are_refused_or_change_nothing(world, whole, copied, tmp_path, monkeypatch):
+def test_300_resealed_mutations_are_refused_or_change_nothing(world, tmp_path, monkeypatch):
     monkeypatch.setattr("pipeline.cache.store.fsync", lambda _: None)
     monkeypatch.setattr("os.fsync", lambda _: None)
-    rng, truth = random.Random(0), read_everything(whole, world)
+    copied = tmp_path / "copied"
+    make_cache(world, copied, views=(0,), targets=TargetsConfig(k=3, pooled="int8", map="float16", map_rank=2), **TINY)
+    rng, truth = random.Random(0), read_everything(copied, world)
     names = sorted(str(p.relative_to(copied)) for p in copied.rglob("*.json"))
     before, opened = tree(copied, ()), []
     refusals: list[str] = []
