@@ -1,10 +1,19 @@
 """An open cache: its identity, its segments and which of their tasks are committed."""
 
-import json
 from typing import Any
 
-from pipeline.cache.layout import FORMAT, ROOT, STORE_RECORD, Segment, in_order, part_named
-from pipeline.cache.records import read_record
+from pipeline.cache.checked import (
+    check_segment,
+    parse_canaries,
+    parse_root,
+    read_part_record,
+    read_segment,
+    read_store_record,
+    read_task,
+)
+from pipeline.cache.layout import ROOT, STORE_RECORD, Segment, in_order, part_named
+from pipeline.cache.names import is_folder, shown
+from pipeline.cache.schema import wrong
 from pipeline.cache.store import Store
 from pipeline.errors import CacheError, CorruptionError, IdentityError
 from pipeline.fingerprint import canonical_json, differences, fingerprint, sha256
@@ -18,7 +27,9 @@ class Cache:
 
     Attributes:
         store: where it lives.
+        record: of the store: format, and digests of the identity's and the canaries' files.
         identity: what it is a cache of; see `caching.identity`.
+        canaries: what stands in place of each canary's name, see `read_canaries`.
         segments: in the order of their numbers.
         commits: (segment name, shard name) -> record of the finished task; without those of another segment of this
             name, see `Segment.owns`.
@@ -26,18 +37,17 @@ class Cache:
 
     Raises:
         CacheError: no cache there, or one of another format.
-        CorruptionError: its metadata are not what was written.
+        CorruptionError: its records or metadata are not what was written, or not what kdpipe writes.
     """
 
     def __init__(self, store: Store) -> None:
         self.store = store
         if not store.exists(STORE_RECORD):
             raise CacheError("no cache here", where=store, do="Make one with kdpipe cache-teacher, or mend the path")
-        record = read_record(store, STORE_RECORD)
-        if record["format"] != FORMAT:
-            raise CacheError("cache of another format", where=store, found=record["format"], allowed=FORMAT)
-        check_files(store, record["files"])
-        self.identity: dict[str, Any] = json.loads(store.read(ROOT))["attributes"]["kdpipe"]["identity"]
+        self.record = read_store_record(store)
+        files = check_files(store, self.record["files"])
+        self.identity: dict[str, Any] = parse_root(files[ROOT], f"{store}/{ROOT}")
+        self.canaries = parse_canaries(files, self.identity, store)
         self.segments: list[Segment] = []
         self.commits: dict[tuple[str, str], dict[str, Any]] = {}
         self.parts: dict[str, dict[str, Any]] = {}
@@ -75,26 +85,33 @@ class Cache:
     def refresh(self) -> None:
         """Read segments and commits anew, checking every record and the arrays' metadata."""
         names = self.store.files("commits")
-        records = [read_record(self.store, name) for name in names if name.endswith("/segment.json")]
-        for record in records:
-            check_files(self.store, record["files"])
-        self.segments = sorted((Segment.parse(record["segment"]) for record in records), key=lambda s: s.number)
+        segments = []
+        for name in names:
+            if is_folder(name):  # a link, perhaps: its tasks would look undone
+                raise wrong(f"{self.store}/{name}", "", "not a folder")
+            if name.endswith("/segment.json"):
+                segment, files = read_segment(self.store, name)
+                check_segment(segment, check_files(self.store, files), self.identity, self.store)
+                segments.append(segment)
+        # Where there are no locks, two runs may have given one number to two.
+        self.segments = sorted(segments, key=lambda s: (s.number, s.name))
         self._require_described(names)
-        named = {part_named(name): name for name in names}
-        self.parts = {part: read_record(self.store, name) for part, name in named.items() if part}
-        present = set(names)
-        tasks = [(segment, shard["name"]) for segment in self.segments for shard in self.shards]
-        done = {
-            (segment.name, shard): (segment, read_record(self.store, segment.commit(shard)))
-            for segment, shard in tasks
-            if segment.commit(shard) in present
-        }
-        self.commits = {task: record for task, (segment, record) in done.items() if segment.owns(record)}
+        parts = [part for name in names if (part := part_named(name))]
+        self.parts = {part: read_part_record(self.store, part) for part in parts}
+        present, self.commits = set(names), {}
+        for segment in self.segments:
+            for position, shard in enumerate(self.shards):
+                if segment.commit(shard["name"]) in present:
+                    record = read_task(self.store, segment, position, shard)
+                    if segment.owns(record):
+                        self.commits[segment.name, shard["name"]] = record
 
     def _require_described(self, names: list[str]) -> None:
         """Records of finished tasks without their segment's: their arrays would look like leftovers, and be swept."""
         described = {segment.name for segment in self.segments}
         for folder, tasks in tasks_by_segment(names).items():
+            if not is_folder(f"commits/{folder}"):
+                raise wrong(f"{self.store}/commits", "", f"no segment has the name {shown(folder)}")
             record = f"commits/{folder}/segment.json"
             # A segment that was added while the names were listed is no such case.
             if folder not in described and not self.store.exists(record):
@@ -148,15 +165,18 @@ def tasks_by_segment(names: list[str]) -> dict[str, list[str]]:
     return found
 
 
-def check_files(store: Store, files: dict[str, str]) -> None:
-    """Raise CorruptionError unless each named file has its recorded sha256."""
+def check_files(store: Store, files: dict[str, str]) -> dict[str, bytes]:
+    """The bytes of each named file; raises CorruptionError unless it has its recorded sha256."""
+    found = {}
     for name, digest in files.items():
-        if sha256(store.read(name)) != digest:
+        found[name] = store.read(name)
+        if sha256(found[name]) != digest:
             raise CorruptionError(
                 "a file of the cache is damaged",
                 where=f"{store}/{name}",
                 do="Restore it from a copy, or cache anew",
             )
+    return found
 
 
 def require_identity(where: object, ours: dict[str, Any], theirs: dict[str, Any]) -> None:

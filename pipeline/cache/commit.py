@@ -4,6 +4,7 @@ A missing chunk reads as its fill value, silently; so presence never comes from 
 a record is written when everything it vouches for is on disk.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,10 +12,15 @@ import zarr
 from zarr.codecs import BloscCodec, Crc32cCodec
 from zarr.errors import ContainsArrayError
 
-from pipeline.cache.cache import Cache
+from pipeline.cache.cache import Cache, check_files
+from pipeline.cache.checked import check_identity, read_segment, read_task
+from pipeline.cache.chunks import ChecksumError, decoded
 from pipeline.cache.layout import (
+    CANARY_CHUNK,
     CANARY_LABELS,
+    CANARY_PIXELS,
     FORMAT,
+    OF_STORE,
     PROVENANCE,
     ROOT,
     STORE_RECORD,
@@ -24,12 +30,17 @@ from pipeline.cache.layout import (
     part_file,
     part_record,
 )
+from pipeline.cache.metadata import MOST_BYTES
+from pipeline.cache.names import fits_shard, shown
 from pipeline.cache.parts import spare
 from pipeline.cache.records import read_record, seal
+from pipeline.cache.schema import validated
+from pipeline.cache.schemas import Provenance
 from pipeline.cache.store import PARTIAL, Store
-from pipeline.errors import CacheError
-from pipeline.fingerprint import fingerprint, sha256
+from pipeline.errors import CacheError, CorruptionError
+from pipeline.fingerprint import canonical_json, sha256
 from pipeline.targets import Quality
+from pipeline.untrusted import load_json
 from pipeline.views.canaries import Canary
 
 # Of zstd. Features are large and nearly noise: more than the least effort takes them several times as long for 3 %.
@@ -39,10 +50,15 @@ _LEVEL, _FAST = 5, 1
 def create(store: Store, identity: dict[str, Any], canaries: list[Canary]) -> Cache:
     """Create a cache where there is nothing, or finish a creation that was interrupted.
 
+    Of the canaries those are kept whose pixels one chunk can hold.
+
     Raises:
-        CacheError: something else is there, or it can't be written.
+        CacheError: something else is there, it can't be written, or the identity is none that a cache can have.
     """
+    require_names(identity["shards"])
+    check_identity(load_json(canonical_json(identity)), store)
     require_empty(store, "Choose another --out")
+    canaries = canaries[: max(1, MOST_BYTES // canaries[0].pixels.nbytes)]
     with store.writing(""):
         # What an interrupted creation left. Zarr's own overwriting would take the folder away, and with it its lock.
         for name in [ROOT, *store.files("canaries")]:
@@ -54,19 +70,31 @@ def create(store: Store, identity: dict[str, Any], canaries: list[Canary]) -> Ca
         )
         pixels = np.stack([c.pixels for c in canaries])
         array = group.create_array(
-            "canaries/pixels",
+            CANARY_PIXELS,
             shape=pixels.shape,
             chunks=pixels.shape,
             dtype="uint8",
             compressors=_codecs("noshuffle"),
             dimension_names=("canary", "y", "x", "channel"),
+            config={"write_empty_chunks": True},  # black ones too
         )
         array[:] = pixels
     store.put(CANARY_LABELS, seal({"canaries": [c.label() for c in canaries]}))
-    files = [ROOT, *store.files("canaries")]
     store.sync_parent()
-    _vouch(store, STORE_RECORD, {"format": FORMAT}, files)
+    _vouch(store, STORE_RECORD, {"format": FORMAT}, OF_STORE)
     return Cache(store)
+
+
+def require_names(shards: Sequence[dict[str, Any]]) -> None:
+    """Raise CacheError for the first shard whose name can't be that of its tasks' records."""
+    for shard in shards:
+        if not fits_shard(shard["name"]):
+            raise CacheError(
+                "the records of a shard's tasks are named after it, which its name doesn't allow",
+                found=shown(shard["name"]),
+                allowed="up to 209 bytes of UTF-8 without slashes, backslashes and control characters",
+                do="Rename the shard, and index it again",
+            )
 
 
 def require_empty(store: Store, do: str) -> None:
@@ -99,9 +127,13 @@ def sweep(cache: Cache) -> None:
 
 def read_canaries(cache: Cache) -> list[Canary]:
     """The canaries of an open cache, whose files were checked when it was opened."""
-    labels = read_record(cache.store, CANARY_LABELS)["canaries"]
-    pixels = np.asarray(zarr.open_group(cache.store.zarr(read_only=True), mode="r")["canaries/pixels"][:])  # type: ignore[index]
-    return [Canary(**label, pixels=p) for label, p in zip(labels, pixels, strict=True)]
+    shape, digest = (len(cache.canaries), cache.size, cache.size, 3), cache.record["files"][CANARY_CHUNK]
+    [data] = check_files(cache.store, {CANARY_CHUNK: digest}).values()
+    try:
+        pixels = decoded(data, shape, "uint8")
+    except ChecksumError as e:
+        raise CorruptionError(f"canaries can't be read: {e}", where=f"{cache.store}/{CANARY_CHUNK}") from e
+    return [Canary(**label, pixels=p) for label, p in zip(cache.canaries, pixels, strict=True)]
 
 
 def add_segment(cache: Cache, segment: Segment) -> None:
@@ -137,9 +169,7 @@ def add_segment(cache: Cache, segment: Segment) -> None:
             except ContainsArrayError as e:
                 raise _taken(store, segment, "arrays", segment.array(field.name)) from e
     _require_unknown(store, segment)
-    folder = f"segments/{segment.name}"
-    metadata = ["segments/zarr.json", *(n for n in store.files(folder) if n.endswith("zarr.json"))]
-    _vouch(store, segment.record, {"segment": segment.json()}, metadata)
+    _vouch(store, segment.record, {"segment": segment.json()}, segment.metadata)
     require_added(store, segment)
     cache.refresh()
 
@@ -164,7 +194,7 @@ def require_added(store: Store, segment: Segment) -> None:
     Raises:
         CacheError: the record is of another segment of this name, or missing.
     """
-    found = fingerprint(read_record(store, segment.record)["segment"])
+    found = read_segment(store, segment.record)[0].digest
     if found != segment.digest:
         raise CacheError(
             "another run has added another segment of this name at the same moment",
@@ -175,10 +205,11 @@ def require_added(store: Store, segment: Segment) -> None:
         )
 
 
-def finished(store: Store, segment: Segment, shard: str) -> dict[str, Any] | None:
+def finished(cache: Cache, segment: Segment, shard: int) -> dict[str, Any] | None:
     """The record of a task, be it that somebody else has committed it since the cache was opened; None without one."""
-    name = segment.commit(shard)
-    record = read_record(store, name) if store.exists(name) else None
+    store, identity = cache.store, cache.shards[shard]
+    there = store.exists(segment.commit(identity["name"]))
+    record = read_task(store, segment, shard, identity) if there else None
     return record if record is not None and segment.owns(record) else None
 
 
@@ -256,11 +287,19 @@ def write_provenance(store: Store, entry: dict[str, Any]) -> None:
 
 
 def read_provenance(store: Store) -> list[dict[str, Any]]:
-    """The runs that made a cache, oldest first."""
-    return list(read_record(store, PROVENANCE)["runs"]) if store.exists(PROVENANCE) else []
+    """The runs that made a cache, oldest first.
+
+    Raises:
+        CorruptionError: it is damaged, or isn't as kdpipe writes it.
+    """
+    if not store.exists(PROVENANCE):
+        return []
+    content = read_record(store, PROVENANCE)
+    validated(Provenance, content, f"{store}/{PROVENANCE}")
+    return list(content["runs"])
 
 
-def _vouch(store: Store, record: str, content: dict[str, Any], files: list[str]) -> None:
+def _vouch(store: Store, record: str, content: dict[str, Any], files: Sequence[str]) -> None:
     store.sync(*files)
     store.put(record, seal({**content, "files": {name: sha256(store.read(name)) for name in files}}))
 

@@ -1,33 +1,43 @@
 """Integrity: every byte of a cache is the one that was written, nothing is missing and nothing is foreign."""
 
-import json
-from collections.abc import Iterable
-from typing import Any
-
-import numpy as np
-import zarr
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
 
 from pipeline.cache.cache import tasks_by_segment
+from pipeline.cache.checked import (
+    check_segment,
+    parse_canaries,
+    parse_root,
+    read_lost_task,
+    read_part_record,
+    read_segment,
+    read_store_record,
+    read_task,
+)
+from pipeline.cache.chunks import ChecksumError, TaskFile
+from pipeline.cache.commit import read_provenance
 from pipeline.cache.layout import (
     CALIBRATION,
-    FORMAT,
+    CANARY_LABELS,
     PROVENANCE,
     ROOT,
     STORE_RECORD,
     Segment,
+    padded_rows,
     part_file,
     part_named,
     part_record,
 )
-from pipeline.cache.parts import calibration_name, needed
-from pipeline.cache.records import read_record
+from pipeline.cache.names import is_folder
+from pipeline.cache.parts import calibration_name, load_tensors, needed
 from pipeline.cache.select import HEAD
 from pipeline.cache.store import Store
 from pipeline.errors import CacheError
 from pipeline.fingerprint import sha256
-from pipeline.tensors import parse
+from pipeline.targets import ArrayField
 
 Problem = dict[str, str]
+T = TypeVar("T")
 
 
 def check_integrity(store: Store) -> tuple[list[Problem], dict[str, int]]:
@@ -44,26 +54,25 @@ def check_integrity(store: Store) -> tuple[list[Problem], dict[str, int]]:
     if not any(name.startswith(("commits/", ROOT)) for name in names):
         raise CacheError("no cache here", where=store, do="Mend the path")
     check = _Check(store)
-    check.record(STORE_RECORD)
+    check.root()
     if PROVENANCE in names:
-        check.record(PROVENANCE)
+        check.record(PROVENANCE, lambda: read_provenance(store))
     records = [n for n in names if n.startswith("commits/") and n.endswith(".json") and n != STORE_RECORD]
     segments = {}
     for name in (n for n in records if n.endswith("/segment.json")):
-        content = check.record(name)
-        if content is not None:
-            segment = Segment.parse(content["segment"])
+        segment = check.segment(name)
+        if segment is not None:
             segments[segment.name] = segment
-            check.expect(segment.record == name, name, f"it describes segment {segment.name}")
     check.parts({name: part for name in records if (part := part_named(name))}, segments.values())
-    shards = check.shards()
     lost = []
     for folder, tasks in tasks_by_segment(records).items():
         if folder in segments:
             for name in tasks:
-                check.commit(name, segments, shards)
+                check.commit(name, segments[folder])
             continue
         # What the segment's record vouched for can't be told, and is not foreign. A damaged one is listed already.
+        if not is_folder(f"commits/{folder}"):
+            continue  # foreign
         lost.append(f"segments/{folder}/")
         for name in tasks:
             check.arrays(name)
@@ -93,10 +102,13 @@ class _Check:
         self.store = store
         self.problems: list[Problem] = []
         self.known: set[str] = set()
+        self.damaged: set[str] = set()
+        self.identity: dict[str, Any] = {}  # stays empty where it can't be told
         self.counts = {"files": 0, "bytes": 0, "commits": 0}
 
     def problem(self, where: str, what: str) -> None:
         self.problems.append({"where": where, "what": what})
+        self.damaged.add(where)
 
     def expect(self, holds: bool, where: str, what: str) -> None:
         if not holds:
@@ -113,25 +125,47 @@ class _Check:
         self.counts["bytes"] += len(data)
         return data
 
-    def record(self, name: str) -> dict[str, Any] | None:
-        """A sealed record, and the plain files whose sha256 it holds."""
-        if self.read(name) is None:
-            return None
+    def valid(self, name: str, check: Callable[[], T]) -> T | None:
+        """What a check of a file gives; None where it fails, which is a problem of that file."""
         try:
-            content = read_record(self.store, name)
+            return check()
         except CacheError as e:
             self.problem(name, e.what)
             return None
-        if "format" in content:
-            self.expect(content["format"] == FORMAT, name, f"format {content['format']}, this release reads {FORMAT}")
-        for file, entry in content.get("files", {}).items():
-            if isinstance(entry, str):
-                self.file(file, entry)
-        return content
+
+    def record(self, name: str, read: Callable[[], T]) -> T | None:
+        """What reading a sealed record gives."""
+        return None if self.read(name) is None else self.valid(name, read)
+
+    def sealed(self, files: dict[str, str]) -> dict[str, bytes]:
+        """Of the plain files whose sha256 a record holds, those that are as they were written."""
+        return {name: self.store.read(name) for name, digest in files.items() if self.file(name, digest)}
+
+    def root(self) -> None:
+        """The store's record and what it vouches for: identity and canaries."""
+        content = self.record(STORE_RECORD, lambda: read_store_record(self.store))
+        if content is None:
+            return
+        files = self.sealed(content["files"])
+        if ROOT in files:
+            self.identity = self.valid(ROOT, lambda: parse_root(files[ROOT], f"{self.store}/{ROOT}")) or {}
+        if self.identity and files.keys() == content["files"].keys():
+            self.valid(CANARY_LABELS, lambda: parse_canaries(files, self.identity, self.store))
+
+    def segment(self, name: str) -> Segment | None:
+        """A segment's record, and the metadata of its arrays."""
+        found = self.record(name, lambda: read_segment(self.store, name))
+        if found is None:
+            return None
+        segment, digests = found
+        files = self.sealed(digests)
+        if self.identity and files.keys() == digests.keys():
+            self.valid(name, lambda: check_segment(segment, files, self.identity, self.store))
+        return segment
 
     def file(self, name: str, digest: str, size: int | None = None) -> bool:
         if name in self.known:
-            return True
+            return name not in self.damaged
         data = self.read(name)
         if data is None:
             return False
@@ -143,17 +177,6 @@ class _Check:
             return False
         return True
 
-    def identity(self) -> dict[str, Any]:
-        """From the root; empty if that is damaged."""
-        try:
-            return dict(json.loads(self.store.read(ROOT))["attributes"]["kdpipe"]["identity"])
-        except (CacheError, ValueError, KeyError, TypeError):
-            return {}
-
-    def shards(self) -> dict[str, tuple[int, dict[str, Any]]]:
-        """Position and identity of each shard."""
-        return {s["name"]: (i, s) for i, s in enumerate(self.identity().get("shards", []))}
-
     def parts(self, records: dict[str, str], segments: Iterable[Segment]) -> None:
         """The parts by the paths of their records, and that those which segments need are among them."""
         for name, part in records.items():
@@ -163,67 +186,69 @@ class _Check:
 
     def part(self, name: str, part: str) -> None:
         """A part's record, its file, and that it is of this cache's teacher, or what its name says."""
-        content = self.record(name)
+        content = self.record(name, lambda: read_part_record(self.store, part))
+        file = part_file(part)
         if content is None:
-            self.known.add(part_file(part))  # which a damaged record can't vouch for, but it isn't foreign
+            self.known.add(file)  # which a damaged record can't vouch for, but it isn't foreign
             return
-        fits = content["part"] == part and list(content["files"]) == [part_file(part)]
-        self.expect(fits, name, f"it describes part {content['part']}")
-        if not fits or any(p["where"] == part_file(part) for p in self.problems):
+        if not self.file(file, content["files"][file]):
             return
-        teacher = self.identity().get("teacher", {}).get("weights")
+        teacher = self.identity.get("teacher", {}).get("weights")
         of = content["about"].get("teacher")
-        if part.startswith(CALIBRATION):
-            try:
-                fits = calibration_name(parse(self.store.read(part_file(part)))) == part
-            except ValueError as e:  # intact, but nothing that kdpipe wrote
-                self.problem(part_file(part), f"can't be read: {e}")
-                return
-            self.expect(fits, name, "its name is of another content")
-        else:
+        if not part.startswith(CALIBRATION):
             self.expect(of == teacher, name, f"it is of another teacher: of weights {str(of)[:16]}")
+            return
+        tensors = self.valid(file, lambda: load_tensors(self.store.read(file), file))
+        if tensors is not None:
+            self.expect(calibration_name(tensors) == part, name, "its name is of another content")
 
     def arrays(self, name: str) -> None:
         """A task's record and its files, of a segment of which nothing else is known."""
-        content = self.record(name)
+        content = self.record(name, lambda: read_lost_task(self.store, name))
         if content is not None:
             self.counts["commits"] += 1
             for file, entry in content["files"].items():
                 self.file(file, entry["sha256"], entry["bytes"])
 
-    def commit(self, name: str, segments: dict[str, Segment], shards: dict[str, tuple[int, dict[str, Any]]]) -> None:
+    def commit(self, name: str, segment: Segment) -> None:
         """A task's record: that it belongs where it lies, and that its files are what it says."""
-        content = self.record(name)
-        if content is None:
-            return
-        self.counts["commits"] += 1
-        segment = segments.get(content["segment"])
-        position, shard = shards.get(content["shard"]["name"], (None, None))
-        fits = segment is not None and shard == content["shard"] and segment.commit(content["shard"]["name"]) == name
-        if not fits or segment is None or position is None:
+        shards = enumerate(self.identity.get("shards", []))
+        found = next(((i, s) for i, s in shards if segment.commit(s["name"]) == name), None)
+        if found is None:
+            self.read(name)
             self.problem(name, "it records a task that this cache does not have")
             return
-        self.expect(segment.owns(content), name, "it is of another segment of this name: cache-teacher does it again")
-        expected = {segment.chunk(field.name, position): field.name for field in segment.encoding.fields()}
-        self.expect(set(content["files"]) == set(expected), name, "it does not name exactly the task's arrays")
-        for file, entry in content["files"].items():
-            if not self.file(file, entry["sha256"], entry["bytes"]) and file in expected:
-                self.locate(segment, expected[file], position)
-
-    def locate(self, segment: Segment, field: str, position: int) -> None:
-        """Which views and rows of a damaged file can't be read any more."""
-        path = segment.array(field)
-        try:
-            array = zarr.open_array(self.store.zarr(read_only=True), path=path, mode="r")
-        except Exception as e:
-            # Metadata may be what is damaged; the file itself is on the list already.
-            self.problem(path, f"can't be opened: {type(e).__name__}")
+        position, shard = found
+        content = self.record(name, lambda: read_task(self.store, segment, position, shard))
+        if content is None:
+            # Which a damaged record can't vouch for, but they aren't foreign.
+            self.known |= set(segment.chunks(position))
             return
-        rows = array.chunks[2]
+        self.counts["commits"] += 1
+        self.expect(segment.owns(content), name, "it is of another segment of this name: cache-teacher does it again")
+        for file, field in zip(segment.chunks(position), segment.encoding.fields(), strict=True):
+            if not self.file(file, content["files"][file]["sha256"], content["files"][file]["bytes"]):
+                self.locate(segment, field, position, file)
+
+    def locate(self, segment: Segment, field: ArrayField, position: int, file: str) -> None:
+        """Which views and rows of a damaged file can't be read any more."""
+        try:
+            size = self.store.size(file)
+        except CacheError:  # on the list already
+            return
+        if size is None:
+            return
+        shards, block = self.identity["shards"], int(self.identity["block_size"])
+        sizes = {"rows": padded_rows(shards, block), "samples": int(shards[position]["samples"]), "block": block}
+        step = segment.rows_a_chunk(field.name, block)
+        try:
+            chunks = TaskFile(self.store, file, size, segment, field, **sizes)
+        except (ChecksumError, CacheError) as e:
+            self.problem(file, f"nothing of it can be read: {e}")
+            return
         for v, view in enumerate(segment.views):
-            for start in range(0, array.shape[2], rows):
+            for start in range(0, sizes["samples"], step):
                 try:
-                    np.asarray(array[v, position, start : start + rows])
-                except Exception as e:
-                    what = f"view {view} rows {start}:{start + rows} can't be read: {type(e).__name__}"
-                    self.problem(segment.chunk(field, position), what)
+                    chunks.read(v, start, start + step)
+                except (ChecksumError, CacheError) as e:
+                    self.problem(file, f"view {view} rows {start}:{start + step} can't be read: {e}")

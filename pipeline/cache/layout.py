@@ -26,6 +26,10 @@ FORMAT = 1
 ROOT = "zarr.json"
 STORE_RECORD = "commits/store.json"
 CANARY_LABELS = "canaries/labels.json"
+CANARY_PIXELS = "canaries/pixels"
+CANARY_CHUNK = f"{CANARY_PIXELS}/c/0/0/0/0"
+# What the store's record vouches for.
+OF_STORE = (ROOT, f"canaries/{ROOT}", CANARY_LABELS, f"{CANARY_PIXELS}/{ROOT}", CANARY_CHUNK)
 PROVENANCE = "provenance.json"
 CALIBRATION = "calibration-"  # begins the name of such a part
 # Inner chunks near this size: large enough for the codec, small enough to read one block.
@@ -48,7 +52,7 @@ class Segment:
     views: tuple[View, ...]
     numerics: dict[str, Any]
 
-    @property
+    @cached_property
     def name(self) -> str:
         """Folder name, for example 000-top16-float16-v0-4."""
         return f"{self.number:03d}-{self.encoding.name}-{span(self.views)}"
@@ -57,6 +61,13 @@ class Segment:
     def record(self) -> str:
         """Path of the record that describes it."""
         return f"commits/{self.name}/segment.json"
+
+    @property
+    def metadata(self) -> tuple[str, ...]:
+        """Paths of the zarr.json files that its record vouches for."""
+        folder = f"segments/{self.name}"
+        arrays = (self.array(field.name) for field in self.encoding.fields())
+        return tuple(f"{path}/{ROOT}" for path in ("segments", folder, *arrays))
 
     def commit(self, shard: str) -> str:
         """Path of the record of the task that did `shard`."""
@@ -70,6 +81,15 @@ class Segment:
         """Path of the one file that holds a field of a task (Zarr's default chunk keys)."""
         trailing = "/0" * (1 + len(self._tail(field)))
         return f"{self.array(field)}/c/0/{shard}{trailing}"
+
+    def chunks(self, shard: int) -> tuple[str, ...]:
+        """Paths of all files of a task."""
+        return tuple(before + str(shard) + behind for before, behind in self._around)
+
+    @cached_property
+    def _around(self) -> tuple[tuple[str, str], ...]:
+        """What stands before and behind the shard's position in `chunk`, by field."""
+        return tuple((f"{self.array(f.name)}/c/0/", "/0" * (1 + len(f.shape))) for f in self.encoding.fields())
 
     def rows_a_chunk(self, field: str, block: int) -> int:
         """Rows in an inner chunk: a whole block unless that is beyond CHUNK_BYTES."""

@@ -10,9 +10,12 @@ import fsspec
 from pipeline.cache.cache import Cache
 from pipeline.cache.commit import read_provenance
 from pipeline.cache.layout import ROOT, describe
+from pipeline.cache.names import is_plain
+from pipeline.cache.records import JSON_BYTES
 from pipeline.cache.store import Store
 from pipeline.errors import CacheError, KdpipeError
 from pipeline.fingerprint import fingerprint
+from pipeline.untrusted import load_json
 from pipeline.views import ViewsConfig
 
 
@@ -42,13 +45,13 @@ def find_caches(place: str) -> Iterator[str]:
             continue
         # A link may lead back up.
         folders = [n for n, entry in names.items() if entry["type"] == "directory" and not entry.get("islink")]
-        waiting += [f"{below}/{name}" if below else name for name in sorted(folders, reverse=True)]
+        waiting += [f"{below}/{name}" if below else name for name in sorted(folders, reverse=True) if is_plain(name)]
 
 
 def is_cache(store: Store) -> bool:
     """Whether the root says that it is a cache of kdpipe's, whole or not."""
     try:
-        return "kdpipe" in json.loads(store.read(ROOT))["attributes"]
+        return "kdpipe" in dict(load_json(store.read(ROOT, JSON_BYTES))["attributes"])
     except (CacheError, ValueError, KeyError, TypeError):
         return False
 
@@ -97,6 +100,6 @@ def summarise(url: str) -> dict[str, Any]:
 
 
 def _policy(views: dict[str, Any]) -> dict[str, Any]:
-    plain = json.loads(json.dumps(ViewsConfig().identity()))
+    plain = load_json(json.dumps(ViewsConfig().identity()))
     changed = {name: value for name, value in views.items() if name not in plain or value != plain[name]}
     return {"version": views["version"], **changed}

@@ -9,6 +9,7 @@ An object store has none: there nothing is ever deleted on the way, and segments
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import TypeVar
 
 from pipeline.cache.store import Store
@@ -72,7 +73,7 @@ def adding(store: Store) -> Iterator[None]:
     if store.local is None:
         yield
         return
-    folder = store.local / "commits"
+    folder = Path(store.path("commits"))
     with store.writing("commits"):
         folder.mkdir(parents=True, exist_ok=True)
         lock = FolderLock(folder)

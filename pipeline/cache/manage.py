@@ -5,7 +5,6 @@ command finishes.
 """
 
 import glob
-import json
 import os
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -17,9 +16,9 @@ from pipeline.cache.cache import Cache
 from pipeline.cache.layout import CANARY_LABELS, PROVENANCE, ROOT, STORE_RECORD, part_file, part_record
 from pipeline.cache.listing import is_cache, place_of
 from pipeline.cache.parts import spare
-from pipeline.cache.records import read_record
 from pipeline.cache.store import Store
 from pipeline.errors import CacheError, ConfigError
+from pipeline.untrusted import load_json
 
 
 def orphans(cache: Cache) -> dict[str, int]:
@@ -28,9 +27,9 @@ def orphans(cache: Cache) -> dict[str, int]:
     Only true while nobody writes: see `locks`.
     """
     store = cache.store
-    known = {STORE_RECORD, CANARY_LABELS, PROVENANCE, *read_record(store, STORE_RECORD)["files"]}
+    known = {STORE_RECORD, CANARY_LABELS, PROVENANCE, *cache.record["files"]}
     for segment in cache.segments:
-        known |= {segment.record, *read_record(store, segment.record)["files"]}
+        known |= {segment.record, *segment.metadata}
     for (segment_name, shard), record in cache.commits.items():
         known |= {f"commits/{segment_name}/{shard}.json", *record["files"]}
     for part in set(cache.parts) - set(spare(cache)):
@@ -152,7 +151,7 @@ def wanted(keep: Sequence[str]) -> Wanted:
 
 def _reference(path: Path) -> dict[str, Any]:
     try:
-        said = json.loads(path.read_text())
+        said = load_json(path.read_text())
     except (OSError, ValueError) as e:
         raise ConfigError("can't be read as JSON: nothing was deleted", where=f"--keep {path}") from e
     named = {k: said[k] for k in ("cache", "root") if isinstance(said, dict) and isinstance(said.get(k), str)}

@@ -12,12 +12,15 @@ import torch
 from safetensors.torch import save
 
 from pipeline.cache.cache import Cache
+from pipeline.cache.checked import check_part, read_part_record
 from pipeline.cache.layout import CALIBRATION, Segment, part_file, part_record
-from pipeline.cache.records import read_record, seal
+from pipeline.cache.names import is_file
+from pipeline.cache.records import seal
 from pipeline.errors import CacheError, CorruptionError
 from pipeline.fingerprint import sha256
 from pipeline.targets import Calibration, Encoding
 from pipeline.tensors import parse
+from pipeline.untrusted import load_json
 
 _REPEAT = "Repeat the kdpipe cache-teacher that made it"
 _MEND = "Delete its record, and repeat the kdpipe cache-teacher that made it"
@@ -31,14 +34,15 @@ def put_part(cache: Cache, name: str, tensors: dict[str, torch.Tensor], about: d
     """
     if name in cache.parts:
         return
-    put_part_bytes(cache, name, _bytes(tensors), json.loads(json.dumps(about)))
+    put_part_bytes(cache, name, _bytes(tensors), load_json(json.dumps(about)))
 
 
 def put_part_bytes(cache: Cache, name: str, data: bytes, about: dict[str, Any]) -> None:
     """Store a part as its file is, and then its record."""
     store, file = cache.store, part_file(name)
-    store.put(file, data)
     record = {"part": name, "files": {file: sha256(data)}, "bytes": len(data), "about": about}
+    check_part(record, f"{store}/{part_record(name)}")
+    store.put(file, data)
     store.put(part_record(name), seal(record))
     cache.parts[name] = record
 
@@ -51,19 +55,24 @@ def read_part(cache: Cache, name: str) -> tuple[dict[str, torch.Tensor], dict[st
         CacheError: it is missing.
     """
     data = read_part_bytes(cache, name)
+    return load_tensors(data, f"{cache.store}/{part_file(name)}"), cache.parts[name]["about"]
+
+
+def load_tensors(data: bytes, where: object) -> dict[str, torch.Tensor]:
+    """The tensors of a part's file; raises CorruptionError if it isn't one."""
     try:
-        return parse(data), cache.parts[name]["about"]
+        return parse(data)
     except ValueError as e:
-        where = f"{cache.store}/{part_file(name)}"
         raise CorruptionError(f"a part of the cache can't be read: {e}", where=where, do=_MEND) from e
 
 
 def read_part_bytes(cache: Cache, name: str) -> bytes:
     """A part's file, checked; raises as `read_part`."""
-    if name not in cache.parts and cache.store.exists(part_record(name)):  # stored since the cache was opened
-        cache.parts[name] = read_record(cache.store, part_record(name))
+    unknown = name not in cache.parts and is_file(part_record(name))
+    if unknown and cache.store.exists(part_record(name)):  # stored since the cache was opened
+        cache.parts[name] = read_part_record(cache.store, name)
     if name not in cache.parts:
-        where = f"{cache.store}/{part_record(name)}"
+        where = f"{cache.store} part {name}"
         raise CacheError(f"the cache has no part {name}", where=where, do=_REPEAT)
     [(file, digest)] = cache.parts[name]["files"].items()
     data = cache.store.read(file)
@@ -89,8 +98,18 @@ def read_calibration(cache: Cache, encoding: Encoding) -> Calibration | None:
     name = encoding.map.calibration if encoding.map else None
     if name is None:
         return None
+    assert encoding.map is not None
     tensors, about = read_part(cache, name)
-    return Calibration(**tensors, explained=about["explained"])
+    width, rank = encoding.map.shape[-1], encoding.map.rank
+    shapes = {"mean": (width,), "std": (width,)} | ({} if rank is None else {"components": (rank, width)})
+    for key, shape in shapes.items():
+        there = tensors.get(key)
+        if there is None or there.shape != shape or there.dtype != torch.float32 or not there.isfinite().all():
+            found = "nothing" if there is None else f"{there.dtype} {tuple(there.shape)}"
+            where = f"{cache.store}/{part_file(name)}: {key}"
+            allowed = f"finite numbers, torch.float32 {shape}"
+            raise CorruptionError("not of the map that needs it", where=where, found=found, allowed=allowed, do=_MEND)
+    return Calibration(**{key: tensors[key] for key in shapes}, explained=float(about["explained"]))
 
 
 def with_calibration(encoding: Encoding, name: str | None) -> Encoding:

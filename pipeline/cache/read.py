@@ -19,6 +19,7 @@ class ArrayReader:
     def __init__(self, cache: Cache) -> None:
         self.url = cache.store.url
         self._position = {s["name"]: i for i, s in enumerate(cache.shards)}
+        self._samples = [int(s["samples"]) for s in cache.shards]
         self._block = int(cache.identity["block_size"])
         self._rows = padded_rows(cache.shards, self._block)
         self._bytes = {
@@ -48,24 +49,25 @@ class ArrayReader:
         for field in segment.encoding.fields() if fields is None else fields:
             name = segment.chunk(field.name, position)
             try:
-                out[field.name] = self._file(segment, field, name).read(at, start, stop)
-            except (ChecksumError, RuntimeError) as e:
-                raise self._damaged(name, "its checksum", f"view {view} rows {start}:{stop}") from e
+                out[field.name] = self._file(segment, field, name, position).read(at, start, stop)
+            except ChecksumError as e:
+                raise self._damaged(name, str(e), f"view {view} rows {start}:{stop}") from e
         return out
 
-    def _file(self, segment: Segment, field: ArrayField, name: str) -> TaskFile:
+    def _file(self, segment: Segment, field: ArrayField, name: str, position: int) -> TaskFile:
         """The file of a field of a task. Its size is checked when it is first touched."""
         if name not in self._files:
             self._store = self._store or Store(self.url)
             size = self._store.size(name)
             if size != self._bytes[name]:
-                raise self._damaged(name, "its size", f"{size} bytes instead of {self._bytes[name]}")
-            self._files[name] = TaskFile(self._store, name, self._bytes[name], segment, field, self._rows, self._block)
+                raise self._damaged(name, "its size is wrong", f"{size} bytes instead of {self._bytes[name]}")
+            sizes = {"rows": self._rows, "samples": self._samples[position], "block": self._block}
+            self._files[name] = TaskFile(self._store, name, self._bytes[name], segment, field, **sizes)
         return self._files[name]
 
     def _damaged(self, name: str, what: str, found: str) -> CorruptionError:
         return CorruptionError(
-            f"a chunk of the cache is damaged: {what} is wrong",
+            f"a chunk of the cache is damaged: {what}",
             where=f"{self.url}/{name}",
             found=found,
             do="kdpipe verify lists all damage; delete the damaged tasks' records and repeat kdpipe cache-teacher",

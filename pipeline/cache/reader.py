@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from pipeline.cache.cache import Cache, require_identity
-from pipeline.cache.parts import read_part
+from pipeline.cache.parts import read_calibration, read_part
 from pipeline.cache.read import ArrayReader
 from pipeline.cache.select import HEAD, TAIL, Source, Want, select
 from pipeline.cache.store import Store
@@ -152,8 +152,7 @@ class CacheReader:
             feature = one.encoding.map
             if "map" in one.groups and feature is not None and feature.calibration is not None:
                 if feature.calibration not in self._parts:
-                    tensors, about = read_part(self.cache, feature.calibration)
-                    self._parts[feature.calibration] = Calibration(**tensors, explained=about["explained"])
+                    self._parts[feature.calibration] = read_calibration(self.cache, one.encoding)
                 found: Calibration = self._parts[feature.calibration]
                 return found
         return None

@@ -13,12 +13,16 @@ from pipeline.cache.cache import Cache
 from pipeline.cache.layout import Segment, in_order
 from pipeline.cache.parts import needed
 from pipeline.cache.reader import CacheReader
+from pipeline.cache.records import JSON_BYTES
+from pipeline.cache.schema import validated
+from pipeline.cache.schemas import CacheRecordFile
 from pipeline.cache.select import Want
-from pipeline.errors import CacheError, IdentityError, TargetsError
+from pipeline.errors import CacheError, IdentityError, KdpipeError, TargetsError
 from pipeline.fingerprint import fingerprint
 from pipeline.redact import bare_url
 from pipeline.shards import Index
 from pipeline.targets import Encoding, Quality
+from pipeline.untrusted import load_json
 from pipeline.views import View, ViewsConfig
 
 PLACE = "{identity}"
@@ -90,10 +94,14 @@ class CacheRecord:
             CacheError: not there, or no record.
         """
         try:
-            return cls(**json.loads(Path(path).read_text()))
-        except (OSError, ValueError, TypeError) as e:
+            with Path(path).open("rb") as file:
+                content = load_json(file.read(JSON_BYTES))
+            validated(CacheRecordFile, content, path)
+        except (OSError, ValueError) as e:
             do = "Make one with kdpipe cache-teacher --record, or name the cache itself"
-            raise CacheError("no record of a cache", where=path, do=do) from e
+            found = e.what if isinstance(e, KdpipeError) else None
+            raise CacheError("no record of a cache", where=path, found=found, do=do) from e
+        return cls(**content)
 
 
 def place(out: str, identity: dict[str, Any]) -> str:

@@ -2,10 +2,14 @@
 
 On a local disk a file appears whole or not at all (temporary name, fsync, rename, fsync of the folder). On an
 object store a put is atomic by itself.
+
+Only `Store.path` makes paths of names, whoever the names are from: it takes those that the layout has, and follows no
+link out of the cache.
 """
 
 import os
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +18,9 @@ import numcodecs.blosc
 import zarr.abc.store
 from zarr.storage import FsspecStore, LocalStore
 
-from pipeline.errors import CacheError, KdpipeError
+from pipeline.cache import names
+from pipeline.cache.guarded import Guarded
+from pipeline.errors import CacheError, CorruptionError, KdpipeError
 from pipeline.files import fsync
 
 # Blosc's worker threads append their parts as they finish, which makes the bytes depend on timing.
@@ -37,32 +43,79 @@ class Store:
         else:
             self._fs, self._root = fsspec.filesystem("file"), str(self.local.absolute())
         self._named: set[Path] = set()  # folders whose names are on disk
+        self._read: dict[str, str] = {}  # paths of files of which ranges were read
 
     def __str__(self) -> str:
         return self.url
 
     def zarr(self, read_only: bool) -> zarr.abc.store.Store:
-        """The same place as a Zarr store."""
+        """The same place as a Zarr store, with the same names."""
         if self.local is not None:
-            return LocalStore(self.local, read_only=read_only)
-        return FsspecStore.from_url(self.url, read_only=read_only)
+            return Guarded(LocalStore(self.local, read_only=read_only), self._inner)
+        return Guarded(FsspecStore.from_url(self.url, read_only=read_only), self._inner)
 
-    def path(self, name: str) -> str:
-        """Absolute path of `name` as fsspec wants it."""
-        return f"{self._root}/{name}" if name else self._root
+    def path(self, name: str, *, foreign: bool = False, link: bool = False) -> str:
+        """Absolute path of a file or folder as fsspec wants it.
 
-    def read(self, name: str) -> bytes:
-        """All bytes of a file.
+        Args:
+            name: relative to the root, which is the empty name.
+            foreign: whether it may be one that the layout doesn't have, as `files` lists them.
+            link: whether it may itself be a link out of the cache, as what is deleted may.
 
         Raises:
-            CacheError: it is missing or can't be read.
+            CorruptionError: it is no such name, or a link leads out of the cache.
         """
+        if not (names.is_plain(name) if foreign else names.is_file(name) or names.is_folder(name)):
+            raise names.refusal(self, name)
+        if not name:
+            return self._root
+        if self.local is not None:
+            self._require_inside(name.split("/")[: -1 if link else None])
+        return f"{self._root}/{name}"
+
+    def _inner(self, name: str) -> bool:
+        """Whether Zarr may use a file; it also asks for those of its older formats."""
+        return names.is_file(name) and bool(self.path(name))
+
+    def _require_inside(self, parts: list[str]) -> None:
+        """Refuse links that lead out of the cache; its root may be one."""
+        path = self._root
+        for part in parts:
+            path = f"{path}/{part}"
+            if os.path.islink(path):
+                root, target = os.path.realpath(self._root), os.path.realpath(path)
+                if os.path.commonpath([root, target]) != root:
+                    raise CorruptionError(
+                        "a link leads out of the cache",
+                        where=path,
+                        found=names.shown(target),
+                        do="Don't use this cache if you have not made the link; else put the files in its place",
+                    )
+
+    def _file(self, name: str) -> str:
+        """Path of a file that is to be read: of a pipe or a device reading would never end."""
+        path = self.path(name)
+        if self.local is not None and os.path.exists(path) and not os.path.isfile(path):
+            raise CorruptionError("not a regular file", where=f"{self}/{name}", do="Don't use this cache")
+        return path
+
+    def read(self, name: str, most: int | None = None) -> bytes:
+        """All bytes of a file, which may have no more than `most`.
+
+        Raises:
+            CacheError: it is missing, can't be read or is larger.
+        """
+        path = self._file(name)
         try:
-            return self._fs.cat_file(self.path(name))
+            # One byte more than may be there tells, without asking for the size first.
+            data = bytes(self._fs.cat_file(path) if most is None else self._fs.cat_file(path, start=0, end=most + 1))
         except FileNotFoundError as e:
             raise CacheError("a file of the cache is missing", where=f"{self}/{name}") from e
         except Exception as e:
             raise _unreadable(f"{self}/{name}", e) from e
+        if most is not None and len(data) > most:
+            raise CorruptionError("larger than any such file", where=f"{self}/{name}", allowed=f"{most} bytes")
+        return data
 
     def read_range(self, name: str, start: int, stop: int) -> bytes:
         """Bytes [start, stop) of a file.
@@ -70,10 +123,12 @@ class Store:
         Raises:
             CacheError: it is missing or can't be read.
         """
+        if (path := self._read.get(name)) is None:  # a loader reads thousands of ranges of a file
+            path = self._read[name] = self._file(name)
         try:
             if self.local is None:
-                return bytes(self._fs.cat_file(self.path(name), start=start, end=stop))
-            handle = os.open(self.local / name, os.O_RDONLY)
+                return bytes(self._fs.cat_file(path, start=start, end=stop))
+            handle = os.open(path, os.O_RDONLY)
             try:
                 return os.pread(handle, stop - start, start)
             finally:
@@ -85,38 +140,55 @@ class Store:
 
     def exists(self, name: str) -> bool:
         """Whether a file or folder is there."""
+        path = self.path(name)
         try:
-            return bool(self._fs.exists(self.path(name)))
+            return bool(self._fs.exists(path))
         except Exception as e:
             raise _unreadable(f"{self}/{name}", e) from e
 
     def size(self, name: str) -> int | None:
-        """Bytes of a file, None if it is not there."""
+        """Bytes of a file, which may be a foreign one; None if it is not there."""
+        path = self.path(name, foreign=True)
         try:
-            return int(self._fs.size(self.path(name)))
+            return int(self._fs.size(path))
         except FileNotFoundError:
             return None
         except Exception as e:
             raise _unreadable(f"{self}/{name}", e) from e
 
     def files(self, name: str = "") -> list[str]:
-        """Every file below `name`, relative to the root, sorted; hidden ones and leftovers included."""
-        prefix = len(self.path("").rstrip("/")) + 1
+        """Every file below a folder, relative to the root, sorted; hidden ones and leftovers included.
+
+        Links are listed and not followed.
+
+        Raises:
+            CorruptionError: one has a name that could be taken for another place.
+        """
+        path, prefix = self.path(name), len(self._root.rstrip("/")) + 1
         try:
-            self._fs.invalidate_cache()
-            return sorted(path[prefix:] for path in self._fs.find(self.path(name)))
+            if self.local is not None:
+                found = list(_walk(path))
+            else:
+                self._fs.invalidate_cache()
+                found = self._fs.find(path)
         except (FileNotFoundError, NotADirectoryError):
             return []
         except Exception as e:
             raise _unreadable(str(self), e) from e
+        listed = sorted(path[prefix:] for path in found)
+        for one in listed:
+            if not names.is_plain(one):
+                raise names.refusal(self, one)
+        return listed
 
     def put(self, name: str, data: bytes) -> None:
         """Write a file whole or not at all, and durably."""
+        place = self.path(name)
         with self.writing(name):
             if self.local is None:
-                self._fs.pipe_file(self.path(name), data)
+                self._fs.pipe_file(place, data)
                 return
-            path = self.local / name
+            path = Path(place)
             path.parent.mkdir(parents=True, exist_ok=True)
             temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}{PARTIAL}")
             with temporary.open("wb") as file:
@@ -126,15 +198,15 @@ class Store:
             temporary.replace(path)
             self.sync_folders(name)
 
-    def sync(self, *names: str) -> None:
+    def sync(self, *files: str) -> None:
         """Force written files and the folders above them to disk; object stores have nothing to do."""
         if self.local is None:
             return
-        for name in names:
-            fsync(self.local / name)
-        self.sync_folders(*names)
+        for name in files:
+            fsync(Path(self.path(name)))
+        self.sync_folders(*files)
 
-    def sync_folders(self, *names: str) -> None:
+    def sync_folders(self, *files: str) -> None:
         """fsync the folders from files' own up to the root, so that their names survive a power cut.
 
         Each is forced once; and above a folder whose own name this object has forced before, nothing is new.
@@ -142,8 +214,8 @@ class Store:
         if self.local is None:
             return
         forced: set[Path] = set()
-        for name in names:
-            folder = (self.local / name).parent
+        for name in files:
+            folder = Path(self.path(name)).parent
             while folder not in forced:
                 fsync(folder)
                 forced.add(folder)
@@ -158,10 +230,11 @@ class Store:
             fsync(self.local.absolute().parent)
 
     def remove(self, name: str) -> None:
-        """Delete a file; nothing if it has gone already."""
+        """Delete a file, which may be a foreign one; of a link the link. Nothing if it has gone already."""
+        path = self.path(name, foreign=True, link=True)
         self._named.clear()  # its folder may go next, and come again
         try:
-            self._fs.rm_file(self.path(name))
+            self._fs.rm_file(path)
         except FileNotFoundError:
             return
 
@@ -175,6 +248,19 @@ class Store:
     def writing(self, name: str) -> "_Writing":
         """Context that turns the operating system's refusals into one line about this cache."""
         return _Writing(f"{self}/{name}")
+
+
+def _walk(folder: str) -> Iterator[str]:
+    """Paths of all that lies below a folder and is none itself."""
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if not entry.is_dir(follow_symlinks=False):
+                yield entry.path
+                continue
+            try:
+                yield from _walk(entry.path)
+            except FileNotFoundError:  # deleted since it was listed
+                continue
 
 
 def _unreadable(where: str, error: Exception) -> CacheError:

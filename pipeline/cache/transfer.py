@@ -12,7 +12,7 @@ from pipeline.cache.layout import PROVENANCE, STORE_RECORD, Segment, describe, i
 from pipeline.cache.listing import place_of
 from pipeline.cache.locks import alone
 from pipeline.cache.parts import copy_parts
-from pipeline.cache.records import read_record, seal
+from pipeline.cache.records import seal
 from pipeline.cache.store import Store
 from pipeline.errors import CacheError, ConfigError, IdentityError
 from pipeline.fingerprint import differences
@@ -138,10 +138,9 @@ def _open(origin: Cache, store: Store) -> Cache:
     fresh = not store.exists(STORE_RECORD)
     if fresh:
         require_empty(store, "Choose another place")
-        record = read_record(origin.store, STORE_RECORD)
-        for name, digest in record["files"].items():
+        for name, digest in origin.record["files"].items():
             copy_file(origin.store, name, store, name, digest)
-        store.put(STORE_RECORD, seal(record))
+        store.put(STORE_RECORD, seal(origin.record))
         store.sync_parent()
     cache = Cache(store)
     if not fresh:

@@ -141,7 +141,7 @@ class Backend(Protocol):
 
 def do(job: Job, task: Task, teacher: Teacher, cache: Cache) -> dict[str, Any]:
     """One task from tar to commit; returns the record that was committed, now or by somebody else meanwhile."""
-    committed = finished(cache.store, task.segment, task.shard.name)
+    committed = finished(cache, task.segment, task.position)
     if committed is not None:
         return committed
     threads = job.threads or max(1, cores() // job.beside)

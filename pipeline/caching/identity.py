@@ -6,6 +6,7 @@ from typing import Any
 
 from pipeline.cache import Cache, read_canaries
 from pipeline.errors import ViewError
+from pipeline.fingerprint import fingerprint
 from pipeline.shards import BlockReader, Index
 from pipeline.views import View, ViewsConfig
 from pipeline.views.block import paired_index, render_rows
@@ -31,6 +32,23 @@ def make_identity(
 def is_nondeterministic(cache: Cache) -> bool:
     """Whether a cache's identity declares its teacher nondeterministic."""
     return cache.identity.get(NONDETERMINISTIC) is True
+
+
+def scratch_identity(samples: Sequence[int], block: int, num_classes: int) -> dict[str, Any]:
+    """An identity for a cache of made-up targets; its shards have their positions for names."""
+    none = fingerprint(None)
+    shards = [{"name": str(i), "samples": n, "content": none, "labels": none} for i, n in enumerate(samples)]
+    teacher = {
+        "model": "none",
+        "model_kwargs": {},
+        "weights": none,
+        "num_classes": num_classes,
+        "input_size": 1,
+        "mean": [0.0] * 3,
+        "std": [1.0] * 3,
+    }
+    views = ViewsConfig().identity()
+    return {"block_size": block, "shards": shards, "views": views, "render_size": 1, "teacher": teacher}
 
 
 def render_canaries(index: Index, config: ViewsConfig, views: Sequence[View], size: int) -> list[Canary]:

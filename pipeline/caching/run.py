@@ -154,7 +154,7 @@ def cache_views(
         pending = sum(task.shard.samples * len(task.segment.views) for task in todo)
         on_progress(Progress(0, len(todo), "", "", 0, pending))
         # Another run may be at the same cache: what it has finished by now needn't be done twice.
-        fresh = (task for task in todo if finished(store, task.segment, task.shard.name) is None)
+        fresh = (task for task in todo if finished(cache, task.segment, task.position) is None)
         for done, outcome in enumerate(backend.run(job, fresh), start=1):
             report.add(outcome)
             if outcome.record is not None:

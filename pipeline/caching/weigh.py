@@ -8,7 +8,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -16,6 +15,7 @@ from pipeline.cache import ArrayReader, Cache, Segment, Store, add_segment, comm
 from pipeline.cache.layout import padded_rows
 from pipeline.caching.alternatives import keeping
 from pipeline.caching.estimate import Estimate
+from pipeline.caching.identity import scratch_identity
 from pipeline.caching.sample import Answered
 from pipeline.targets import Calibration, Encoding, Quality, quality
 from pipeline.views import View
@@ -153,7 +153,7 @@ def _alone(encoding: Encoding) -> list[Encoding]:
 def _stored(segment: Segment, parts: list[dict[str, np.ndarray]], rows: list[int], block: int) -> list[int]:
     """Bytes of each part written as a task, without its indexes of chunks."""
     found = []
-    with _scratch(f"memory://kdpipe-plan-{uuid.uuid4().hex}", rows, block) as cache:
+    with _scratch(f"memory://kdpipe-plan-{uuid.uuid4().hex}", rows, block, segment.encoding.num_classes) as cache:
         add_segment(cache, segment)
         padded = padded_rows(cache.shards, block)
         for place, fields in enumerate(parts):
@@ -178,7 +178,7 @@ def measure_writing(encoding: Encoding, sample: Sequence[Answered], block: int, 
         # The first comes twice: what it loads and allocates once is no part of a task's cost.
         for number, fields in enumerate([parts[0], parts[0], whole]):
             samples = next(iter(fields.values())).shape[1]
-            with _scratch(str(Path(folder) / str(number)), [samples], block) as cache:
+            with _scratch(str(Path(folder) / str(number)), [samples], block, encoding.num_classes) as cache:
                 before = len(cache.store.files())
                 segment = Segment(0, encoding, views, {})
                 add_segment(cache, segment)
@@ -231,11 +231,9 @@ def _reading(cache: Cache, segment: Segment, samples: int, block: int) -> float:
 
 
 @contextmanager
-def _scratch(url: str, samples: list[int], block: int) -> Iterator[Cache]:
+def _scratch(url: str, samples: list[int], block: int, num_classes: int) -> Iterator[Cache]:
     """A cache of no real identity, deleted afterwards."""
-    shards = [{"name": str(i), "samples": n} for i, n in enumerate(samples)]
-    identity: dict[str, Any] = {"block_size": block, "shards": shards}
-    store = Store(url)
+    store, identity = Store(url), scratch_identity(samples, block, num_classes)
     try:
         yield create(store, identity, [Canary("0", "0", 0, np.ones((1, 1, 3), np.uint8))])
     finally:

@@ -104,7 +104,7 @@ def load_tail(
     if teacher not in (None, said.teacher):
         what = "the tail is another teacher's"
         raise IdentityError(what, where=where, found=said.teacher, allowed=teacher, do="Store the teacher's own")
-    inputs, outputs = _taken(tensors, ("probe_inputs", "probe_outputs"), where)
+    inputs, outputs = _taken(tensors, {"probe_inputs": 4, "probe_outputs": 4}, where)
     require_trusted(said.model, said.model_kwargs, trust, where)
     config = ModelConfig(**{name: getattr(said, name) for name in _BUILT_FROM})
     if not runs_code(said.model, said.model_kwargs):
@@ -124,13 +124,8 @@ def load_tail(
         parts.append(part)
     stage, norm = parts
     assert stage is not None
-    try:
-        tail = Tail(stage, norm, shape_of(inputs), shape_of(outputs), said.channels_last)
-        found = answers(tail, inputs)
-    except Exception as e:  # maps of another shape than the stage's: each layer raises what it likes
-        what = f"the tail can't run on its probes: {type(e).__name__}: {first_line(e)}"
-        raise CacheError(what, where=where, found=tuple(inputs.shape), do="Copy the cache's tail again") from e
-    _require_same(found, outputs, where, "tail")
+    tail = Tail(stage, norm, shape_of(inputs), shape_of(outputs), said.channels_last)
+    _require_same(tail, inputs, outputs, where, "tail")
     return tail
 
 
@@ -141,14 +136,17 @@ def load_head(tensors: Tensors, where: object) -> nn.Linear:
         IdentityError: it says something else of its probes than is stored.
         CacheError: the part lacks something.
     """
-    names = ("weight", "bias", "probe_inputs", "probe_outputs")
-    weight, bias, inputs, outputs = _taken(tensors, names, where)
+    dimensions = {"weight": 2, "bias": 1, "probe_inputs": 2, "probe_outputs": 2}
+    weight, bias, inputs, outputs = _taken(tensors, dimensions, where)
+    if len(bias) != len(weight):
+        do = "Copy the cache again"
+        raise CacheError("the head's bias isn't that of its weight", where=where, found=len(bias), do=do)
     head = nn.utils.skip_init(nn.Linear, weight.shape[1], weight.shape[0])
     with torch.no_grad():
         head.weight.copy_(weight)
         head.bias.copy_(bias)
     head.requires_grad_(False)
-    _require_same(answers(head, inputs), outputs, where, "head")
+    _require_same(head, inputs, outputs, where, "head")
     assert isinstance(head, nn.Linear)
     return head
 
@@ -173,8 +171,12 @@ def shape_of(maps: torch.Tensor) -> Shape:
     return channels, height, width
 
 
-def _require_same(found: torch.Tensor, stored: torch.Tensor, where: object, name: str) -> None:
-    far = gap(found, stored)
+def _require_same(part: nn.Module, inputs: torch.Tensor, stored: torch.Tensor, where: object, name: str) -> None:
+    try:
+        far = gap(answers(part, inputs), stored)
+    except Exception as e:  # maps of another shape than the stage's: each layer raises what it likes
+        what = f"the {name} can't be run on its probes: {type(e).__name__}: {first_line(e)}"
+        raise CacheError(what, where=where, do="Copy the cache again") from e
     if far > TOLERANCE:
         raise IdentityError(
             f"the {name} isn't the one that was stored: it says something else of its probes",
@@ -185,8 +187,12 @@ def _require_same(found: torch.Tensor, stored: torch.Tensor, where: object, name
         )
 
 
-def _taken(tensors: Tensors, names: tuple[str, ...], where: object) -> list[torch.Tensor]:
-    missing = [name for name in names if name not in tensors]
-    if missing:
-        raise CacheError(f"the part lacks {missing[0]}", where=where, do="Copy the cache again")
-    return [tensors[name] for name in names]
+def _taken(tensors: Tensors, dimensions: Mapping[str, int], where: object) -> list[torch.Tensor]:
+    for name, count in dimensions.items():
+        if name not in tensors:
+            raise CacheError(f"the part lacks {name}", where=where, do="Copy the cache again")
+        if tensors[name].ndim != count or not len(tensors[name]):
+            found, allowed = tuple(tensors[name].shape), f"{count} dimensions"
+            what = f"{name} has another shape than a part's"
+            raise CacheError(what, where=where, found=found, allowed=allowed, do="Copy the cache again")
+    return [tensors[name] for name in dimensions]

@@ -9,6 +9,7 @@ import torch
 from pipeline.cache import Cache, Store, add_segment, commit_task, create
 from pipeline.cache.layout import Segment
 from pipeline.cache.read import ArrayReader
+from pipeline.caching.identity import scratch_identity
 from pipeline.loader.order import Order, epoch_order
 from pipeline.loader.rows import TargetRows
 from pipeline.targets import Encoding, TargetsConfig, quality
@@ -61,14 +62,8 @@ def _cache(folder: Path, encoding: Encoding, rows: int) -> tuple[Cache, dict[str
     logits, labels = made_up_logits(rows, CLASSES)
     output = TeacherOutput(logits)
     fields = encoding.encode(output, labels)
-    identity = {
-        "block_size": BLOCK,
-        "shards": [{"name": "made-up.tar", "samples": rows, "content": "", "labels": ""}],
-        "render_size": 1,
-        "teacher": {"num_classes": CLASSES},
-    }
-    canary = Canary("made-up.tar", "0", 0, np.zeros((1, 1, 3), np.uint8))
-    cache = create(Store(folder / "targets.zarr"), identity, [canary])
+    canary = Canary("0", "0", 0, np.zeros((1, 1, 3), np.uint8))
+    cache = create(Store(folder / "targets.zarr"), scratch_identity([rows], BLOCK, CLASSES), [canary])
     add_segment(cache, Segment(0, encoding, (0,), {}))
     whole = {name: array[None] for name, array in fields.items()}
     commit_task(cache, cache.segments[0], 0, whole, quality(output, labels, encoding, fields))
@@ -87,7 +82,7 @@ def _read(cache: Cache, order: Order) -> None:
             number, at = divmod(row, BLOCK)
             block = number, 0
             if block not in rows:
-                rows.open(block, arrays.read(segment, "made-up.tar", 0, number * BLOCK, (number + 1) * BLOCK))
+                rows.open(block, arrays.read(segment, "0", 0, number * BLOCK, (number + 1) * BLOCK))
             rows.take(block, at)
             left[number] -= 1
             if not left[number]:

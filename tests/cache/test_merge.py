@@ -11,7 +11,7 @@ from pipeline.cache.commit import read_provenance
 from pipeline.cache.merge import merge
 from pipeline.caching import check_canaries
 from pipeline.errors import CacheError, ConfigError, CorruptionError, IdentityError
-from pipeline.targets import TargetsConfig
+from pipeline.targets import Quality, TargetsConfig
 from tests.cache.parts import part, survives_kills, targets_tree
 from tests.tiny import RECIPE, VIEWS, World, make_cache, make_world, network, tree
 
@@ -188,7 +188,7 @@ def test_two_values_of_one_task_are_refused(world, cache_path, tmp_path):
     segment = cache.segments[1]
     reader = CacheReader(cache_path, world.index, VIEWS)
     fields = {name: a[None, ::-1] for name, a in reader.read("shard-0002.tar", "center", 0, 21).items()}
-    commit_task(cache, segment, 2, fields, cache.quality(segment))
+    commit_task(cache, segment, 2, fields, Quality())
     with pytest.raises(CacheError, match=r"other values of top4-float16 of shard-0002.tar than"):
         merge(str(tmp_path / "d"), [cache_path, str(tmp_path / "b")])
 

@@ -32,6 +32,17 @@ def featured(world: World, tmp_path_factory) -> str:
     return str(path)
 
 
+TAIL = {
+    "model": "resnet18",
+    "model_kwargs": {"depths": (1, 2)},
+    "num_classes": 7,
+    "input_size": 16,
+    "stage": "layer4",
+    "norm": None,
+    "channels_last": False,
+}
+
+
 @pytest.fixture
 def copied(featured, tmp_path) -> Path:
     shutil.copytree(featured, tmp_path / "c.zarr")
@@ -46,12 +57,12 @@ def test_a_part_is_read_as_it_was_written(cache_path, tmp_path):
     shutil.copytree(cache_path, tmp_path / "c")
     cache = Cache(Store(tmp_path / "c"))
     before, tensors = cache.root_digest(), {"a": torch.arange(6.0).reshape(2, 3).T, "b": torch.ones(2, 1, 3)}
-    put_part(cache, "tail", tensors, {"teacher": cache.identity["teacher"]["weights"], "input_size": (3, 4)})
+    put_part(cache, "tail", tensors, TAIL | {"teacher": cache.identity["teacher"]["weights"]})
     for one in (cache, Cache(cache.store)):
         assert list(one.parts) == ["tail"]
         read, about = read_part(one, "tail")
         assert all(torch.equal(read[key], tensors[key]) for key in tensors)
-        assert about["input_size"] == [3, 4]
+        assert about["model_kwargs"] == {"depths": [1, 2]}
     assert problems(tmp_path / "c") == []
     assert cache.root_digest() != before
     # Nobody replaces a part that is there.
@@ -59,8 +70,8 @@ def test_a_part_is_read_as_it_was_written(cache_path, tmp_path):
     assert set(read_part(cache, "tail")[0]) == {"a", "b"}
     # An open cache finds what is stored after it was opened.
     other = Cache(cache.store)
-    put_part(cache, "head", tensors, {"teacher": ""})
-    assert read_part(other, "head")[1] == {"teacher": ""}
+    put_part(cache, "head", tensors, {"teacher": "0" * 64})
+    assert read_part(other, "head")[1] == {"teacher": "0" * 64}
     with pytest.raises(CacheError, match="the cache has no part nothing"):
         read_part(other, "nothing")
 
@@ -68,8 +79,9 @@ def test_a_part_is_read_as_it_was_written(cache_path, tmp_path):
 def test_a_calibration_is_named_by_its_content(copied):
     cache, generator = Cache(Store(copied)), torch.Generator().manual_seed(0)
     one = Calibration.fit(torch.randn(40, 5, generator=generator), 2)
-    name = put_calibration(cache, one, {"explained": one.explained})
-    assert put_calibration(cache, one, {"explained": one.explained}) == name
+    about = {"rank": 2, "explained": one.explained, "views": 40, "tokens": 40}
+    name = put_calibration(cache, one, about)
+    assert put_calibration(cache, one, about) == name
     # No segment needs it: the next who cleans up takes it away.
     assert problems(copied) == []
     assert set(orphans(cache)) == {part_file(name), part_record(name)}
