@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from pipeline.errors import KdpipeError
-from pipeline.redact import SHARD_URLS
+from pipeline.redact import SHARD_URLS, showable
 from stages.signals import Stopped, stopping
 
 # Where each command lives and what it does. They are imported when called: torch and timm take seconds to
@@ -37,7 +37,7 @@ class _Remarks(logging.Handler):
     """What the library logs, as plain lines on stderr."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        click.echo(record.getMessage(), err=True)
+        click.echo(showable(record.getMessage()), err=True)
 
 
 class Stages(click.Group):

@@ -1,5 +1,8 @@
 """Keys and names from others' files on a terminal."""
 
+import logging
+
+from stages.cli import _Remarks
 from stages.inspect_tables import print_statistics
 
 
@@ -22,3 +25,8 @@ def test_keys_in_tables_are_neither_markup_nor_commands_to_the_terminal(capsys) 
     assert r"a\x1b[31m[bold]b" in out
     assert "[/red].tar" in out
     assert "\x1b" not in out
+
+
+def test_remarks_of_the_library_have_no_secrets_and_no_controls(capsys) -> None:
+    _Remarks().emit(logging.LogRecord("kdpipe", logging.INFO, "", 0, "read %s", ("http://u:p@h/a?b \x1b[31m",), None))
+    assert capsys.readouterr().err == "read http://h/a \\x1b[31m\n"
