@@ -3,17 +3,18 @@
 import json
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
 
 from pipeline.cache import Cache, Store
 from pipeline.cache.layout import PROVENANCE, part_file, part_record
 from pipeline.cache.parts import put_part, read_part
 from pipeline.cache.records import read_record, seal
 from pipeline.cache.select import TAIL
+from pipeline.trainer.files import RunFolder
 from tests.hostile import Code, code, weights
 from tests.stages.running import kdpipe, refused
 from tests.stages.test_features import caching as featured
@@ -100,8 +101,8 @@ class TestProvenance:
 
     @pytest.mark.parametrize("inside", ["model", "members"])
     def test_code_is_not_run(self, cache_path, tmp_path, marking, inside):
-        member = {"model": marking.name, "trust": ["marking"]}
-        changes = {**member, "members": []} if inside == "model" else {**NONE, "members": [member] * 2}
+        member = {"model": marking.name}
+        changes = member if inside == "model" else {**NONE, "members": [member] * 2}
         cache = self.written(cache_path, tmp_path, **changes, model_kwargs={})
         line = refused("verify", cache)
         assert f"{cache}/provenance.json: the file names a model" in line
@@ -183,13 +184,11 @@ class TestTail:
 
 
 class TestCheckpoint:
-    def changed(self, folder: Path, change) -> None:
-        path = folder / "checkpoint.safetensors"
-        with safe_open(path, framework="pt") as file:
-            [(key, text)] = file.metadata().items()
-        state = json.loads(text)
+    def changed(self, path: Path, change: Callable[[dict[str, Any]], object]) -> None:
+        folder = RunFolder(path)
+        tensors, state = folder.read_checkpoint()
         change(state)
-        save_file(load_file(path), path, {key: json.dumps(state)})
+        folder.write_checkpoint(tensors, state)
 
     def test_names_in_it_are_compared_and_not_used(self, world, tmp_path, marking):
         words = training(world, tmp_path / "r", "--objective", "none")
@@ -199,6 +198,13 @@ class TestCheckpoint:
         assert "student.model" in line
         assert f"allowed: {marking.name} as begun" in line
         assert not marking.ran
+
+    def test_a_dtype_is_no_other_name_of_torch(self, world, tmp_path):
+        words = training(world, tmp_path / "r", "--objective", "none")
+        assert kdpipe(*words).code == 0
+        (tmp_path / "r" / "summary.json").unlink()
+        self.changed(tmp_path / "r", lambda state: state["optimizer"].update(groups={"dtype": "load"}))
+        assert "the checkpoint names no dtype of torch; found load" in refused(*words)
 
 
 @pytest.mark.parametrize(
