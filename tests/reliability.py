@@ -24,7 +24,7 @@ DOCUMENT = Path(__file__).parent.parent / "docs" / "reliability.md"
 # By name in the JSON: the section's title, and how to make it.
 SECTIONS = {"fuzz": ("Damaged and hostile input", "make fuzz"), "chaos": ("Faults while running", "make chaos")}
 _INTRODUCTION = (
-    "What was done to break kdpipe, and what came of it. `make fuzz` and `make chaos` make the reports anew and draw this"
+    "What was done to break kdpipe, and what came of it. `make fuzz` and `make chaos` write the reports and draw this"
     " document from them; they lie in [{record}]({record}): don't edit them here."
 )
 
