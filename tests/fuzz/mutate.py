@@ -58,7 +58,7 @@ def _number(rng: Random, data: bytearray, _: list[bytes]) -> None:
 def _text_number(rng: Random, data: bytearray, _: list[bytes]) -> None:
     found = list(_DIGITS.finditer(data[: 1 << 16]))
     if found:
-        one, texts = rng.choice(found), (str(rng.choice(NUMBERS)).encode(), b"1.5", b"1e400", b"NaN", b"9" * 5000)
+        one = rng.choice(found)
         data[one.start() : one.end()] = rng.choice(
             (str(rng.choice(NUMBERS)).encode(), b"1.5", b"1e400", b"NaN", b"9" * 5000)
         )
