@@ -52,10 +52,9 @@ class Guard:
         """Whether an input is accepted, or what is wrong."""
         began = time.process_time()
         accepted, found = False, None
-        signal.setitimer(signal.ITIMER_PROF, self._seconds)
-        signal.setitimer(signal.ITIMER_REAL, self._clock)
         try:
-            self._target.run(data)
+            with alarmed(self._seconds, self._clock):
+                self._target.run(data)
             accepted = True
         except self._target.refusals as e:
             if len(str(e).splitlines()) > 1:
@@ -64,9 +63,6 @@ class Guard:
             raise
         except BaseException as e:
             found = _finding(type(e).__name__, e)
-        finally:
-            signal.setitimer(signal.ITIMER_PROF, 0)
-            signal.setitimer(signal.ITIMER_REAL, 0)
         return found or self._bounded(time.process_time() - began) or accepted
 
     def _bounded(self, seconds: float) -> Finding | None:
@@ -99,6 +95,18 @@ def _finding(kind: str, error: BaseException) -> Finding:
 
 def _stop(*_: Any) -> None:
     raise TooLong("no end")
+
+
+@contextmanager
+def alarmed(seconds: float, clock: float) -> Iterator[None]:
+    """Raise `TooLong` after so many seconds of the processor, or by the clock; where `guarded`."""
+    signal.setitimer(signal.ITIMER_PROF, seconds)
+    signal.setitimer(signal.ITIMER_REAL, clock)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 @contextmanager

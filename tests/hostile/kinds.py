@@ -61,20 +61,22 @@ def text(name: str, content: str | bytes, file: str, **more: Any) -> Kind:
 
 
 def trees(
-    file: str, sound: Callable[[World], Any], changes: Iterable[tuple[str, Callable[[Any, Path], Any]]]
+    file: str,
+    sound: Callable[[World], Any],
+    changes: Iterable[tuple[str, Callable[[Any, Path], Any]] | tuple[str, Callable[[Any, Path], Any], frozenset[str]]],
 ) -> list[Kind]:
-    """JSON files: each change of the sound document, by name; and text that every parser of JSON must bear."""
+    """JSON files: changes of the sound document, with their names and who must refuse them; and text of other kinds."""
 
-    def kind(name: str, change: Callable[[Any, Path], Any]) -> Kind:
+    def kind(name: str, change: Callable[[Any, Path], Any], refused_by: frozenset[str] | None = None) -> Kind:
         def make(world: World, folder: Path) -> Path:
             tree = json.loads(json.dumps(sound(world)))
             (folder / file).write_text(json.dumps(change(tree, folder)))
             return folder / file
 
-        return Kind(name, make)
+        return Kind(name, make, refused_by)
 
     damaged = [text("deep", DEEP, file), text("digits", f'{{"a": {DIGITS}}}', file), text("no-utf8", b"\xff{}", file)]
-    return [*(kind(name, change) for name, change in changes), *damaged, text("array", "[]", file)]
+    return [*(kind(*change) for change in changes), *damaged, text("array", "[]", file)]
 
 
 def put(*path: Any, value: Any) -> Callable[[Any, Path], Any]:

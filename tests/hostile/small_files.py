@@ -231,14 +231,17 @@ CLASS_MAPS = [
     text("no-utf8", b"[0, \xff]", "map.json"),
     text("zero", b"0\n1\n\x00\n", "map.txt"),
 ]
+# A report opens no cache.
+_OPENS = only("train-student", "evaluate", "cache gc")
 RECORDS = trees(
     "record.json",
     lambda world: json.loads(world.record.read_text()),
     [
-        ("cache-elsewhere", put("cache", value=lambda folder: str(folder / "nowhere"))),
-        ("cache-type", put("cache", value=["x"])),
-        ("encoding-type", put("encoding", value=3)),
-        ("encoding-key", put("encoding", "os", value="system")),
+        ("teacher-control", put("teacher", value=CONTROL), nobody()),
+        ("cache-elsewhere", put("cache", value=lambda folder: str(folder / "nowhere")), _OPENS),
+        ("cache-type", put("cache", value=["x"]), _OPENS),
+        ("encoding-type", put("encoding", value=3), _OPENS),
+        ("encoding-key", put("encoding", "os", value="system"), _OPENS),
         ("views-type", put("views", value=3)),
         ("views-in-lists", put("views", value=[[0], {}])),
         ("keys", lambda said, folder: {"os": "system"}),
@@ -264,13 +267,17 @@ def _folder_of(kind: Kind) -> Kind:
 EVALUATIONS = [_folder_of(kind) for kind in REPORTS]
 
 
-def _summary(name: str, content: str) -> Kind:
+def _summary(name: str, content: str | dict[str, Any], refused_by: frozenset[str] | None = None) -> Kind:
+    """A finished run with another summary, or with other values in it."""
+
     def make(world: World, folder: Path) -> Path:
         shutil.copytree(world.runs, folder / "runs")
-        (folder / "runs" / "one" / "summary.json").write_text(content)
+        path = folder / "runs" / "one" / "summary.json"
+        sound = json.loads(path.read_text())
+        path.write_text(content if isinstance(content, str) else json.dumps(sound | content))
         return folder / "runs"
 
-    return Kind(name, make)
+    return Kind(name, make, refused_by)
 
 
 FINISHED = [
@@ -278,6 +285,8 @@ FINISHED = [
     _summary("array", "[]"),
     _summary("types", '{"config": 3}'),
     _summary("nothing", ""),
+    _summary("student-type", {"student": ["x"]}),
+    _summary("student-control", {"student": f"{CONTROL}|"}, nobody()),
 ]
 
 
