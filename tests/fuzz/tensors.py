@@ -6,9 +6,11 @@ from random import Random
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 
 from pipeline.models import ModelConfig, build
 from pipeline.models.weights import METADATA_KEY
+from pipeline.tensors import write
 from pipeline.trainer.files import BEST, CHECKPOINT, RunFolder
 from tests.fuzz.mutate import mutate_bytes, mutate_tree
 
@@ -36,6 +38,17 @@ def checkpoint_file(folder: Path) -> Path:
     tensors = {name: torch.randn(3, 2, generator=generator) for name in ("model/w", "optimizer/w", "ema/w")}
     RunFolder(folder).write_checkpoint({**tensors, "order": torch.arange(5)}, _STATE)
     return folder / CHECKPOINT
+
+
+def write_headed(path: Path, tensors: dict[str, torch.Tensor], key: str, said: Any) -> None:
+    """A safetensors file of ours with another description, any text or JSON, whose digests fit where it can have some."""
+    if isinstance(said, dict):
+        try:
+            write(path, tensors, key, said)
+            return
+        except (ValueError, RecursionError, UnicodeError):  # NaN, or what no JSON of ours can be
+            pass
+    save_file(tensors, path, {key: said if isinstance(said, str) else json.dumps(said)})
 
 
 def plain(tensors: dict[str, torch.Tensor]) -> dict[str, Any]:

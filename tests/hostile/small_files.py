@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from pipeline.models.weights import METADATA_KEY
 from pipeline.trainer.files import CHECKPOINT
 from tests.fuzz.mutate import CODE, ESCAPED
+from tests.fuzz.tensors import write_headed
 from tests.hostile.kinds import BOMB, CONTROL, DEEP, DIGITS, MARKER, Kind, code, nobody, only, put, text, trees
 from tests.hostile.world import World
 from tests.shards.making import encode, photo, write_tar
@@ -26,10 +27,9 @@ _BUILDS = only("plan", "cache-teacher", "train-student", "evaluate", "erf", "ver
 def _headed(path: Path, out: Path, key: str, change: Callable[[Any, Path], Any]) -> Path:
     """A safetensors file with another description of ours in its header."""
     with safe_open(path, framework="pt") as file:
-        header = dict(file.metadata())
-    said = change(json.loads(header[key]), out.parent)
-    header[key] = said if isinstance(said, str) else json.dumps(said)
-    save_file(load_file(path), out, header)
+        said = json.loads(file.metadata()[key])
+    said = {name: value for name, value in said.items() if not name.endswith("_sha256")}
+    write_headed(out, load_file(path), key, change(said, out.parent))
     return out
 
 

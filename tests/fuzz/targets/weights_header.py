@@ -4,13 +4,13 @@ import json
 from pathlib import Path
 from random import Random
 
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from pipeline.models import ModelConfig, build
 from pipeline.models.weights import METADATA_KEY, read_metadata
 from tests.fuzz.mutate import mutate_bytes, mutate_tree
 from tests.fuzz.target import Target
-from tests.fuzz.tensors import weights_file
+from tests.fuzz.tensors import weights_file, write_headed
 
 
 def make(folder: Path) -> Target:
@@ -19,7 +19,11 @@ def make(folder: Path) -> Target:
     config = ModelConfig(weights=str(path))
 
     def run(data: bytes) -> None:
-        save_file(tensors, path, {METADATA_KEY: data.decode("utf-8", "replace")})
+        try:
+            said = json.loads(data)
+        except (ValueError, RecursionError):
+            said = data.decode("utf-8", "replace")
+        write_headed(path, tensors, METADATA_KEY, said)
         build(config, num_classes=3)
 
     return Target(run, [json.dumps(header).encode()], 20_000, mutate=mutate)
