@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
 
-.PHONY: demo test test-slow bench lint format clean
+.PHONY: demo test test-slow fuzz bench lint format clean
 
 demo: $(VENV)/.demo
 	$(BIN)/kdpipe demo --out runs/demo
@@ -16,6 +16,11 @@ test: $(VENV)/.test
 # Minutes each: kills at every phase, corruption of every file, processes side by side.
 test-slow: $(VENV)/.test
 	$(BIN)/python -m pytest -m slow
+
+# Damaged and hostile input for every parser, two million times and more, into docs/reliability.md; an hour or so.
+fuzz: $(VENV)/.test
+	$(INSTALL) '.[test,fuzz]'
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz --document docs/reliability.md
 
 # Every claim of speed, size and exactness measured anew, into docs/benchmarks.md; leave the machine alone meanwhile.
 # PHOTOS=INDEX, an index of photographs for the benches that decode; the digits without.

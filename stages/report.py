@@ -2,15 +2,62 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from pipeline.errors import ConfigError
+from pipeline.untrusted import load_json
 
 # Named here, not imported: a report needs none of what trains and caches, and DVC shouldn't repeat it for that.
 _SUMMARY, _WEIGHTS = "summary.json", "best.safetensors"
 _NO_TEACHER = "none"  # the objective of twins
+_BYTES = 2**24  # of a file, at most
+
+
+class _Part(BaseModel):
+    """What a report needs of a document, which holds more. Other commands wrote it, or anybody."""
+
+    model_config = ConfigDict(strict=True, extra="ignore", allow_inf_nan=False)
+
+
+class _Quality(_Part):
+    teacher_top1: float | None
+    encoding_loss: float
+
+
+class _Record(_Part):
+    teacher: str
+    samples: int = Field(ge=1)
+    views: list[int | str] = Field(min_length=1)
+    bytes: int = Field(ge=0)
+    quality: _Quality
+
+
+class _Scores(_Part):
+    top1: float | None
+    nll: float | None
+    agreement_top1: float | None = None
+    kl: float | None = None
+
+
+class _Objective(_Part):
+    name: str
+
+
+class _Config(_Part):
+    student: dict[str, JsonValue]
+
+
+class _Summary(_Part):
+    student: str
+    objective: _Objective
+    steps: int
+    config: _Config
+
+
+_Document = TypeVar("_Document", bound=_Part)
 
 
 @click.command()
@@ -47,16 +94,13 @@ def build(runs: Path, evaluations: Path, cache: str | None, teacher: str | None)
         alone = None if twin is None or row["objective"] == _NO_TEACHER else students[twin]["top1"]
         row["twin"] = twin if alone is not None else None
         row["gain_points"] = None if alone is None or row["top1"] is None else 100 * (row["top1"] - alone)
-    said = _read(Path(teacher)) if teacher else None
-    kept = _read(Path(cache)) if cache else None
-    try:
-        return {
-            "teacher": said and {"model": said["teacher"], "top1": said["quality"]["teacher_top1"]},
-            "students": students,
-            "cache": kept and _cache(kept),
-        }
-    except (KeyError, TypeError) as e:
-        raise ConfigError("no record of a cache", where=f"{cache}, {teacher}", found=e) from e
+    said = _read(Path(teacher), _Record, _NO_RECORD) if teacher else None
+    kept = _read(Path(cache), _Record, _NO_RECORD) if cache else None
+    return {
+        "teacher": said and {"model": said.teacher, "top1": said.quality.teacher_top1},
+        "students": students,
+        "cache": kept and _cache(kept),
+    }
 
 
 def markdown(document: dict[str, Any]) -> str:
@@ -67,12 +111,12 @@ def markdown(document: dict[str, Any]) -> str:
     ]
     if document["teacher"]:
         teacher = document["teacher"]
-        lines.append(f"| teacher | {teacher['model']} | | | {_percent(teacher['top1'])} | | | |")
+        lines.append(f"| teacher | {_name(teacher['model'])} | | | {_percent(teacher['top1'])} | | | |")
     for name, row in document["students"].items():
         gain = "" if row["gain_points"] is None else f"{row['gain_points']:+.2f}"
         lines.append(
-            f"| {name} | {row['model']} | {row['objective']} | {row['steps']} | {_percent(row['top1'])} "
-            f"| {_percent(row['agreement_top1'])} | {gain} | {row['weights_bytes']} |"
+            f"| {_name(name)} | {_name(row['model'])} | {_name(row['objective'])} | {row['steps']} "
+            f"| {_percent(row['top1'])} | {_percent(row['agreement_top1'])} | {gain} | {row['weights_bytes']} |"
         )
     cache = document["cache"]
     if cache:
@@ -84,44 +128,63 @@ def markdown(document: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _cache(record: dict[str, Any]) -> dict[str, Any]:
-    views = record["samples"] * len(record["views"])
+def _cache(record: _Record) -> dict[str, Any]:
+    views = record.samples * len(record.views)
     return {
-        "samples": record["samples"],
-        "views": len(record["views"]),
-        "bytes": record["bytes"],
-        "bytes_per_view": record["bytes"] / views,
-        "encoding_loss": record["quality"]["encoding_loss"],
+        "samples": record.samples,
+        "views": len(record.views),
+        "bytes": record.bytes,
+        "bytes_per_view": record.bytes / views,
+        "encoding_loss": record.quality.encoding_loss,
     }
 
 
 def _row(run: Path, evaluation: Path) -> dict[str, Any]:
-    summary, scores = _read(run / _SUMMARY), _read(evaluation)
+    summary = _read(run / _SUMMARY, _Summary, "not a finished run")
+    scores = _read(evaluation, _Scores, "not an evaluation")
     try:
-        model = summary["config"]["student"]
-        return {
-            "model": summary["student"],
-            # Twins have the same arguments and classes too, not the name alone.
-            "model_digest": json.dumps(model, sort_keys=True),
-            "objective": summary["objective"]["name"],
-            "steps": summary["steps"],
-            "top1": scores["top1"],
-            "nll": scores["nll"],
-            "agreement_top1": scores.get("agreement_top1"),
-            "kl": scores.get("kl"),
-            "weights_bytes": (run / _WEIGHTS).stat().st_size,
-        }
-    except (KeyError, TypeError, OSError) as e:
-        raise ConfigError("not a finished run and its evaluation", where=run, found=e) from e
+        size = (run / _WEIGHTS).stat().st_size
+    except OSError as e:
+        raise ConfigError(f"not a finished run: {e.strerror}", where=run / _WEIGHTS) from e
+    return {
+        "model": summary.student,
+        # Twins have the same arguments and classes too, not the name alone.
+        "model_digest": json.dumps(summary.config.student, sort_keys=True),
+        "objective": summary.objective.name,
+        "steps": summary.steps,
+        "top1": scores.top1,
+        "nll": scores.nll,
+        "agreement_top1": scores.agreement_top1,
+        "kl": scores.kl,
+        "weights_bytes": size,
+    }
 
 
-def _read(path: Path) -> dict[str, Any]:
+_NO_RECORD = "no record of a cache"
+
+
+def _read(path: Path, kind: type[_Document], otherwise: str) -> _Document:
+    """A JSON file, of which only what is needed is kept; `otherwise` is what it is if that isn't there."""
+    do = "Name a --record of cache-teacher, runs as RUNS/NAME and their evaluations as EVALUATIONS/NAME.json"
     try:
-        found: dict[str, Any] = json.loads(path.read_text())
+        with path.open("rb") as file:
+            data = file.read(_BYTES + 1)
+        if len(data) > _BYTES:
+            raise ValueError(f"more than {_BYTES} bytes")
+        found = load_json(data)
     except (OSError, ValueError) as e:
-        do = "Name a --record of cache-teacher, runs as RUNS/NAME and their evaluations as EVALUATIONS/NAME.json"
         raise ConfigError("can't be read as JSON", where=path, do=do) from e
-    return found
+    try:
+        return kind.model_validate(found)
+    except ValidationError as e:
+        first = e.errors()[0]
+        key = ".".join(map(str, first["loc"])) or "the document"
+        raise ConfigError(f"{otherwise}: {key}: {first['msg'].lower()}", where=path, do=do) from e
+
+
+def _name(text: str) -> str:
+    """A name in a table: it ends neither its cell nor its line, and a terminal shows all of it."""
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text).replace("|", "\\|")
 
 
 def _percent(share: float | None) -> str:

@@ -43,7 +43,7 @@ def circumstances() -> dict[str, Any]:
     return {
         "date": datetime.now(UTC).date().isoformat(),
         "command": _command(click.get_current_context()),
-        "machine": f"{_processor()}, {cores()} cores",
+        "machine": f"{processor()}, {cores()} cores",
         "versions": {
             "python": platform.python_version(),
             **{name: version(name) for name in _PACKAGES},
@@ -73,7 +73,7 @@ def _shown(value: Any) -> str:
     return ", ".join(f"{key} {_shown(each)}" for key, each in value.items())
 
 
-def _processor() -> str:
+def processor() -> str:
     """The processor's name as the system tells it."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []

@@ -69,7 +69,7 @@ def test_mistakes(place):
     put(place / "evaluations" / "c-kd.json", {"top1": 1.0, "nll": 0.1})
     assert "c-kd/summary.json: can't be read" in refused("report", *report(place))
     put(place / "models" / "c-kd" / "summary.json", {"student": "c"})
-    assert "c-kd: not a finished run" in refused("report", *report(place))
+    assert "c-kd/summary.json: not a finished run: objective: field required" in refused("report", *report(place))
     (place / "evaluations" / "c-kd.json").unlink()
     assert "no record of a cache" in refused("report", *report(place, "--cache", place / "evaluations" / "a-kd.json"))
     assert not (place / "out").exists()

@@ -1,0 +1,1 @@
+"""The parsers under fuzz, one a file; see `tests.fuzz.target`."""

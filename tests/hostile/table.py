@@ -1,0 +1,223 @@
+"""Every command, what its text options name, and a line of sound ones to put a hostile file into.
+
+A new command, or a new option that takes text, fails `test_every_option_is_in_the_table` until it has an entry here.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import click
+
+from stages.cli import main
+from tests.hostile.kinds import Kind
+from tests.hostile.small_files import (
+    CLASS_MAPS,
+    EVALUATIONS,
+    FINISHED,
+    IMAGES,
+    MANIFESTS,
+    PARAMS,
+    RECORDS,
+    RUNS,
+    SHARDS,
+    WEIGHTS,
+)
+from tests.hostile.stores import CACHES, INDEXES
+
+KINDS: dict[str, Sequence[Kind]] = {
+    "cache": CACHES,
+    "index": INDEXES,
+    "weights": WEIGHTS,
+    "run": RUNS,
+    "params": PARAMS,
+    "shards": SHARDS,
+    "manifest": MANIFESTS,
+    "class map": CLASS_MAPS,
+    "record": RECORDS,
+    "evaluations": EVALUATIONS,
+    "runs": FINISHED,
+    "images": IMAGES,
+}
+
+
+@dataclass(frozen=True)
+class Line:
+    """A command line.
+
+    Attributes:
+        sound: values by parameter; {names} are the sound world's places, {out} where it may write.
+        opens: parameters that name files, and what those are.
+        texts: parameters that name no file to be read.
+        lists: the command ends with 0 and says of a hostile file that it can't be opened.
+        words: further words.
+    """
+
+    sound: dict[str, str | list[str]]
+    opens: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    texts: frozenset[str] = frozenset()
+    lists: bool = False
+    words: tuple[str, ...] = ()
+
+
+def _texts(names: str) -> frozenset[str]:
+    return frozenset(names.split())
+
+
+_SET = ("--set", "teacher.device=cpu", "--set", "teacher.threads=1", "--set", "caching.render_threads=1")
+_TEACHER = {"shards": "{index}", "weights": "{weights}", "batch_size": "4", "out": "{out}"}
+_CACHING = _texts("teacher checkpoint_key model_kwargs views sets")
+_KWARGS = "channels=[8,8,8,8]"
+_STUDENT = {"student": "resnet10t", "model_kwargs": _KWARGS, "num_classes": "3", "input_size": "32"}
+_TRAIN = {"shards": "{index}", **_STUDENT, "epochs": "1", "batch_size": "4", "out": "{out}"}
+_WARMUP = ("--set", "train.warmup_epochs=0", "--set", "train.device=cpu")
+_BENCH_INDEX = Line({}, {"shards": ("index",)}, _texts("device student model"))
+
+TABLE = {
+    "prepare digits": Line({"out": "{out}"}, {}, _texts("out")),
+    "prepare folder": Line({"source": "{images}", "out": "{out}"}, {"source": ("images",)}, _texts("out name")),
+    "index": Line(
+        {"source": "{shards}", "out": "{out}"}, {"source": ("shards", "manifest")}, _texts("out label_key split")
+    ),
+    "view": Line(
+        {"shards": "{index}", "views": "0:2", "input_size": "16", "out": "{out}.png"},
+        {"shards": ("index",), "cache": ("cache",), "params_file": ("params",)},
+        _texts("keys views out sets"),
+    ),
+    "plan": Line(
+        {"shards": "{index}", "weights": "{weights}", "batch_size": "4", "seconds": "1"},
+        {"shards": ("index",), "weights": ("weights",), "class_map": ("class map",), "params_file": ("params",)},
+        _texts("teacher checkpoint_key model_kwargs views student machines sets"),
+        words=_SET,
+    ),
+    "cache-teacher": Line(
+        {**_TEACHER, "pooled": "float16", "map": "int8"},
+        {
+            "shards": ("index",),
+            "weights": ("weights",),
+            "class_map": ("class map",),
+            "params_file": ("params",),
+            "out": ("cache",),
+            "calibration_from": ("cache",),
+        },
+        _CACHING | _texts("scheduler record"),
+        words=(*_SET, "--map-rank", "4"),
+    ),
+    "verify": Line(
+        {"cache": "{cache}", "samples": "4", "device": "cpu"},
+        {"cache": ("cache",), "shards": ("index",), "weights": ("weights",)},
+        _texts("device"),
+    ),
+    "inspect": Line({"cache": "{cache}"}, {"cache": ("cache",), "shards": ("index",)}),
+    "cache drop-views": Line(
+        {"cache": "{cache}", "views": "0"}, {"cache": ("cache",)}, _texts("views encoding"), words=("--yes",)
+    ),
+    "cache gc": Line(
+        {},
+        {"caches": ("cache",), "folder": ("cache",), "keep": ("record", "cache")},
+        lists=True,
+        words=("--yes",),
+    ),
+    "cache ls": Line({"folder": "{cache}"}, {"folder": ("cache",)}, lists=True),
+    "cache merge": Line({"out": "{out}", "sources": ["{cache}"]}, {"sources": ("cache",), "out": ("cache",)}),
+    "cache pull": Line(
+        {"url": "{cache}", "out": "{out}"}, {"url": ("cache",), "out": ("cache",)}, _texts("views shards")
+    ),
+    "cache push": Line(
+        {"cache": "{cache}", "url": "{out}"}, {"cache": ("cache",), "url": ("cache",)}, _texts("views shards")
+    ),
+    "objectives": Line({}, {}, _texts("name")),
+    "train-student": Line(
+        {**_TRAIN, "objective": "none"},
+        {
+            "shards": ("index",),
+            "val": ("index",),
+            "caches": ("cache", "record"),
+            "weights": ("weights",),
+            "params_file": ("params",),
+            "out": ("run",),
+        },
+        _texts("student model_kwargs objective sets"),
+        words=_WARMUP,
+    ),
+    "evaluate": Line(
+        {"file": "{weights}", "shards": "{index}"},
+        {
+            "file": ("weights",),
+            "shards": ("index",),
+            "cache": ("cache", "record"),
+            "weights": ("weights",),
+            "params_file": ("params",),
+        },
+        _texts("model model_kwargs sets"),
+        words=_SET[:4],
+    ),
+    "erf": Line(
+        {"models": ["{weights}"], "shards": "{index}", "limit": "2", "input_size": "32", "out": "{out}.png"},
+        {"models": ("weights",), "shards": ("index",), "params_file": ("params",)},
+        _texts("out sets"),
+        words=_SET[:4],
+    ),
+    "report": Line(
+        {"runs": "{runs}", "evaluations": "{evaluations}", "out": "{out}.md"},
+        {"runs": ("runs",), "evaluations": ("evaluations",), "cache": ("record",), "teacher": ("record",)},
+        _texts("out"),
+    ),
+    "demo": Line({"out": "{out}"}, {}, _texts("out")),
+    "bench all": Line({"out": "{out}.md", "only": "views"}, {"shards": ("index",)}, _texts("out")),
+    "bench objectives": Line(
+        {"shards": "{index}", "out": "{out}", "limit": "4", "epochs": "1", "only": "kd"},
+        {"shards": ("index",), "val": ("index",), "weights": ("weights",), "params_file": ("params",)},
+        _texts("student model_kwargs only out page title"),
+    ),
+    "bench fidelity": Line(
+        {"shards": "{index}"},
+        {"shards": ("index",), "weights": ("weights",), "params_file": ("params",)},
+        _texts("name out"),
+    ),
+    **{f"bench {name}": Line({}) for name in ("cluster", "memory", "opening", "targets")},
+    **{f"bench {name}": _BENCH_INDEX for name in ("caching", "parity", "step", "views", "workers")},
+    "bench teacher": Line({}, {}, _texts("model device")),
+}
+# With these, what is read of a cache is all that can be.
+CACHED = {"train-student": {"objective": "scalekd"}}
+
+
+def commands() -> Iterator[tuple[str, click.Command]]:
+    """Every command of kdpipe, groups' own left out."""
+    waiting: list[tuple[str, click.Command]] = [("", main)]
+    while waiting:
+        name, command = waiting.pop()
+        if not isinstance(command, click.Group):
+            yield name, command
+            continue
+        context = click.Context(command)
+        for inner in command.list_commands(context):
+            found = command.get_command(context, inner)
+            assert found is not None
+            waiting.append((f"{name} {inner}".strip(), found))
+
+
+def takes_text(param: click.Parameter) -> bool:
+    """Whether a parameter's value may name a file."""
+    return isinstance(param.type, click.Path | click.types.StringParamType)
+
+
+def line(name: str, command: click.Command, places: dict[str, str], param: str, value: str, category: str) -> list[str]:
+    """The words of a command with a hostile value of one parameter."""
+    table = TABLE[name]
+    values = {**table.sound, **(CACHED.get(name, {}) if category == "cache" else {}), param: value}
+    if param == "weights" and name == "evaluate":
+        values |= {"model": "resnet10t", "model_kwargs": _KWARGS}
+        values.pop("file")
+    if name == "cache gc" and param == "keep":
+        values["folder"] = places["out"]
+    if name == "cache gc" and param == "folder":
+        values["keep"] = places["cache"]
+    words: list[str] = []
+    for one in command.params:
+        if one.name in values:
+            given = values[one.name]
+            for text in given if isinstance(given, list) else [given]:
+                filled = text if text == value else text.format_map(places)
+                words += [filled] if isinstance(one, click.Argument) else [one.opts[0], filled]
+    return [*name.split(), *words, *table.words]
