@@ -31,7 +31,12 @@ from stages.signals import resume
 @caching_options
 @click.option("--limit", type=int, help="Only the first N samples.")
 @click.option("--workers", type=click.IntRange(1), help="Processes on this machine [default: one a GPU].")
-@click.option("--scheduler", help="Address of a dask cluster of yours, tcp://host:port.")
+@click.option("--scheduler", help="Address of a dask cluster of yours, tls://host:port.")
+@click.option(
+    "--tls-ca", metavar="FILE", help="Authority of a tls:// cluster's certificates [default: as dask's config]."
+)
+@click.option("--tls-cert", metavar="FILE", help="This client's certificate for it.")
+@click.option("--tls-key", metavar="FILE", help="The certificate's private key.")
 @click.option("--calibration-from", metavar="CACHE", help="Take the map's calibration from there; then both merge.")
 @click.option("--out", required=True, help="The cache: a folder or URL, {identity} in it filled in; it goes on.")
 @click.option("--record", help="Also write which targets these are, as JSON without times, for --cache elsewhere.")
@@ -43,6 +48,9 @@ def cache_teacher(
     limit: int | None,
     workers: int | None,
     scheduler: str | None,
+    tls_ca: str | None,
+    tls_cert: str | None,
+    tls_key: str | None,
     calibration_from: str | None,
     out: str,
     record: str | None,
@@ -72,7 +80,8 @@ def cache_teacher(
         if p.done:
             progress.advance(p.views, task=f"{p.done}/{p.total}", shard=p.shard)
 
-    with backend(settings.teacher, index.num_classes, workers, scheduler) as teacher:
+    tls = (tls_ca, tls_cert, tls_key)
+    with backend(settings.teacher, index.num_classes, workers, scheduler, tls) as teacher:
         try:
             cache, report = cache_views(
                 out,
@@ -103,19 +112,34 @@ def cache_teacher(
 
 @contextmanager
 def backend(
-    config: TeacherConfig, num_classes: int | None, workers: int | None, scheduler: str | None
+    config: TeacherConfig,
+    num_classes: int | None,
+    workers: int | None,
+    scheduler: str | None,
+    tls: tuple[str | None, str | None, str | None] = (None, None, None),
 ) -> Iterator[Teacher | Backend]:
     """Who does the tasks: this process, a local cluster of one process a device, or the user's own cluster."""
     if scheduler is not None and workers is not None:
         raise ConfigError("a cluster has its own workers", where="--workers", found=workers, do="Leave it out")
+    if scheduler is None and any(tls):
+        raise ConfigError(
+            "certificates without a cluster", where="--tls-ca, --tls-cert, --tls-key", do="Give --scheduler"
+        )
     if scheduler is None and workers is None and (len(devices_here()) == 1 or config.device != "auto"):
         yield Teacher(config, num_classes)
         return
     # dask.distributed takes a second to import, and most runs need none of it.
-    from pipeline.caching.cluster import Cluster, local_client, user_client
+    from pipeline.caching.clients import authenticated, local_client, user_client
+    from pipeline.caching.cluster import Cluster
 
     if scheduler is not None:
-        with user_client(scheduler) as client:
+        if not authenticated(scheduler):
+            click.echo(
+                f"remark: {scheduler} takes commands from whoever reaches it, and so do its workers; "
+                "on a network that others use, run it with TLS (docs/cluster.md)",
+                err=True,
+            )
+        with user_client(scheduler, *tls) as client:
             click.echo(f"workers: {len(client.nthreads())} now; dashboard: {client.dashboard_link}", err=True)
             yield Cluster(client, config, num_classes)
         return
@@ -125,7 +149,7 @@ def backend(
         threads = max(1, cores() // count)
         config = config.model_copy(update={"threads": threads})
     with local_client(count) as client:
-        click.echo(f"workers: {count} processes here; dashboard: {client.dashboard_link}", err=True)
+        click.echo(f"workers: {count} processes here", err=True)
         yield Cluster(client, config, num_classes, devices, beside=count)
 
 

@@ -1,18 +1,15 @@
-"""Tasks on dask workers: a local cluster of one process a device, or whatever cluster the user runs.
+"""Tasks on dask workers, of whichever cluster: `caching.clients`.
 
 The client keeps a bounded number of tasks in flight, so that neither it nor the scheduler knows more than a few at a
 time. What a worker does with one: `caching.worker`.
 """
 
-import logging
 import pickle
 from asyncio import CancelledError
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any
 
-import dask
-from distributed import Client, Future, LocalCluster, as_completed
+from distributed import Client, Future, as_completed
 from distributed.client import ClosedClientError, FuturesCancelledError
 from distributed.comm import CommClosedError
 from distributed.scheduler import KilledWorker
@@ -180,41 +177,3 @@ def _died(doing: str, worker: object = None, times: int = 1) -> CacheError:
         do="Often it is for want of memory: set a smaller teacher.batch_size (--batch-size), or give workers more; "
         "then repeat the command: finished tasks are kept",
     )
-
-
-@contextmanager
-def local_client(workers: int) -> Iterator[Client]:
-    """A client of a cluster of single-threaded processes on this machine, which ends with the context."""
-    # dask looks at what its workers execute a hundred times a second, for a page that nobody opens here.
-    with (
-        dask.config.set({"distributed.worker.profile.enabled": False}),
-        LocalCluster(
-            n_workers=workers,
-            threads_per_worker=1,
-            processes=True,
-            # The teacher's memory is the user's affair; dask would kill a worker that comes near its share.
-            memory_limit=0,
-            dashboard_address="127.0.0.1:0",
-            # A task that fails is reported by the client, in one line.
-            silence_logs=logging.CRITICAL,
-        ) as cluster,
-        Client(cluster) as client,
-    ):
-        yield client
-
-
-@contextmanager
-def user_client(address: str) -> Iterator[Client]:
-    """A client of a cluster that the user runs.
-
-    Raises:
-        CacheError: nobody answers there.
-    """
-    try:
-        client = Client(address)
-    except (OSError, ValueError) as e:  # dask raises both, with its own words
-        raise CacheError(
-            f"no dask scheduler answers: {e}", where=address, do="Start one with dask scheduler, or mend the address"
-        ) from e
-    with client:
-        yield client

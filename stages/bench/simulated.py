@@ -5,8 +5,6 @@ import io
 import logging
 import multiprocessing
 import random
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -17,11 +15,12 @@ import dask
 import numpy as np
 import psutil
 import torch
-from distributed import Client, Worker
+from distributed import Client, Security
 from PIL import Image
 from torch import nn
 
 from pipeline.caching import CachingConfig, Progress, cache_views
+from pipeline.caching.clients import SilentScheduler, SilentWorker
 from pipeline.caching.cluster import Cluster
 from pipeline.shards import Index, build_index
 from pipeline.shards.pack import Item, write_shards
@@ -153,30 +152,43 @@ def _measured() -> float:
 @contextmanager
 def _cluster(folder: Path, workers: int) -> Iterator[tuple[Client, psutil.Process]]:
     """A client of a scheduler and of workers in processes of their own, and the scheduler's process."""
-    spawn, file = multiprocessing.get_context("spawn"), folder / "scheduler.json"
-    command = [sys.executable, "-m", "distributed.cli.dask_scheduler", "--port", "0", "--no-dashboard"]
+    spawn, file, security = multiprocessing.get_context("spawn"), folder / "scheduler.json", Security.temporary()
     with ExitStack() as stack:
-        scheduler = stack.enter_context(
-            subprocess.Popen([*command, "--scheduler-file", str(file)], stderr=subprocess.DEVNULL)
-        )
-        stack.callback(scheduler.kill)
+
+        def start(target: Any, *args: Any) -> int:
+            process = spawn.Process(target=target, args=(file, security, *args), daemon=True)
+            process.start()
+            stack.callback(process.join)
+            stack.callback(process.kill)
+            return int(process.pid or 0)
+
+        scheduler = start(_schedule)
         for first in range(0, workers, _A_PROCESS):
-            many = spawn.Process(target=_work, args=(file, min(_A_PROCESS, workers - first)), daemon=True)
-            many.start()
-            stack.callback(many.join)
-            stack.callback(many.kill)
-        client = stack.enter_context(Client(scheduler_file=str(file)))
+            start(_work, min(_A_PROCESS, workers - first))
+        client = stack.enter_context(Client(scheduler_file=str(file), security=security))
         client.wait_for_workers(workers, timeout=600)
-        yield client, psutil.Process(scheduler.pid)
+        yield client, psutil.Process(scheduler)
 
 
-def _work(file: Path, count: int) -> None:
+def _schedule(file: Path, security: Security) -> None:
+    logging.getLogger("distributed").setLevel(logging.CRITICAL)
+
+    async def run() -> None:
+        scheduler = await SilentScheduler(
+            scheduler_file=str(file), host="127.0.0.1", protocol="tls://", port=0, security=security
+        )
+        await scheduler.finished()
+
+    asyncio.run(run())
+
+
+def _work(file: Path, security: Security, count: int) -> None:
     logging.getLogger("distributed").setLevel(logging.CRITICAL)
     dask.config.set({"distributed.worker.profile.enabled": False})  # as local clusters of ours have it
 
     async def run() -> None:
-        form: dict[str, Any] = {"scheduler_file": str(file), "nthreads": 1, "memory_limit": 0, "dashboard": False}
-        workers = [await Worker(**form) for _ in range(count)]
+        form: dict[str, Any] = {"scheduler_file": str(file), "nthreads": 1, "memory_limit": 0, "host": "127.0.0.1"}
+        workers = [await SilentWorker(**form, security=security) for _ in range(count)]
         await asyncio.gather(*(worker.finished() for worker in workers))
 
     asyncio.run(run())

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 
 from pipeline.caching import CachingConfig, cache_views
-from pipeline.caching.cluster import Cluster, local_client
+from pipeline.caching.clients import local_client
+from pipeline.caching.cluster import Cluster
 from pipeline.models import build
 from pipeline.shards import Index, build_index
 from pipeline.shards.prepare import prepare_digits

@@ -13,7 +13,8 @@ from distributed import Client
 from torch import nn
 
 from pipeline.caching import CachingConfig, cache_views
-from pipeline.caching.cluster import Cluster, local_client, user_client
+from pipeline.caching.clients import local_client, user_client
+from pipeline.caching.cluster import Cluster
 from pipeline.errors import KdpipeError
 from pipeline.shards import Index
 from pipeline.targets import TargetsConfig

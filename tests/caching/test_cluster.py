@@ -13,7 +13,8 @@ from distributed.scheduler import KilledWorker
 import pipeline.caching.backend as backend
 from pipeline.cache import Cache, Store, check_integrity
 from pipeline.caching import CachingConfig, cache_views
-from pipeline.caching.cluster import Cluster, local_client
+from pipeline.caching.clients import local_client
+from pipeline.caching.cluster import Cluster
 from pipeline.caching.worker import TeacherPlugin
 from pipeline.errors import CacheError, IdentityError, ShardError, TeacherError
 from pipeline.targets import TargetsConfig
