@@ -62,8 +62,10 @@ class LossLog:
         self._waiting = []
 
     def means(self) -> dict[str, float]:
-        """Over the epoch's steps; starts the next epoch."""
-        means = {name: total / self.steps for name, total in self.sums.items()}
+        """Over the epoch's steps, the whole loss first; starts the next epoch."""
+        # A checkpoint doesn't keep the order in which the parts came.
+        names = sorted(self.sums, key=lambda name: (name != "loss", name))
+        means = {name: self.sums[name] / self.steps for name in names}
         self.sums, self.steps = {}, 0
         return means
 
