@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from pipeline.errors import KdpipeError
+from pipeline.errors import ConfigError, KdpipeError
 from pipeline.redact import SHARD_URLS, showable
 from stages.signals import Stopped, stopping
 
@@ -65,7 +65,9 @@ class Stages(click.Group):
         logger.addHandler(handler)
         try:
             with stopping():
-                return super().invoke(ctx)
+                result = super().invoke(ctx)
+            sys.stdout.flush()
+            return result
         except Stopped as e:
             click.echo(str(e), err=True)
             ctx.exit(e.code)
@@ -76,8 +78,30 @@ class Stages(click.Group):
             # The reader of our output has gone (`| head`): nothing to say, nobody to say it to.
             sys.stdout = None
             ctx.exit(1)
+        except OSError as e:
+            if not _output_fails():
+                raise
+            # Python would try to write the rest when it ends.
+            sys.stdout = None
+            refusal = ConfigError(
+                f"the result can't be written: {e.strerror}",
+                where="standard output",
+                do="Make room where it goes, then repeat the command: finished work is kept",
+            )
+            click.echo(f"error: {refusal}", err=True)
+            ctx.exit(2)
         finally:
             logger.removeHandler(handler)
+
+
+
+def _output_fails() -> bool:
+    """Whether the standard output still refuses what it was given."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        return True
+    return False
 
 
 @click.group(cls=Stages, context_settings={"help_option_names": ["-h", "--help"]})
