@@ -8,6 +8,7 @@ import click
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from pipeline.errors import ConfigError
+from pipeline.files import whole
 from pipeline.untrusted import load_json
 
 # Named here, not imported: a report needs none of what trains and caches, and DVC shouldn't repeat it for that.
@@ -75,8 +76,8 @@ def report(runs: str, evaluations: str, cache: str | None, teacher: str | None, 
     document = build(Path(runs), Path(evaluations), cache, teacher)
     text = markdown(document)
     try:
-        Path(out).parent.mkdir(parents=True, exist_ok=True)
-        Path(out).write_text(text)
+        with whole(Path(out).absolute()) as partial:
+            partial.write_text(text)
     except OSError as e:
         raise ConfigError(f"can't be written: {e.strerror}", where=out, do="Choose another --out") from e
     click.echo(json.dumps(document) if as_json else text, nl=as_json)

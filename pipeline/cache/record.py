@@ -18,6 +18,7 @@ from pipeline.cache.schema import validated
 from pipeline.cache.schemas import CacheRecordFile
 from pipeline.cache.select import Want
 from pipeline.errors import CacheError, IdentityError, KdpipeError, TargetsError
+from pipeline.files import whole
 from pipeline.fingerprint import fingerprint
 from pipeline.redact import bare_url
 from pipeline.shards import Index
@@ -81,8 +82,8 @@ class CacheRecord:
             CacheError: it can't be written.
         """
         try:
-            Path(path).parent.mkdir(parents=True, exist_ok=True)
-            Path(path).write_text(json.dumps(asdict(self), indent=2, allow_nan=False) + "\n")
+            with whole(Path(path).absolute()) as partial:
+                partial.write_text(json.dumps(asdict(self), indent=2, allow_nan=False) + "\n")
         except OSError as e:
             raise CacheError(f"can't be written: {e.strerror}", where=path, do="Choose another --record") from e
 
