@@ -12,6 +12,7 @@ from typing import Any
 
 import dask
 from distributed import Client, Nanny, Scheduler, Security, SpecCluster, Worker
+from distributed.utils import silence_logging_cmgr
 
 from pipeline.errors import CacheError, ConfigError
 
@@ -94,7 +95,8 @@ def user_client(
             do="Start one with dask scheduler, or mend the address"
             + (" or the certificates" if authenticated(address) else ""),
         ) from e
-    with client:
+    # What dask tells of a scheduler that it can't find again, with tracebacks; the caller is told by an error.
+    with silence_logging_cmgr(logging.CRITICAL), client:
         yield client
 
 
