@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
 
-.PHONY: demo test test-slow fuzz bench lint format clean
+.PHONY: demo test test-slow chaos fuzz bench lint format clean
 
 demo: $(VENV)/.demo
 	$(BIN)/kdpipe demo --out runs/demo
@@ -21,6 +21,14 @@ test-slow: $(VENV)/.test
 fuzz: $(VENV)/.test
 	$(INSTALL) '.[test,fuzz]'
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz --document docs/reliability.md
+
+# Kills, failing disks, a faulty S3 and more, at moments drawn from seeds; drawn into docs/reliability.md.
+# SEEDS=N, FIRST=N and ONLY='part of a kind of fault' choose runs, and then draw nothing unless OUT=FILE.md is given.
+SEEDS ?= 105
+OUT ?= $(if $(ONLY)$(FIRST),,docs/reliability.md)
+chaos: $(VENV)/.test
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.chaos --seeds $(SEEDS) --first $(or $(FIRST),0) \
+		$(if $(ONLY),--only '$(ONLY)') $(if $(OUT),--out '$(OUT)')
 
 # Every claim of speed, size and exactness measured anew, into docs/benchmarks.md; leave the machine alone meanwhile.
 # PHOTOS=INDEX, an index of photographs for the benches that decode; the digits without.

@@ -79,7 +79,7 @@ class Stages(click.Group):
             sys.stdout = None
             ctx.exit(1)
         except OSError as e:
-            if not _output_fails():
+            if not _of_output(e):
                 raise
             # Python would try to write the rest when it ends.
             sys.stdout = None
@@ -95,13 +95,12 @@ class Stages(click.Group):
 
 
 
-def _output_fails() -> bool:
-    """Whether the standard output still refuses what it was given."""
-    try:
-        sys.stdout.flush()
-    except OSError:
-        return True
-    return False
+def _of_output(error: OSError) -> bool:
+    """Whether it is the output that refused, by the module that wrote to it."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace is not None and trace.tb_frame.f_globals["__name__"] in ("click.utils", "rich.console", __name__)
 
 
 @click.group(cls=Stages, context_settings={"help_option_names": ["-h", "--help"]})

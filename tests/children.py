@@ -11,13 +11,26 @@ from collections.abc import Callable
 from typing import Any
 
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["tests.tiny", "pipeline.loader", "pipeline.trainer"])
+_modules = ["tests.tiny", "pipeline.loader", "pipeline.trainer"]
+_context.set_forkserver_preload(_modules)
+
+
+def preload(*modules: str) -> None:
+    """Have the server import more; of no effect once it has started."""
+    _modules.extend(modules)
+    _context.set_forkserver_preload(_modules)
+
+
+def start(target: Callable[..., None], *args: Any) -> Any:
+    """A child that runs a function of a test module, as `multiprocessing.Process`."""
+    child = _context.Process(target=target, args=args)
+    child.start()
+    return child
 
 
 def run(target: Callable[..., None], *args: Any, timeout: float = 120) -> int:
     """Run a function of a test module in a child; its exit code, negative for the signal that killed it."""
-    child = _context.Process(target=target, args=args)
-    child.start()
+    child = start(target, *args)
     child.join(timeout)
     if child.is_alive():
         child.kill()

@@ -1,5 +1,6 @@
 """What a cache holds, what it refuses, and how it grows."""
 
+import errno
 import json
 import shutil
 from pathlib import Path
@@ -355,3 +356,13 @@ def test_damaged_keys_are_noticed_before_they_draw(tmp_path, world, cache_path):
 
 def test_settings_of_the_policy_are_all_in_the_identity(cache_path):
     assert set(ViewsConfig.model_fields) <= set(Cache(Store(cache_path)).identity["views"])
+
+
+def test_a_put_that_fails_leaves_nothing(tmp_path, monkeypatch):
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(CacheError, match="can't be written: No space left on device"):
+        Store(tmp_path / "c").put("commits/a.json", b"{}")
+    assert Store(tmp_path / "c").files() == []

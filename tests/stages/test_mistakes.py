@@ -1,8 +1,11 @@
 """The mistakes a user makes first, stage by stage: one clear line, exit code 2, nothing half-written."""
 
+import contextlib
 import errno
+import io
 import os
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +13,7 @@ import yaml
 from safetensors.torch import save_file
 
 from pipeline.shards import build_index
+from stages.cli import main
 from tests.shards.making import write_shards
 from tests.stages.running import kdpipe, refused
 from tests.tiny import CLASSES, SIZE, VIEWS, World, make_cache, make_world, network, tree
@@ -206,6 +210,38 @@ class TestNoSpaceAndNoPermission:
     def test_prepare(self, tmp_path, full):
         assert full in refused("prepare", "digits", "--out", tmp_path / "d")
         assert not (tmp_path / "d").exists()
+
+    @pytest.mark.parametrize("buffered", [True, False])
+    def test_a_standard_output_on_a_full_disk(self, tmp_path, monkeypatch, capsys, buffered):
+        raw = io.FileIO("/dev/full", "w")
+        file = io.TextIOWrapper(io.BufferedWriter(raw) if buffered else raw, write_through=not buffered)
+        monkeypatch.setattr(sys, "stdout", file)
+        with pytest.raises(SystemExit) as end:
+            main(["cache", "ls", str(tmp_path)])
+        assert end.value.code == 2
+        [line] = capsys.readouterr().err.splitlines()
+        assert line.startswith(
+            "error: standard output: the result can't be written: No space left on device. Make room"
+        )
+        with contextlib.suppress(OSError):
+            file.close()
+
+    def test_a_report_and_a_record_appear_whole_or_not_at_all(self, world, cache_path, tmp_path, monkeypatch):
+        write = Path.write_text
+
+        def half(self: Path, text: str, *args: object) -> None:
+            write(self, text[: len(text) // 2])
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        assert kdpipe(*training(world, tmp_path / "runs" / "r", "--objective", "none")).code == 0
+        (tmp_path / "e").mkdir()
+        scores = kdpipe("evaluate", tmp_path / "runs/r/best.safetensors", "--shards", world.index_path, "--json").out
+        (tmp_path / "e" / "r.json").write_text(scores)
+        monkeypatch.setattr(Path, "write_text", half)
+        out = tmp_path / "out"
+        refused("report", tmp_path / "runs", "--evaluations", tmp_path / "e", "--out", out / "report.md")
+        refused(*caching(world, out / "c"), "--record", out / "record.json")
+        assert sorted(p.name for p in out.iterdir()) == ["c"]
 
     @pytest.mark.parametrize("stage", ["cache-teacher", "train-student", "index", "prepare", "demo"])
     def test_a_file_where_a_folder_should_be(self, world, tmp_path, stage):
