@@ -94,7 +94,6 @@ class Stages(click.Group):
             logger.removeHandler(handler)
 
 
-
 def _of_output(error: OSError) -> bool:
     """Whether it is the output that refused, by the module that wrote to it."""
     trace = error.__traceback__

@@ -17,7 +17,7 @@ _context.set_forkserver_preload(_modules)
 
 def preload(*modules: str) -> None:
     """Have the server import more; of no effect once it has started."""
-    _modules.extend(modules)
+    _modules.extend(module for module in modules if module not in _modules)
     _context.set_forkserver_preload(_modules)
 
 

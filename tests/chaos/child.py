@@ -17,13 +17,14 @@ import psutil
 from tests import children
 from tests.chaos.moments import Fault, Moments
 
-children.preload(
+_PATIENCE = 180.0
+_STOPPED = 0.3
+# What the server imports, unless other tests have started it already.
+_MODULES = (
     *("stages.cli", "stages.cache", "stages.cache_teacher", "stages.erf", "stages.evaluate", "stages.index"),
     *("stages.prepare", "stages.report", "stages.train_student", "stages.verify", "stages.view", "stages.inspect"),
     *("s3fs", "distributed", "pipeline.caching.cluster", "tests.chaos.moments", "tests.chaos.processes"),
 )
-_PATIENCE = 180.0
-_STOPPED = 0.3
 
 
 @dataclass
@@ -100,6 +101,7 @@ def start(
 ) -> Running:
     """Start a kdpipe command; what it prints is kept in `notes`, or goes to the file `stdout`."""
     notes.mkdir(parents=True, exist_ok=True)
+    children.preload(*_MODULES)
     words = [str(word) for word in argv]
     return Running(children.start(_enter, words, str(notes), fault, dict(env or {}), stdout), notes, words)
 
