@@ -1,7 +1,6 @@
 """Seeded faults: `python -m tests.chaos --seeds 40`. Exit code 1 if a run ended wrongly."""
 
 import contextlib
-import json
 import random
 import shutil
 import sys
@@ -12,6 +11,7 @@ from typing import Any
 
 import click
 
+from tests import reliability
 from tests.chaos import page
 from tests.chaos.kinds import Kind, kinds
 from tests.chaos.verdict import Finding, Skipped
@@ -40,7 +40,9 @@ def _placeless(text: str, folder: Path) -> str:
 @click.option("--seeds", default=40, show_default=True, help="Runs; kinds take turns.")
 @click.option("--first", default=0, show_default=True, help="The first seed.")
 @click.option("--only", help="Only kinds with this in their name.")
-@click.option("--out", type=click.Path(path_type=Path), help="Page to draw the results into; JSON goes beside it.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="Document to draw the report into, from the JSON beside it."
+)
 def main(seeds: int, first: int, only: str | None, out: Path | None) -> None:
     """Disturb kdpipe's commands, a seed a run, and see that repeating them leaves the undisturbed bytes."""
     rows = []
@@ -62,9 +64,7 @@ def main(seeds: int, first: int, only: str | None, out: Path | None) -> None:
         command = (
             f"make chaos SEEDS={seeds}" + (f" FIRST={first}" if first else "") + (f" ONLY='{only}'" if only else "")
         )
-        document = page.document(rows, command)
-        page.write(out, document)
-        out.with_name(f"{out.stem}-chaos.json").write_text(json.dumps(document, indent=1) + "\n")
+        reliability.keep("chaos", page.report(rows, command), out)
     sys.exit(1 if bad else 0)
 
 

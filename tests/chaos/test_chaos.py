@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests import children
+from tests import children, reliability
 from tests.chaos import alone, disk, page, s3
 from tests.chaos.__main__ import one
 from tests.chaos.kinds import ALONE, OF_A_WORKER, Kind, kinds
@@ -102,19 +102,16 @@ def failing(folder: str, error: int, sync: bool) -> None:
     (place / "old").rename(place / "renamed")
 
 
-def test_the_page_is_drawn_into_its_place(tmp_path):
+def test_the_report_counts_what_was_found(tmp_path):
     rows = [
         {"seed": 0, "kind": "a", "outcome": "same bytes", "what": "x, moment 1", "ended": "exit code 0"},
         {"seed": 1, "kind": "a", "outcome": "same bytes", "what": "x, moment 2", "ended": "killed"},
         {"seed": 2, "kind": "b", "outcome": "finding", "what": "y: differs", "ended": ""},
+        {"seed": 3, "kind": "c", "outcome": "not available", "what": "no seccomp", "ended": ""},
     ]
-    path = tmp_path / "page.md"
-    path.write_text("# Page\n\nBefore.\n")
-    for _ in range(2):
-        page.write(path, page.document(rows, "make chaos SEEDS=3"))
-    text = path.read_text()
-    assert text.startswith("# Page\n\nBefore.\n\n" + page.BEGIN)
-    assert text.count(page.BEGIN) == text.count(page.END) == 1
-    assert "| a | 2 | 2 | 1 | 1 | 0, 1 |" in text
-    assert "3 runs: 2 ended with the undisturbed bytes, 1 did not" in text
-    assert "- seed 2, b: y: differs" in text
+    report = page.report(rows, "make chaos SEEDS=4")
+    assert report["rows"] == [["a", 2, 2, 1, 1, "0, 1"], ["b", 1, 0, 0, 0, "2"], ["c", 1, 0, 0, 0, "3"]]
+    assert report["text"][-1].startswith("4 runs: 2 ended with the undisturbed bytes, 1 did not; 1 faults")
+    assert report["findings"] == ["seed 2, b: y: differs"]
+    reliability.keep("chaos", report, tmp_path / "r.md")
+    assert "- seed 2, b: y: differs" in (tmp_path / "r.md").read_text()
