@@ -3,18 +3,16 @@
 import os
 import shlex
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
 from stages.signals import Stopped, asked, stopping
+from tests.chaos import child
 from tests.stages.running import kdpipe
 from tests.tiny import tree
 
-KDPIPE = [sys.executable, "-c", "from stages.cli import main; main()"]
 SETTINGS = [
     *("--set", "teacher.mean=[0.5,0.5,0.5]", "--set", "teacher.std=[0.25,0.25,0.25]", "--set", "teacher.threads=1"),
     *("--set", "views.mixup=0.8", "--set", "views.crop_pct=1", "--set", "views.auto_augment=rand-m9-inc1"),
@@ -39,19 +37,16 @@ def test_work_that_is_asked_finds_its_own_moment_but_a_second_signal_does_not_wa
             os.kill(os.getpid(), signal.SIGINT)
 
 
-def interrupted(words: list[str], folder: Path, ready: str, number: int) -> subprocess.CompletedProcess[str]:
+def interrupted(words: list[str], folder: Path, ready: str, number: int) -> child.Ended:
     """Run a command, signal it once when a file has appeared, and wait for its end."""
-    child = subprocess.Popen(
-        [*KDPIPE, *words], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2]
-    )
-    began = time.monotonic()
-    while not list(folder.glob(ready)):
-        assert child.poll() is None, child.communicate()
-        assert time.monotonic() - began < 120
-        time.sleep(0.01)
-    child.send_signal(number)
-    out, err = child.communicate(timeout=120)
-    return subprocess.CompletedProcess(words, child.returncode, out, err)
+    with child.running(words, folder / "notes") as one:
+        began = time.monotonic()
+        while not list(folder.glob(ready)):
+            assert one.alive(), one.wait()
+            assert time.monotonic() - began < 120
+            time.sleep(0.01)
+        os.kill(one.pid, number)
+        return one.wait()
 
 
 @pytest.mark.slow
@@ -61,10 +56,10 @@ def test_cache_teacher_stops_and_goes_on(world, tmp_path, number):
     words += ["--num-classes", "7", "--input-size", "16", "--batch-size", "8", "--views", "0:60"]
     words += ["--set", "caching.render_threads=1"]
     done = interrupted([*words, "--out", str(tmp_path / "c")], tmp_path, "c/commits/*/shard-*.json", number)
-    assert done.returncode == 128 + number, done.stderr
-    last = done.stderr.splitlines()[-1]
+    assert done.code == 128 + number, done.err
+    last = done.err.splitlines()[-1]
     assert last.startswith(f"stopped by {signal.Signals(number).name}. Finished work is kept; go on with: kdpipe cache")
-    assert "Traceback" not in done.stderr
+    assert "Traceback" not in done.err
     again = shlex.split(last.partition("go on with: kdpipe ")[2])
     assert kdpipe(*again).code == 0
     assert kdpipe(*words, "--out", tmp_path / "alone").code == 0
@@ -86,8 +81,8 @@ def test_train_student_stops_after_a_step_and_goes_on(world, tmp_path, number):
     words += ["--num-classes", "7", "--input-size", "16", "--objective", "none", "--epochs", "12", "--batch-size", "2"]
     words += ["--set", "train.threads=1", "--set", "train.device=cpu", "--set", "train.checkpoint_epochs=100"]
     done = interrupted([*words, "--out", str(tmp_path / "run")], tmp_path, "run/metrics.jsonl", number)
-    assert done.returncode == 128 + number, done.stderr
-    last = done.stderr.splitlines()[-1]
+    assert done.code == 128 + number, done.err
+    last = done.err.splitlines()[-1]
     assert last.startswith(f"stopped by {signal.Signals(number).name}")
     assert not (tmp_path / "run/summary.json").exists()
     again = kdpipe(*shlex.split(last.partition("go on with: kdpipe ")[2]))
