@@ -15,7 +15,7 @@ Mutate = Callable[[Random, bytes, list[bytes]], bytes]
 NAMES = (
     *("tar", "labels", "images", "manifest", "index", "index_resealed"),
     *("records", "records_resealed", "cache_files", "chunks", "cache_record"),
-    *("weights", "weights_header", "pickles", "checkpoint", "class_map"),
+    *("weights", "weights_header", "pickles", "checkpoint", "checkpoint_resealed", "class_map"),
     *("params", "json", "yaml"),
 )
 

@@ -1,6 +1,7 @@
 """Sound weights and checkpoints, and what is read of them."""
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -11,16 +12,18 @@ from safetensors.torch import save_file
 from pipeline.models import ModelConfig, build
 from pipeline.models.weights import METADATA_KEY
 from pipeline.tensors import write
-from pipeline.trainer.files import BEST, CHECKPOINT, RunFolder
+from pipeline.trainer import Job, Progress, train
+from pipeline.trainer.files import BEST, RunFolder
 from tests.fuzz.mutate import mutate_bytes, mutate_tree
+from tests.fuzz.small import make_index
+from tests.trainer.tiny import make_job
 
+STUDENT = {"num_classes": 10, "model_kwargs": {"width": 2, "dropout": 0.0}}
 CONFIG = {"model": "resnet10t", "model_kwargs": {"channels": [8, 8, 8, 8]}, "num_classes": 3, "input_size": 32}
-_STATE = {
-    "number": 3,
-    "epoch": 1,
-    "config": {"train": {"lr": 0.1, "opt": "adamw"}, "student": CONFIG},
-    "state": {"dict": [["w", {"tensor": "optimizer/w"}], ["step", 3.0]]},
-}
+
+
+class _Stopped(Exception):
+    """The run is to end here."""
 
 
 def weights_file(folder: Path) -> Path:
@@ -32,16 +35,22 @@ def weights_file(folder: Path) -> Path:
     return folder / BEST
 
 
-def checkpoint_file(folder: Path) -> Path:
-    """A checkpoint as train-student writes them."""
-    generator = torch.Generator().manual_seed(0)
-    tensors = {name: torch.randn(3, 2, generator=generator) for name in ("model/w", "optimizer/w", "ema/w")}
-    RunFolder(folder).write_checkpoint({**tensors, "order": torch.arange(5)}, _STATE)
-    return folder / CHECKPOINT
+def make_run(folder: Path) -> Job:
+    """A job whose run, folder/run, was ended in its second epoch, after its last checkpoint."""
+    index = make_index(folder)
+    job = make_job(index, epochs=2, batch_size=4, checkpoint_steps=1, warmup_epochs=0, student=STUDENT)
+
+    def on_step(step: Progress) -> None:
+        if (step.epoch, step.step) == (2, 2):
+            raise _Stopped
+
+    with suppress(_Stopped):
+        train(job, folder / "run", say=lambda _: None, on_step=on_step)
+    return job
 
 
 def write_headed(path: Path, tensors: dict[str, torch.Tensor], key: str, said: Any) -> None:
-    """A safetensors file of ours with another description, any text or JSON, whose digests fit where it can have some."""
+    """A safetensors file with another description of ours, text or JSON, and digests that fit if it can have them."""
     if isinstance(said, dict):
         try:
             write(path, tensors, key, said)

@@ -15,7 +15,14 @@ from tests.fuzz.target import NAMES, Changed, Target, case, make
 from tests.reliability import draw
 
 # Those that open a cache, or build a network, take tens of milliseconds each.
-SLOW = {"cache_files": 25, "records_resealed": 25, "chunks": 25, "cache_record": 40, "weights_header": 25}
+SLOW = {
+    "cache_files": 25,
+    "records_resealed": 25,
+    "chunks": 25,
+    "cache_record": 40,
+    "weights_header": 25,
+    "checkpoint_resealed": 15,
+}
 SLOW |= {"index": 100, "index_resealed": 100}
 SEED = 1
 

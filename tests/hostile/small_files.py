@@ -79,7 +79,8 @@ WEIGHTS = [
     _weights("classes-huge", put("num_classes", value=2**31)),
     _weights("size-huge", put("input_size", value=2**31), only("plan", "cache-teacher", "train-student", "evaluate")),
     _weights("kwargs-type", put("model_kwargs", value=[3])),
-    _weights("kwargs-huge", put("model_kwargs", "channels", value=[2**31] * 4)),
+    # The others' command lines have arguments of their own.
+    _weights("kwargs-huge", put("model_kwargs", "channels", value=[2**31] * 4), only("plan", "cache-teacher", "erf")),
     _weights("mean-type", put("mean", value=["x", {}, None])),
     _weights("scale-type", put("logit_scale", value="x")),
     _pickle(True),
@@ -152,7 +153,8 @@ PARAMS = [
     text("itself", "views: &a [*a]", "params.yaml"),
     text("long", "a: " + "x" * 30_000_000, "params.yaml"),
     text("array", "[1, 2]", "params.yaml"),
-    text("surrogate", 'teacher: {model: "\\uD800"}', "params.yaml"),
+    # A model that the others don't build.
+    text("surrogate", 'teacher: {model: "\\uD800"}', "params.yaml", refused_by=only("plan", "cache-teacher")),
 ]
 
 

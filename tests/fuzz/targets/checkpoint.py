@@ -2,13 +2,14 @@
 
 from pathlib import Path
 
-from pipeline.trainer.files import RunFolder
+from pipeline.trainer.files import CHECKPOINT, RunFolder
 from tests.fuzz.target import Changed, Target
-from tests.fuzz.tensors import checkpoint_file, has_digest, mutate_safetensors, plain
+from tests.fuzz.tensors import has_digest, make_run, mutate_safetensors, plain
 
 
 def make(folder: Path) -> Target:
-    path = checkpoint_file(folder / "run")
+    make_run(folder)
+    path = folder / "run" / CHECKPOINT
     run_folder, sound = RunFolder(path.parent), path.read_bytes()
     tensors, state = run_folder.read_checkpoint()
     meant, digested = (plain(tensors), state), has_digest(sound)
