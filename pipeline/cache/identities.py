@@ -58,6 +58,8 @@ class Identity(Record):
     views: dict[str, JsonValue]
     render_size: Side
     teacher: Network | Ensemble
+    # Left out of the identity of a teacher that is a function of its input.
+    nondeterministic: Literal[True] = True
 
     @field_validator("teacher", mode="before")
     @classmethod

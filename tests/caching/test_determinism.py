@@ -68,10 +68,10 @@ class TestRefused:
 
 def test_verify_names_the_reason(world, tmp_path):
     old_cache(world, tmp_path / "c", "dropout", TOP)
-    result = kdpipe("verify", tmp_path / "c")
+    result = kdpipe("verify", tmp_path / "c", "--trust", "tests.caching")
     assert result.code == 1
     assert f"truth: 188 views run again: FAILED\n  logits: {NOT_A_FUNCTION}: live against live" in result.out
-    report = json.loads(kdpipe("verify", tmp_path / "c", "--json").out)
+    report = json.loads(kdpipe("verify", tmp_path / "c", "--trust", "tests.caching", "--json").out)
     assert not report["truth"]["ok"]
     assert len(report["truth"]["reasons"]) == 1
 
@@ -214,11 +214,11 @@ class TestDeclared:
         ]
         made = kdpipe("cache-teacher", *args, *views, "--allow-nondeterministic", "--out", tmp_path / "c")
         assert made.code == 0, made.err
-        result = kdpipe("verify", tmp_path / "c")
+        result = kdpipe("verify", tmp_path / "c", "--trust", "tests.caching")
         assert result.code == 0, result.out
         assert "teacher declared nondeterministic: only averages over" in result.out
         change(Cache(Store(tmp_path / "c")), roll)
-        assert kdpipe("verify", tmp_path / "c").code == 1
+        assert kdpipe("verify", tmp_path / "c", "--trust", "tests.caching").code == 1
         # The same cache without the flag is another one.
         assert "nondeterministic" in refused("cache-teacher", *args, *views, "--views", "0:2", "--out", tmp_path / "c")
 

@@ -17,7 +17,7 @@ from pipeline.models import ModelConfig, build
 from pipeline.models.bounded import outline
 from pipeline.models.class_map import read_class_map
 from pipeline.teacher import TeacherConfig, load_tail, resolve_device
-from tests.hostile import Code, code, weights
+from tests.code_in_files import Code, code, weights
 from tests.teacher.networks import network as staged
 from tests.teacher.networks import parts_of
 from tests.tiny import SETTINGS, network
@@ -252,8 +252,9 @@ class TestTails:
 
     def test_probes_of_another_shape(self):
         tensors, about = parts_of(staged("slak"))
-        for probes in (torch.zeros(3), torch.zeros(2, 3, 4, 5)):
-            with pytest.raises(KdpipeError, match="c part tail: the tail can't run on its probes"):
+        unlike, unfit = "probe_inputs has another shape than a part's", "the tail can't be run on its probes"
+        for probes, what in ((torch.zeros(3), unlike), (torch.zeros(2, 3, 4, 5), unfit)):
+            with pytest.raises(KdpipeError, match=f"c part tail: {what}"):
                 load_tail(tensors | {"probe_inputs": probes}, about, "c part tail")
 
 

@@ -336,8 +336,8 @@ class TestOtherCheckpoint:
         data[-5] ^= 1
         best.write_bytes(data)
         commands = [
-            ["evaluate", best, "--shards", world.index_path],
-            ["erf", best, "--shards", world.index_path, "--out", tmp_path / "erf.png"],
+            ["evaluate", best, "--shards", world.index_path, "--trust", "tests.tiny"],
+            ["erf", best, "--shards", world.index_path, "--out", tmp_path / "erf.png", "--trust", "tests.tiny"],
             caching(world, tmp_path / "c", "--weights", best),
             training(world, tmp_path / "s", "--objective", "none", "--weights", best),
         ]
