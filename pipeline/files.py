@@ -73,6 +73,26 @@ class FolderLock:
         self._path = path
         self._descriptor: int | None = None
 
+    @staticmethod
+    def works(path: Path) -> bool:
+        """Whether a folder can be locked: not on every system, and not on every file system.
+
+        Raises:
+            OSError: the folder can't be opened.
+        """
+        if fcntl is None:
+            return False
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+        finally:
+            os.close(descriptor)
+        return True
+
     def take(self, *, shared: bool = False) -> bool:
         """Hold the lock until `release`; False if another process holds it.
 

@@ -39,7 +39,7 @@ def _deleting(function: Callable[..., None]) -> Callable[..., None]:
 def gc(caches: tuple[str, ...], folder: str | None, keep: tuple[str, ...], **flags: bool) -> None:
     """Delete what no record vouches for in CACHES, and with --folder whole caches that nothing refers to.
 
-    A cache that is being written is left alone; one behind a URL has no lock, so be sure that nobody writes there.
+    A cache that is being written is left alone. Be sure that nobody writes to a store that has no conditional puts.
     """
     if not caches and folder is None:
         raise ConfigError("nothing to do", where="kdpipe cache gc", allowed="caches, or --folder with --keep")

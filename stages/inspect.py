@@ -41,6 +41,9 @@ def inspect(
     for wrong labels. What needs labels is left out without an index.
     """
     held = Cache(Store(cache))
+    for name in held.foreign:
+        do = "kdpipe cache-teacher makes it anew"
+        click.echo(f"{cache}: {name} doesn't count, it is of another cache or segment: {do}", err=True)
     report = describe_cache(held)
     if not no_statistics:
         report["statistics"] = _statistics(held, shards, samples, seed, top)

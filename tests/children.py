@@ -23,7 +23,8 @@ def preload(*modules: str) -> None:
 
 def start(target: Callable[..., None], *args: Any) -> Any:
     """A child that runs a function of a test module, as `multiprocessing.Process`."""
-    child = _context.Process(target=target, args=args)
+    # Its server's environment is that of the first test that had a child.
+    child = _context.Process(target=_in_environment, args=(dict(os.environ), target, *args))
     child.start()
     return child
 
@@ -37,6 +38,12 @@ def run(target: Callable[..., None], *args: Any, timeout: float = 120) -> int:
         child.join()
         raise AssertionError(f"child did not end within {timeout} s")
     return int(child.exitcode or 0)
+
+
+def _in_environment(variables: dict[str, str], target: Callable[..., None], *args: Any) -> None:
+    os.environ.clear()
+    os.environ.update(variables)
+    target(*args)
 
 
 def die() -> None:

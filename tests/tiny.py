@@ -2,13 +2,15 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
+from pipeline.cache import Cache, Segment, commit_task
 from pipeline.caching import CachingConfig, cache_views
 from pipeline.shards import Index, build_index
-from pipeline.targets import TargetsConfig
+from pipeline.targets import Quality, TargetsConfig
 from pipeline.teacher import Teacher, TeacherConfig
 from pipeline.views import ViewsConfig
 from tests.shards.making import write_shards
@@ -101,6 +103,12 @@ def make_cache(
         caching=CachingConfig(render_threads=2),
     )
     return cache
+
+
+def recommit(cache: Cache, segment: Segment, shard: int, fields: dict[str, Any], quality: Quality) -> None:
+    """Replace a finished task, with all records and checksums in order."""
+    cache.store.remove(segment.commit(cache.shards[shard]["name"]))
+    commit_task(cache, segment, shard, fields, quality)
 
 
 def tree(folder: Path, ignore: tuple[str, ...] = ("provenance.json",)) -> dict[str, bytes]:

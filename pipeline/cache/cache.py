@@ -11,7 +11,7 @@ from pipeline.cache.checked import (
     read_store_record,
     read_task,
 )
-from pipeline.cache.layout import ROOT, STORE_RECORD, Segment, in_order, part_named
+from pipeline.cache.layout import ROOT, STORE_RECORD, Segment, in_order, part_named, part_record
 from pipeline.cache.names import is_folder, shown
 from pipeline.cache.schema import wrong
 from pipeline.cache.store import Store
@@ -29,14 +29,17 @@ class Cache:
         store: where it lives.
         record: of the store: format, and digests of the identity's and the canaries' files.
         identity: what it is a cache of; see `caching.identity`.
+        identity_digest: of that; in every record, so that none counts for another cache.
         canaries: what stands in place of each canary's name, see `read_canaries`.
         segments: in the order of their numbers.
-        commits: (segment name, shard name) -> record of the finished task; without those of another segment of this
-            name, see `Segment.owns`.
+        commits: (segment name, shard name) -> record of the finished task; without those of another cache, or of
+            another segment of this name, see `owns` and `Segment.owns`.
         parts: by name, the record of what is stored once beside the segments; see `cache.parts`.
+        foreign: paths of the records of tasks and parts that are of another cache or segment, and don't count.
 
     Raises:
         CacheError: no cache there, or one of another format.
+        IdentityError: the store's or a segment's record is of another cache.
         CorruptionError: its records or metadata are not what was written, or not what kdpipe writes.
     """
 
@@ -47,10 +50,14 @@ class Cache:
         self.record = read_store_record(store)
         files = check_files(store, self.record["files"])
         self.identity: dict[str, Any] = parse_root(files[ROOT], f"{store}/{ROOT}")
+        self.identity_digest = fingerprint(self.identity)
+        if not self.owns(self.record):
+            raise self._of_another(STORE_RECORD, "Restore it from a copy, or cache anew")
         self.canaries = parse_canaries(files, self.identity, store)
         self.segments: list[Segment] = []
         self.commits: dict[tuple[str, str], dict[str, Any]] = {}
         self.parts: dict[str, dict[str, Any]] = {}
+        self.foreign: list[str] = []
         self.refresh()
 
     @property
@@ -90,21 +97,49 @@ class Cache:
             if is_folder(name):  # a link, perhaps: its tasks would look undone
                 raise wrong(f"{self.store}/{name}", "", "not a folder")
             if name.endswith("/segment.json"):
-                segment, files = read_segment(self.store, name)
-                check_segment(segment, check_files(self.store, files), self.identity, self.store)
+                segment, record = read_segment(self.store, name)
+                if not self.owns(record):
+                    raise self._of_another(name, f"Restore it from a copy; or delete commits/{segment.name}")
+                check_segment(segment, check_files(self.store, record["files"]), self.identity, self.store)
                 segments.append(segment)
         # Where there are no locks, two runs may have given one number to two.
         self.segments = sorted(segments, key=lambda s: (s.number, s.name))
         self._require_described(names)
-        parts = [part for name in names if (part := part_named(name))]
-        self.parts = {part: read_part_record(self.store, part) for part in parts}
+        parts = {part: read_part_record(self.store, part) for name in names if (part := part_named(name))}
+        self.parts = {part: record for part, record in parts.items() if self.owns(record)}
+        self.foreign = [part_record(part) for part in parts if part not in self.parts]
         present, self.commits = set(names), {}
         for segment in self.segments:
             for position, shard in enumerate(self.shards):
                 if segment.commit(shard["name"]) in present:
                     record = read_task(self.store, segment, position, shard)
-                    if segment.owns(record):
+                    if self.owns(record) and segment.owns(record):
                         self.commits[segment.name, shard["name"]] = record
+                    else:
+                        self.foreign.append(segment.commit(shard["name"]))
+
+    def owns(self, record: dict[str, Any]) -> bool:
+        """Whether a record is of a cache of this identity. Records without the digest are older than it is."""
+        return bool(record.get("identity_digest", self.identity_digest) == self.identity_digest)
+
+    def require_current(self) -> None:
+        """Refuse to write where another cache has taken this one's place since it was opened.
+
+        Raises:
+            IdentityError: there is another one, or none.
+        """
+        there = self.store.exists(STORE_RECORD)
+        if not there or read_store_record(self.store) != self.record:
+            raise IdentityError(
+                "another run has put its own cache in this one's place" if there else "the cache was deleted",
+                where=f"{self.store}/{STORE_RECORD}",
+                do="Nothing more was written; choose another --out, or repeat the command",
+            )
+
+    def _of_another(self, name: str, do: str) -> IdentityError:
+        return IdentityError(
+            "a record of another cache: its identity_digest differs", where=f"{self.store}/{name}", do=do
+        )
 
     def _require_described(self, names: list[str]) -> None:
         """Records of finished tasks without their segment's: their arrays would look like leftovers, and be swept."""
@@ -150,9 +185,14 @@ class Cache:
 
     def root_digest(self) -> str:
         """One digest over identity, all commits and parts: equal for caches with equal content."""
-        commits = {f"{name}/{shard}": fingerprint(record) for (name, shard), record in self.commits.items()}
-        parts = {"parts": {name: fingerprint(record) for name, record in self.parts.items()}} if self.parts else {}
+        commits = {f"{name}/{shard}": record_digest(record) for (name, shard), record in self.commits.items()}
+        parts = {"parts": {name: record_digest(record) for name, record in self.parts.items()}} if self.parts else {}
         return fingerprint({"identity": self.identity, "commits": commits, **parts})
+
+
+def record_digest(record: dict[str, Any]) -> str:
+    """Of a record's content but for the identity's digest, which older releases didn't write."""
+    return fingerprint({name: value for name, value in record.items() if name != "identity_digest"})
 
 
 def tasks_by_segment(names: list[str]) -> dict[str, list[str]]:

@@ -76,8 +76,8 @@ def parse_canaries(files: dict[str, bytes], identity: Content, store: Store) -> 
     return labels
 
 
-def read_segment(store: Store, name: str) -> tuple[Segment, dict[str, str]]:
-    """The segment that a record of this name is about, and the digests of its zarr.json files.
+def read_segment(store: Store, name: str) -> tuple[Segment, Content]:
+    """The segment that a record of this name is about, and the record.
 
     Raises:
         CorruptionError: it is damaged, isn't as kdpipe writes it, or is about another segment.
@@ -88,7 +88,7 @@ def read_segment(store: Store, name: str) -> tuple[Segment, dict[str, str]]:
     if segment.record != name:
         raise wrong(where, "segment", f"it describes segment {segment.name}")
     _require_names(content["files"], segment.metadata, where)
-    return segment, content["files"]
+    return segment, content
 
 
 def check_segment(segment: Segment, files: dict[str, bytes], identity: Content, store: Store) -> None:

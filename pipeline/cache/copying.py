@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from pipeline.cache.cache import Cache
-from pipeline.cache.commit import write_arrays, write_record
+from pipeline.cache.commit import commit_files, lay_out
 from pipeline.cache.layout import Segment, padded_rows
 from pipeline.cache.read import ArrayReader
 from pipeline.cache.store import Store
@@ -51,18 +51,17 @@ class Source:
         if into.views == segment.views and rows_of(target) == self._rows:
             files = {}
             for field in segment.encoding.fields():
-                name, other = segment.chunk(field.name, here), into.chunk(field.name, there)
-                files[other] = record["files"][name]
-                copy_file(self.cache.store, name, target.store, other, files[other]["sha256"])
+                name = segment.chunk(field.name, here)
+                data = read_checked(self.cache.store, name, record["files"][name]["sha256"])
+                files[into.chunk(field.name, there)] = data
         else:
             if digests:
                 for name, entry in record["files"].items():
                     read_checked(self.cache.store, name, entry["sha256"])
-            fields = self._read(segment, shard, into.views)
-            files = write_arrays(target, into, there, fields)
+            files = lay_out(target, into, there, self._read(segment, shard, into.views))
             quality = quality.part(len(into.views), len(segment.views))
-        write_record(target, into, there, files, quality)
-        return sum(int(entry["bytes"]) for entry in files.values())
+        committed = commit_files(target, into, there, files, quality)
+        return sum(int(entry["bytes"]) for entry in committed["files"].values())
 
     def _read(self, segment: Segment, shard: str, views: Sequence[View]) -> dict[str, np.ndarray]:
         """Views of a task by field name: (views, samples, ...)."""
@@ -91,10 +90,3 @@ def read_checked(store: Store, name: str, digest: str) -> bytes:
             do="kdpipe verify lists all damage; delete the damaged tasks' records and repeat kdpipe cache-teacher",
         )
     return data
-
-
-def copy_file(source: Store, name: str, target: Store, other: str, digest: str) -> None:
-    """Copy a file whole or not at all, unless it is there already; its sha256 is checked on the way."""
-    if target.size(other) is not None and sha256(target.read(other)) == digest:
-        return
-    target.put(other, read_checked(source, name, digest))

@@ -28,12 +28,13 @@ from pipeline.cache.layout import (
     part_named,
     part_record,
 )
+from pipeline.cache.lease import LOCKS
 from pipeline.cache.names import is_folder
 from pipeline.cache.parts import calibration_name, load_tensors, needed
 from pipeline.cache.select import HEAD
 from pipeline.cache.store import Store
 from pipeline.errors import CacheError
-from pipeline.fingerprint import sha256
+from pipeline.fingerprint import fingerprint, sha256
 from pipeline.targets import ArrayField
 
 Problem = dict[str, str]
@@ -79,7 +80,8 @@ def check_integrity(store: Store) -> tuple[list[Problem], dict[str, int]]:
         if f"commits/{folder}/segment.json" not in names:
             check.problem(f"commits/{folder}/segment.json", f"missing: {len(tasks)} finished tasks need it")
     for name in sorted(set(names) - check.known):
-        if not name.startswith(tuple(lost)):
+        # Locks are of those who are writing now, or of a process that was killed; they are no part of the cache.
+        if not name.startswith((LOCKS, *lost)):
             what = "foreign: nothing in the cache vouches for it (an interrupted write? cache-teacher sweeps)"
             check.problem(name, what)
     return check.problems, check.counts
@@ -149,15 +151,25 @@ class _Check:
         files = self.sealed(content["files"])
         if ROOT in files:
             self.identity = self.valid(ROOT, lambda: parse_root(files[ROOT], f"{self.store}/{ROOT}")) or {}
+        if self.identity:
+            self.own(STORE_RECORD, content)
         if self.identity and files.keys() == content["files"].keys():
             self.valid(CANARY_LABELS, lambda: parse_canaries(files, self.identity, self.store))
+
+    def own(self, name: str, content: dict[str, Any]) -> None:
+        """That a record is of a cache of this identity, where that can be told."""
+        of = content.get("identity_digest")
+        if self.identity and of is not None:
+            self.expect(of == fingerprint(self.identity), name, "it is of another cache: its identity_digest differs")
 
     def segment(self, name: str) -> Segment | None:
         """A segment's record, and the metadata of its arrays."""
         found = self.record(name, lambda: read_segment(self.store, name))
         if found is None:
             return None
-        segment, digests = found
+        segment, content = found
+        self.own(name, content)
+        digests = content["files"]
         files = self.sealed(digests)
         if self.identity and files.keys() == digests.keys():
             self.valid(name, lambda: check_segment(segment, files, self.identity, self.store))
@@ -191,6 +203,7 @@ class _Check:
         if content is None:
             self.known.add(file)  # which a damaged record can't vouch for, but it isn't foreign
             return
+        self.own(name, content)
         if not self.file(file, content["files"][file]):
             return
         teacher = self.identity.get("teacher", {}).get("weights")
@@ -225,6 +238,7 @@ class _Check:
             self.known |= set(segment.chunks(position))
             return
         self.counts["commits"] += 1
+        self.own(name, content)
         self.expect(segment.owns(content), name, "it is of another segment of this name: cache-teacher does it again")
         for file, field in zip(segment.chunks(position), segment.encoding.fields(), strict=True):
             if not self.file(file, content["files"][file]["sha256"], content["files"][file]["bytes"]):

@@ -9,6 +9,7 @@ commits/<segment>/segment.json             the segment's spec, and digests of it
 commits/<segment>/<shard>.json             one a finished task, written last
 parts/<part>.safetensors                   the teacher's head and tail, calibrations of maps
 commits/<part>.json                        a part's digest and what it is
+locks/                                     where the store has no locks of its own: see `lease`; no part of the cache
 """
 
 from collections.abc import Iterable, Iterator

@@ -1,9 +1,10 @@
 """Who may write to a cache at the same time: everybody who adds, nobody beside one who deletes.
 
-A finished task's files appear whole and are the same whoever makes them, so any number of processes may do
-tasks of one cache. Two things need one process at a time: deleting what interrupted writes left, which looks like what
-is being written just now; and adding segments. On a local disk the locks are `flock`s, which end with their process.
-An object store has none: there nothing is ever deleted on the way, and segments are added by put.
+A finished task's files appear whole, so any number of processes may do tasks of one cache. Three things need one
+process at a time: deleting what interrupted writes left, which looks like what is being written just now; making the
+cache and adding segments; and committing one task. Where a file system has `flock`s, these are the locks: they end with
+their process. Elsewhere they are files, see `lease`, as long as the store can make a file only where there is none. A
+store that can't do that has no locks: two processes that write to one cache there end in an error at best.
 """
 
 import time
@@ -12,6 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
+from pipeline.cache.lease import LOCKS, WRITING, Lease, Watch, living, present
 from pipeline.cache.store import Store
 from pipeline.errors import CacheError
 from pipeline.files import FolderLock
@@ -20,8 +22,11 @@ from pipeline.files import FolderLock
 # made on other devices, to find out how the teacher is run on these.
 _PATIENCE = 900.0
 _PAUSE = 0.1
+_PAUSE_REMOTE = 0.5
 
 T = TypeVar("T")
+# Raises CacheError if a lock has ended before it was released.
+Held = Callable[[], None]
 
 
 class Writer:
@@ -43,17 +48,20 @@ class Writer:
 
 @contextmanager
 def writing(store: Store) -> Iterator[Writer]:
-    """Be one of a cache's writers: alone if nobody else is at it, else beside them.
+    """Be one of a cache's writers: alone if nobody else is at it, else beside them. By files one is never alone.
 
     Raises:
         CacheError: the folder can't be made, or somebody deletes or merges there for minutes.
     """
-    if store.local is None:
-        yield Writer(None, alone=False)
+    folder = _flocked(store)
+    if folder is None:
+        with present(store):
+            watch = Watch()
+            _patiently(store, lambda: not store.conditional or not living(store, _ALONE, watch))
+            yield Writer(None, alone=False)
         return
-    lock = FolderLock(store.local)
+    lock = FolderLock(folder)
     with store.writing(""):
-        store.local.mkdir(parents=True, exist_ok=True)
         alone = _patiently(store, lambda: _either(lock)) == "alone"
     writer = Writer(lock, alone)
     try:
@@ -61,42 +69,40 @@ def writing(store: Store) -> Iterator[Writer]:
     finally:
         if writer.alone:
             # Refused before anything was written: leave no trace.
-            for folder in (store.local / "commits", store.local):
+            for empty in (folder / "commits", folder):
                 with suppress(OSError):
-                    folder.rmdir()
+                    empty.rmdir()
         lock.release()
 
 
 @contextmanager
-def adding(store: Store) -> Iterator[None]:
+def adding(store: Store) -> Iterator[Held]:
     """Be the only writer that creates the cache or adds segments to it; others wait."""
-    if store.local is None:
-        yield
-        return
-    folder = Path(store.path("commits"))
-    with store.writing("commits"):
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = FolderLock(folder)
-        _patiently(store, lock.take)
-    try:
-        yield
-    finally:
-        lock.release()
+    with _exclusive(store, "commits", "adding") as held:
+        yield held
+
+
+@contextmanager
+def committing(store: Store, segment: str, shard: str) -> Iterator[Held]:
+    """Be the only one that commits this task; others wait. `flock`s are those of a whole segment."""
+    with _exclusive(store, f"commits/{segment}", f"tasks/{segment}/{shard}") as held:
+        yield held
 
 
 @contextmanager
 def alone(store: Store) -> Iterator[None]:
-    """Be the only process that writes, as who deletes must. Behind a URL another one is not seen.
+    """Be the only process that writes, as who deletes must.
 
     Raises:
         CacheError: another process is writing, or the folder can't be made.
     """
-    if store.local is None:
-        yield
+    folder = _flocked(store)
+    if folder is None:
+        with _alone_by_files(store):
+            yield
         return
-    lock = FolderLock(store.local)
+    lock = FolderLock(folder)
     with store.writing(""):
-        store.local.mkdir(parents=True, exist_ok=True)
         free = lock.take()
     if not free:
         raise _busy(store)
@@ -106,7 +112,79 @@ def alone(store: Store) -> Iterator[None]:
         lock.release()
         with suppress(OSError):
             # Refused before anything was written: leave no trace.
-            store.local.rmdir()
+            folder.rmdir()
+
+
+_ALONE = f"{LOCKS}alone"
+
+
+@contextmanager
+def _alone_by_files(store: Store) -> Iterator[None]:
+    lease = Lease(store, "alone")
+    if not _taken(store, lease, lambda: lease.others_alive):
+        yield
+        return
+    try:
+        watch = Watch()
+        while there := living(store, WRITING, watch):
+            if any(watch.alive(name) for name in there):
+                raise _busy(store)
+            _pause(store)
+        # Of processes that were killed: nobody else is here now.
+        for name in store.files(LOCKS.rstrip("/")):
+            if not name.startswith(f"{_ALONE}/"):
+                store.remove(name)
+        yield
+    finally:
+        lease.release()
+
+
+@contextmanager
+def _exclusive(store: Store, folder: str, name: str) -> Iterator[Held]:
+    place = _flocked(store, folder)
+    if place is None:
+        lease = Lease(store, name)
+        held = _taken(store, lease, lambda: False)
+        try:
+            yield lease.require if held else lambda: None
+        finally:
+            lease.release()
+        return
+    lock = FolderLock(place)
+    with store.writing(folder):
+        _patiently(store, lock.take)
+    try:
+        yield lambda: None
+    finally:
+        lock.release()
+
+
+def _flocked(store: Store, name: str = "") -> Path | None:
+    """The folder to lock, made if need be; None where it is by files that one locks."""
+    if store.local is None:
+        return None
+    folder = store.local / name
+    with store.writing(name):
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder if FolderLock.works(folder) else None
+
+
+def _taken(store: Store, lease: Lease, hopeless: Callable[[], bool]) -> bool:
+    """Wait for a lease; False where the store can't have any.
+
+    Raises:
+        CacheError: it is held for too long, or waiting is hopeless.
+    """
+
+    def attempt() -> bool:
+        if not store.conditional or lease.take():
+            return True
+        if hopeless():
+            raise _busy(store)
+        return not store.conditional
+
+    _patiently(store, attempt)
+    return store.conditional
 
 
 def _busy(store: Store) -> CacheError:
@@ -123,5 +201,9 @@ def _patiently(store: Store, attempt: Callable[[], T]) -> T:
     while not (got := attempt()):
         if time.monotonic() - began > _PATIENCE:
             raise _busy(store)
-        time.sleep(_PAUSE)
+        _pause(store)
     return got
+
+
+def _pause(store: Store) -> None:
+    time.sleep(_PAUSE_REMOTE if store.local is None else _PAUSE)

@@ -14,6 +14,7 @@ from typing import Any
 
 from pipeline.cache.cache import Cache
 from pipeline.cache.layout import CANARY_LABELS, PROVENANCE, ROOT, STORE_RECORD, part_file, part_record
+from pipeline.cache.lease import LOCKS
 from pipeline.cache.listing import is_cache, place_of
 from pipeline.cache.parts import spare
 from pipeline.cache.store import Store
@@ -34,7 +35,7 @@ def orphans(cache: Cache) -> dict[str, int]:
         known |= {f"commits/{segment_name}/{shard}.json", *record["files"]}
     for part in set(cache.parts) - set(spare(cache)):
         known |= {part_record(part), part_file(part)}
-    return {name: store.size(name) or 0 for name in store.files() if name not in known}
+    return {name: store.size(name) or 0 for name in store.files() if name not in known and not name.startswith(LOCKS)}
 
 
 def remove_orphans(store: Store, names: Iterable[str] | None = None) -> dict[str, int]:
@@ -77,7 +78,9 @@ def remove_cache(store: Store) -> int:
 
 
 def _turn(name: str) -> tuple[int, str]:
-    """Task records, segment records, data, the store's record, what it vouches for, the root."""
+    """Task records, segment records, data, the store's record, what it vouches for, the root, locks."""
+    if name.startswith(LOCKS):
+        return 6, name
     if name == ROOT:
         return 5, name
     if name.startswith("canaries/"):

@@ -23,12 +23,15 @@ _FILES = (
     rf"commits/(store|{PART_PATTERN})\.json",
     rf"commits/{SEGMENT_PATTERN}/[^/]+\.json",
     rf"parts/({PART_PATTERN})\.safetensors",
+    rf"locks/(adding|alone|tasks/{SEGMENT_PATTERN}/[^/]+)/[0-9]{{6}}(-beat)?\.json",
+    r"locks/writing/[0-9a-f]{32}\.json",
 )
 _FOLDERS = (
     "canaries(/pixels)?",
     rf"segments(/{SEGMENT_PATTERN}(/({_FIELD}))?)?",
     rf"commits(/{SEGMENT_PATTERN})?",
     "parts",
+    rf"locks(/(adding|alone|writing|tasks/{SEGMENT_PATTERN}/[^/]+))?",
 )
 _FILE, _FOLDER = (re.compile("|".join(f"({pattern})" for pattern in patterns)) for patterns in (_FILES, _FOLDERS))
 # Of control characters also those that end lines in Unicode; and lone surrogates, which are no text.

@@ -38,13 +38,33 @@ def put_part(cache: Cache, name: str, tensors: dict[str, torch.Tensor], about: d
 
 
 def put_part_bytes(cache: Cache, name: str, data: bytes, about: dict[str, Any]) -> None:
-    """Store a part as its file is, and then its record."""
+    """Store a part as its file is, and then its record; where another run has stored it meanwhile, that one counts.
+
+    Raises:
+        CacheError: it can't be written.
+        IdentityError: see `Cache.require_current`.
+    """
     store, file = cache.store, part_file(name)
-    record = {"part": name, "files": {file: sha256(data)}, "bytes": len(data), "about": about}
+    content = {"part": name, "identity_digest": cache.identity_digest, "files": {file: sha256(data)}}
+    record = {**content, "bytes": len(data), "about": about}
     check_part(record, f"{store}/{part_record(name)}")
-    store.put(file, data)
-    store.put(part_record(name), seal(record))
-    cache.parts[name] = record
+    cache.require_current()
+    if not store.put_new(file, data):
+        if _stored(cache, name):
+            return
+        store.put(file, data)
+    cache.require_current()
+    if not store.put_new(part_record(name), seal(record)) and not _stored(cache, name):
+        store.put(part_record(name), seal(record))  # that of another cache
+    cache.parts[name] = read_part_record(store, name)
+
+
+def _stored(cache: Cache, name: str) -> bool:
+    """Look for a part that was stored since the cache was opened; whether it is there."""
+    record = read_part_record(cache.store, name) if cache.store.exists(part_record(name)) else None
+    if record is not None and cache.owns(record):
+        cache.parts[name] = record
+    return name in cache.parts
 
 
 def read_part(cache: Cache, name: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
@@ -68,10 +88,7 @@ def load_tensors(data: bytes, where: object) -> dict[str, torch.Tensor]:
 
 def read_part_bytes(cache: Cache, name: str) -> bytes:
     """A part's file, checked; raises as `read_part`."""
-    unknown = name not in cache.parts and is_file(part_record(name))
-    if unknown and cache.store.exists(part_record(name)):  # stored since the cache was opened
-        cache.parts[name] = read_part_record(cache.store, name)
-    if name not in cache.parts:
+    if name not in cache.parts and not (is_file(part_record(name)) and _stored(cache, name)):
         where = f"{cache.store} part {name}"
         raise CacheError(f"the cache has no part {name}", where=where, do=_REPEAT)
     [(file, digest)] = cache.parts[name]["files"].items()

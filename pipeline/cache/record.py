@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from pipeline.cache.cache import Cache
+from pipeline.cache.cache import Cache, record_digest
 from pipeline.cache.layout import Segment, in_order
 from pipeline.cache.parts import needed
 from pipeline.cache.reader import CacheReader
@@ -152,7 +152,7 @@ def _segments(cache: Cache, encoding: Encoding, views: list[View]) -> list[Segme
 
 def _root(cache: Cache, segments: list[Segment]) -> str:
     names = {segment.name for segment in segments}
-    commits = {f"{n}/{shard}": fingerprint(record) for (n, shard), record in cache.commits.items() if n in names}
+    commits = {f"{n}/{shard}": record_digest(record) for (n, shard), record in cache.commits.items() if n in names}
     # A calibration decides what a map is read as.
-    parts = {name: fingerprint(cache.parts[name]) for name in needed(segments) if name in cache.parts}
+    parts = {name: record_digest(cache.parts[name]) for name in needed(segments) if name in cache.parts}
     return fingerprint({"identity": cache.identity, "commits": commits} | ({"parts": parts} if parts else {}))

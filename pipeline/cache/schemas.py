@@ -30,9 +30,10 @@ from pipeline.views.canaries import COUNT
 
 
 class StoreRecord(Record):
-    """commits/store.json."""
+    """commits/store.json. Records without `identity_digest`, this and others, are older than that is."""
 
     format: int
+    identity_digest: Sha256 = ""
     files: dict[str, Sha256]
 
 
@@ -112,6 +113,7 @@ class SegmentRecord(Record):
     """commits/<segment>/segment.json."""
 
     segment: SegmentEntry
+    identity_digest: Sha256 = ""
     files: dict[str, Sha256]
 
 
@@ -146,6 +148,7 @@ class TaskRecord(Record):
 
     segment: str
     segment_digest: Sha256 = ""
+    identity_digest: Sha256 = ""
     shard: ShardEntry
     files: dict[str, FileEntry]
     quality: QualityEntry
@@ -186,6 +189,7 @@ class PartRecord(Record):
     """commits/<part>.json."""
 
     part: Annotated[str, StringConstraints(pattern=f"^({PART_PATTERN})$")]
+    identity_digest: Sha256 = ""
     files: dict[str, Sha256]
     bytes: Count
     about: dict[str, JsonValue]

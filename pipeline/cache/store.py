@@ -1,25 +1,27 @@
 """Where a cache's bytes live: a local folder or an fsspec URL, with the few operations the protocol needs.
 
 On a local disk a file appears whole or not at all (temporary name, fsync, rename, fsync of the folder). On an
-object store a put is atomic by itself.
+object store a put is atomic by itself. What must be written once is written by `put_new`, which never replaces a file.
 
 Only `Store.path` makes paths of names, whoever the names are from: it takes those that the layout has, and follows no
 link out of the cache.
 """
 
+import inspect
 import os
 import uuid
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import fsspec
 import numcodecs.blosc
-import zarr.abc.store
-from zarr.storage import FsspecStore, LocalStore
+from fsspec import AbstractFileSystem
+from fsspec.asyn import AsyncFileSystem
+from fsspec.dircache import DirCache
 
 from pipeline.cache import names
-from pipeline.cache.guarded import Guarded
 from pipeline.errors import CacheError, CorruptionError, KdpipeError
 from pipeline.files import fsync
 
@@ -27,10 +29,18 @@ from pipeline.files import fsync
 numcodecs.blosc.use_threads = False
 
 PARTIAL = ".partial"
+# A file that is there when it is to be made, gone when it is to be read, and so on.
+_ATTEMPTS = 20
 
 
 class Store:
-    """Byte access to one cache by paths relative to its root, with forward slashes."""
+    """Byte access to one cache by paths relative to its root, with forward slashes.
+
+    Attributes:
+        url: as given; `local`: its folder, None behind a URL.
+        conditional: whether of several processes that make one file at the same moment exactly one succeeds. False
+            also for a store that accepts such a request and replaces the file; see `probe`.
+    """
 
     def __init__(self, url: str | os.PathLike[str]) -> None:
         self.url = str(url).removeprefix("file://")
@@ -44,15 +54,15 @@ class Store:
             self._fs, self._root = fsspec.filesystem("file"), str(self.local.absolute())
         self._named: set[Path] = set()  # folders whose names are on disk
         self._read: dict[str, str] = {}  # paths of files of which ranges were read
+        self.conditional = self.local is not None or _creates(self._fs)
+        self._probed = False
+        if isinstance(getattr(self._fs, "dircache", None), DirCache):
+            # Listings are kept for the process's life otherwise: what another client wrote or deleted since isn't seen.
+            self._fs.dircache.use_listings_cache = False
+            self._fs.invalidate_cache()
 
     def __str__(self) -> str:
         return self.url
-
-    def zarr(self, read_only: bool) -> zarr.abc.store.Store:
-        """The same place as a Zarr store, with the same names."""
-        if self.local is not None:
-            return Guarded(LocalStore(self.local, read_only=read_only), self._inner)
-        return Guarded(FsspecStore.from_url(self.url, read_only=read_only), self._inner)
 
     def path(self, name: str, *, foreign: bool = False, link: bool = False) -> str:
         """Absolute path of a file or folder as fsspec wants it.
@@ -72,10 +82,6 @@ class Store:
         if self.local is not None:
             self._require_inside(name.split("/")[: -1 if link else None])
         return f"{self._root}/{name}"
-
-    def _inner(self, name: str) -> bool:
-        """Whether Zarr may use a file; it also asks for those of its older formats."""
-        return names.is_file(name) and bool(self.path(name))
 
     def _require_inside(self, parts: list[str]) -> None:
         """Refuse links that lead out of the cache; its root may be one."""
@@ -105,12 +111,19 @@ class Store:
         Raises:
             CacheError: it is missing, can't be read or is larger.
         """
+        data = self.read_if(name, most)
+        if data is None:
+            raise CacheError("a file of the cache is missing", where=f"{self}/{name}")
+        return data
+
+    def read_if(self, name: str, most: int | None = None) -> bytes | None:
+        """As `read`; None if it is not there."""
         path = self._file(name)
         try:
             # One byte more than may be there tells, without asking for the size first.
             data = bytes(self._fs.cat_file(path) if most is None else self._fs.cat_file(path, start=0, end=most + 1))
-        except FileNotFoundError as e:
-            raise CacheError("a file of the cache is missing", where=f"{self}/{name}") from e
+        except FileNotFoundError:
+            return None
         except Exception as e:
             raise _unreadable(f"{self}/{name}", e) from e
         if most is not None and len(data) > most:
@@ -189,17 +202,70 @@ class Store:
                 self._fs.pipe_file(place, data)
                 return
             path = Path(place)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}{PARTIAL}")
-            try:
-                with temporary.open("wb") as file:
-                    file.write(data)
-                    file.flush()
-                    os.fsync(file.fileno())
+            with _temporary(path, data) as temporary:
                 temporary.replace(path)
-            finally:
-                temporary.unlink(missing_ok=True)
             self.sync_folders(name)
+
+    def put_new(self, name: str, data: bytes) -> bool:
+        """Write a file as `put` does unless there is one; whether the file that is there now has these bytes.
+
+        Where `conditional` is False, a process that writes at the same moment may replace it: then what is there
+        afterwards is compared.
+
+        Raises:
+            CacheError: it can't be written, or read where there is one.
+        """
+        for _ in range(_ATTEMPTS):
+            if self.conditional:
+                if self._create(name, data):
+                    return True
+            elif not self.exists(name):
+                self.put(name, data)
+            there = self.read_if(name)
+            if there is not None:
+                # A request that was repeated because its answer was lost finds its own bytes.
+                return there == data
+        raise CacheError("can't be written: it comes and goes", where=f"{self}/{name}")
+
+    def probe(self, name: str, data: bytes) -> None:
+        """Find out whether the store is `conditional`, by a file that was just made and has these bytes."""
+        if not self._probed and self.local is None and self.conditional:
+            self.conditional = not self._create(name, data)
+            self._probed = True
+
+    def _create(self, name: str, data: bytes) -> bool:
+        """Write a file unless there is one; whether it was written. Clears `conditional` where that can't be had."""
+        place = self.path(name)
+        with self.writing(name):
+            if self.local is None:
+                return self._create_object(place, data)
+            path = Path(place)
+            with _temporary(path, data) as temporary:
+                try:
+                    os.link(temporary, path)
+                except FileExistsError:
+                    return False
+                except OSError:  # a file system without hard links
+                    self.conditional = False
+                    if path.exists():
+                        return False
+                    temporary.replace(path)
+            self.sync_folders(name)
+            return True
+
+    def _create_object(self, place: str, data: bytes) -> bool:
+        for _ in range(_ATTEMPTS):
+            try:
+                self._fs.pipe_file(place, data, mode="create")
+                return True
+            except FileExistsError:
+                return False
+            except OSError as e:
+                # S3's answer to one of two requests at the same moment, before it is known which one comes first.
+                response = getattr(e.__cause__, "response", None) or {}
+                if response.get("Error", {}).get("Code") != "ConditionalRequestConflict":
+                    raise
+        return False
 
     def sync(self, *files: str) -> None:
         """Force written files and the folders above them to disk; object stores have nothing to do."""
@@ -251,6 +317,31 @@ class Store:
     def writing(self, name: str) -> "_Writing":
         """Context that turns the operating system's refusals into one line about this cache."""
         return _Writing(f"{self}/{name}")
+
+
+@contextmanager
+def _temporary(path: Path, data: bytes) -> Iterator[Path]:
+    """A new file beside `path` with these bytes, on disk; gone at the end."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}{PARTIAL}")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        yield temporary
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _creates(fs: AbstractFileSystem) -> bool:
+    """Whether a file system has an own way to write a file that isn't there; fsspec's default looks, then writes."""
+    ours, default = (
+        (type(fs)._pipe_file, AsyncFileSystem._pipe_file)
+        if isinstance(fs, AsyncFileSystem)
+        else (type(fs).pipe_file, AbstractFileSystem.pipe_file)
+    )
+    return ours is not default and "mode" in inspect.signature(ours).parameters
 
 
 def _walk(folder: str) -> Iterator[str]:

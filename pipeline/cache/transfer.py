@@ -6,8 +6,8 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 
 from pipeline.cache.cache import Cache, require_identity
-from pipeline.cache.commit import add_segment, read_provenance, require_empty
-from pipeline.cache.copying import OnTask, Source, copy_file, rows_of
+from pipeline.cache.commit import add_segment, put_store, read_provenance, require_empty
+from pipeline.cache.copying import OnTask, Source, read_checked, rows_of
 from pipeline.cache.layout import PROVENANCE, STORE_RECORD, Segment, describe, in_order, runs
 from pipeline.cache.listing import place_of
 from pipeline.cache.locks import alone
@@ -138,10 +138,9 @@ def _open(origin: Cache, store: Store) -> Cache:
     fresh = not store.exists(STORE_RECORD)
     if fresh:
         require_empty(store, "Choose another place")
-        for name, digest in origin.record["files"].items():
-            copy_file(origin.store, name, store, name, digest)
-        store.put(STORE_RECORD, seal(origin.record))
-        store.sync_parent()
+        about = {name: value for name, value in origin.record.items() if name != "files"}
+        files = {name: read_checked(origin.store, name, digest) for name, digest in origin.record["files"].items()}
+        put_store(store, files, about)
     cache = Cache(store)
     if not fresh:
         require_identity(store, origin.identity, cache.identity)

@@ -13,7 +13,7 @@ from pipeline.cache.parts import read_calibration
 from pipeline.caching.parts import Sample, calibrate, extract, try_extracting
 from pipeline.caching.task import run_task
 from pipeline.caching.trial import try_batch
-from pipeline.errors import CacheError, KdpipeError
+from pipeline.errors import CacheError, IdentityError, KdpipeError
 from pipeline.machine import cores
 from pipeline.shards import Index
 from pipeline.shards.index import Shard
@@ -47,16 +47,36 @@ class Described:
 class Job:
     """What all tasks of a run have in common; goes to the workers, who see the same paths.
 
+    `identity` is the digest of the cache's: where another run has put its own cache meanwhile, nothing is done.
     `threads` render in each task; None for the cores of the machine that does it, divided by the `beside` who do so.
     """
 
     url: str
+    identity: str
     index: Index
     config: ViewsConfig
     size: int
     threads: int | None
     beside: int
     teacher: Described
+
+    def open(self) -> Cache:
+        """The cache.
+
+        Raises:
+            IdentityError: another one is there by now.
+            CacheError: see `Cache`.
+        """
+        cache = Cache(Store(self.url))
+        if cache.identity_digest != self.identity:
+            raise IdentityError(
+                "another run has put its own cache in this one's place",
+                where=self.url,
+                found=cache.identity_digest[:16],
+                allowed=self.identity[:16],
+                do="Choose another --out",
+            )
+        return cache
 
     def sample(self, views: Sequence[View]) -> Sample:
         """What calibrations are fitted to."""
@@ -191,11 +211,11 @@ class InProcess:
 
     def extract(self, job: Job, names: Sequence[str]) -> None:
         """See Backend."""
-        extract(Cache(Store(job.url)), self._teacher, names)
+        extract(job.open(), self._teacher, names)
 
     def calibrate(self, job: Job, rank: int | None, views: Sequence[View]) -> str:
         """See Backend."""
-        return calibrate(Cache(Store(job.url)), self._teacher, job.sample(views), rank)
+        return calibrate(job.open(), self._teacher, job.sample(views), rank)
 
     def try_batch(self, job: Job, encoding: Encoding, views: Sequence[View], nondeterministic: bool) -> None:
         """See Backend."""
@@ -203,7 +223,7 @@ class InProcess:
 
     def run(self, job: Job, tasks: Iterator[Task]) -> Iterator[Outcome]:
         """See Backend."""
-        cache = Cache(Store(job.url))
+        cache = job.open()
         for task in tasks:
             try:
                 yield Outcome(task, do(job, task, self._teacher, cache))

@@ -24,6 +24,7 @@ from pipeline.caching.identity import check_canaries, make_identity, render_cana
 from pipeline.caching.parts import parts_of
 from pipeline.caching.segments import layers_asked, segments_for, settled
 from pipeline.config import Config
+from pipeline.fingerprint import fingerprint
 from pipeline.shards import Index, images
 from pipeline.targets import Encoding, Quality, TargetsConfig
 from pipeline.teacher import Teacher
@@ -128,7 +129,8 @@ def cache_views(
     loan = borrow(caching.calibration_from, identity, encoding, views) if caching.calibration_from else None
     store, report = Store(place(url, identity)), Report()
     batches = -(-len(index) // int(described.numerics["batch_size"]))  # of each view
-    job_of = partial(Job, store.url, index, config, size, caching.render_threads, backend.beside)
+    where = store.url, fingerprint(identity)
+    job_of = partial(Job, *where, index, config, size, caching.render_threads, backend.beside)
     searched = not store.exists(STORE_RECORD)
     if searched:  # while nobody has to wait: it may take minutes
         backend.try_extracting(parts_of(targets))

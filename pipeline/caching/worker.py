@@ -13,7 +13,7 @@ from typing import Any
 from distributed import WorkerPlugin
 
 from pipeline import remote
-from pipeline.cache import Cache, Store
+from pipeline.cache import Cache
 from pipeline.caching.backend import Described, Job, do, settle
 from pipeline.caching.parts import calibrate, extract, try_extracting
 from pipeline.caching.trial import try_batch
@@ -94,7 +94,7 @@ class TeacherPlugin(WorkerPlugin):
         if packed not in self._jobs:
             new: Job = pickle.loads(packed)
             require_same(self.described(), new.teacher, socket.gethostname())
-            self._jobs[packed] = new, Cache(Store(new.url))
+            self._jobs[packed] = new, new.open()
         job, cache = self._jobs[packed]
         return job, self._prepared(job), cache
 

@@ -41,6 +41,9 @@ def caching(index: Index, folder: Path, size: int = 224, repeats: int = 5) -> di
     def ours() -> None:
         for i, shard in enumerate(index.shards):
             fields, quality = run_task(index, views, teacher, segment, shard, size, threads=1)
+            before = cache.commits.get((segment.name, shard.name), {"files": {}})
+            for name in (segment.commit(shard.name), *before["files"]):
+                store.remove(name)
             commit_task(cache, segment, i, fields, quality)
 
     batch = torch.zeros(config.batch_size, size, size, 3, dtype=torch.uint8).numpy()

@@ -7,15 +7,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import zarr
-
-from pipeline.cache import Store, check_integrity, store
+from pipeline.cache import Cache, Store, check_integrity, store
+from pipeline.cache.cache import record_digest
 from pipeline.shards import build_index
 from tests import children
 from tests.tiny import World, tree
 
-# Whatever a cache's writers do to the disk goes through these; zarr's own writes end in a rename too.
-WRITES = ((Path, "replace"), (zarr.Array, "__setitem__"), (store, "fsync"), (Store, "remove"))
+# Whatever a cache's writers do to the disk goes through these.
+WRITES = ((Path, "replace"), (os, "link"), (store, "fsync"), (Store, "remove"))
 # A merge can't know which canaries a cache of all shards would have.
 CANARIES = ("provenance.json", "labels.json", "store.json")
 
@@ -31,6 +30,11 @@ def part(world: World, folder: Path, *positions: int) -> World:
 def targets_tree(folder: Path) -> dict[str, bytes]:
     """Every file of a cache but provenance and canaries."""
     return {name: data for name, data in tree(folder, CANARIES).items() if not name.startswith("canaries/")}
+
+
+def part_digests(cache: Cache) -> dict[str, str]:
+    """What a cache's parts are, whatever cache they are in."""
+    return {name: record_digest(record) for name, record in cache.parts.items()}
 
 
 def killed_at_write(call: int, work: Callable[..., Any], *args: Any) -> None:

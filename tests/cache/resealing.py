@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.cache.records import seal
-from pipeline.fingerprint import sha256
+from pipeline.fingerprint import fingerprint, sha256
 
 
 def sealed(path: Path) -> bool:
@@ -39,4 +39,19 @@ def rewrite(cache: Path, name: str, change: Callable[[dict[str, Any]], Any]) -> 
         if record != path and held.get("files", {}).get(name) == sha256(before):
             changed[record] = record.read_bytes()
             record.write_bytes(seal({**held, "files": {**held["files"], name: sha256(data)}}))
+    if name == "zarr.json":
+        _reidentify(cache, content, changed)
     return changed
+
+
+def _reidentify(cache: Path, root: Any, changed: dict[Path, bytes]) -> None:
+    """Give all records the digest of the identity in this root, if it can have one."""
+    try:
+        digest = fingerprint(root["attributes"]["kdpipe"]["identity"])
+    except (KeyError, TypeError, ValueError, IndexError):
+        return
+    for record in sorted((cache / "commits").rglob("*.json")):
+        held = document(record)
+        if "identity_digest" in held:
+            changed.setdefault(record, record.read_bytes())
+            record.write_bytes(seal({**held, "identity_digest": digest}))

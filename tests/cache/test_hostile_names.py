@@ -10,13 +10,11 @@ from typing import Any
 import fsspec
 import pytest
 import torch
-import zarr
 
 from pipeline.cache import Cache, Store, check_integrity, create, read_canaries
 from pipeline.cache.layout import CANARY_CHUNK, part_file, part_record
 from pipeline.cache.manage import remove_orphans
 from pipeline.cache.merge import merge
-from pipeline.cache.names import is_file
 from pipeline.cache.parts import put_part
 from pipeline.cache.transfer import transfer
 from pipeline.errors import CacheError, CorruptionError
@@ -80,7 +78,8 @@ def test_a_store_takes_no_such_name(name, place, tmp_path):
         lambda: store.files(name),
         lambda: store.put(name, b"x"),
         lambda: store.remove(name),
-        lambda: store.zarr(read_only=False)._allowed(name) or store.path(name),  # type: ignore[attr-defined]
+        lambda: store.put_new(name, b"x"),
+        lambda: store.read_if(name),
     ]
     if store.local is not None:
         works += [lambda: store.sync(name), lambda: store.sync_folders(name)]
@@ -94,19 +93,6 @@ def test_a_store_takes_no_such_name(name, place, tmp_path):
         with pytest.raises(CorruptionError, match="names a file as no cache does"):
             work()
     assert everything(tmp_path) == before
-
-
-def test_zarr_writes_no_such_name(place, tmp_path):
-    (tmp_path / "place").mkdir()
-    before = everything(tmp_path)
-    group = zarr.create_group(Store(f"{place}/c").zarr(read_only=False), zarr_format=3)
-    for name in ("other", "segments/other", "canaries/pixels/c/1"):
-        with pytest.raises(CacheError, match="names a file as no cache does"):
-            group.create_array(name, shape=(1,), dtype="uint8")
-    with pytest.raises((CacheError, ValueError)):
-        group.create_array("../other", shape=(1,), dtype="uint8")
-    made = [name.rpartition("/c/")[2] for name in everything(tmp_path).keys() - before.keys()]
-    assert [name for name in made if not (is_file(name) or name.endswith(".partial"))] == []
 
 
 def _task(content: dict[str, Any], name: str) -> None:

@@ -1,6 +1,7 @@
 """Finished tasks are not lost with their segment's record: nothing is deleted, and the file is named."""
 
 import shutil
+from dataclasses import replace
 
 import pytest
 
@@ -63,6 +64,9 @@ def test_with_its_tasks_records_deleted_too_it_is_done_again(world, tmp_path, wh
 def test_a_segment_that_another_run_adds_is_not_made_anew(world, tmp_path):
     cache = make_cache(world, tmp_path / "c", views=(0, 1))
     whole = tree(tmp_path / "c")
+    segment = cache.segments[0]
+    add_segment(cache, segment)
+    assert tree(tmp_path / "c") == whole
     with pytest.raises(CacheError, match=f"records of segment {NAME} already"):
-        add_segment(cache, cache.segments[0])
+        add_segment(cache, replace(segment, numerics={**segment.numerics, "amp_dtype": "bfloat16"}))
     assert tree(tmp_path / "c") == whole

@@ -13,7 +13,7 @@ from pipeline.caching import check_canaries
 from pipeline.errors import CacheError, ConfigError, CorruptionError, IdentityError
 from pipeline.targets import Quality, TargetsConfig
 from tests.cache.parts import part, survives_kills, targets_tree
-from tests.tiny import RECIPE, VIEWS, World, make_cache, make_world, network, tree
+from tests.tiny import RECIPE, VIEWS, World, make_cache, make_world, network, recommit, tree
 
 DENSE = TargetsConfig(kind="dense")
 
@@ -182,13 +182,11 @@ def test_a_tampered_source_is_refused_and_named(halves, tmp_path, which):
 def test_two_values_of_one_task_are_refused(world, cache_path, tmp_path):
     make_cache(world, tmp_path / "b", model="tests.tiny:network")
     merge(str(tmp_path / "c"), [cache_path, str(tmp_path / "b")])
-    from pipeline.cache.commit import commit_task
-
     cache = Cache(Store(tmp_path / "b"))
     segment = cache.segments[1]
     reader = CacheReader(cache_path, world.index, VIEWS)
     fields = {name: a[None, ::-1] for name, a in reader.read("shard-0002.tar", "center", 0, 21).items()}
-    commit_task(cache, segment, 2, fields, Quality())
+    recommit(cache, segment, 2, fields, Quality())
     with pytest.raises(CacheError, match=r"other values of top4-float16 of shard-0002.tar than"):
         merge(str(tmp_path / "d"), [cache_path, str(tmp_path / "b")])
 

@@ -9,7 +9,7 @@ from pipeline.cache import Cache, CacheReader, Store, Want, check_integrity
 from pipeline.cache.merge import merge
 from pipeline.errors import IdentityError
 from pipeline.targets import TargetsConfig
-from tests.cache.parts import part
+from tests.cache.parts import part, part_digests
 from tests.caching.featured import TINY
 from tests.tiny import VIEWS, World, make_cache, make_world, tree
 
@@ -57,7 +57,7 @@ def test_merged_maps_without_a_basis_have_the_first_sources_statistics(tmp_path,
     assert not set(first.parts) & set(second.parts)
     cache, _ = merge(str(tmp_path / "c"), sources)
     assert [len(cache.committed(s)) for s in cache.segments] == [2, 1]
-    assert cache.parts == first.parts
+    assert part_digests(cache) == part_digests(first)
     assert check_integrity(cache.store)[0] == []
     served_as_held(worlds, cache, sources)
     once = tree(tmp_path / "c")
@@ -65,7 +65,7 @@ def test_merged_maps_without_a_basis_have_the_first_sources_statistics(tmp_path,
     assert (report.tasks, report.bytes, tree(tmp_path / "c")) == (0, 0, once)
     # Whoever adds views takes the calibration that is there.
     now = make_cache(worlds[2], tmp_path / "c", views=(0, 1), targets=TargetsConfig(k=3, map=dtype), **TINY)
-    assert now.parts == first.parts
+    assert part_digests(now) == part_digests(first)
     assert now.views() == [0, 1]
 
 

@@ -118,7 +118,15 @@ def test_another_teachers_head_is_found(world, copied, tmp_path):
     for name in (part_file("head"), part_record("head")):
         shutil.copy(tmp_path / "other" / name, copied / name)
     _, about = read_part(Cache(Store(tmp_path / "other")), "head")
-    assert problems(copied) == [(part_record("head"), f"it is of another teacher: of weights {about['teacher'][:16]}")]
+    assert problems(copied) == [
+        (part_record("head"), "it is of another cache: its identity_digest differs"),
+        (part_record("head"), f"it is of another teacher: of weights {about['teacher'][:16]}"),
+    ]
+    # It doesn't count, and is stored anew.
+    cache = Cache(Store(copied))
+    assert (cache.foreign, "head" in cache.parts) == ([part_record("head")], False)
+    make_cache(world, copied, targets=BOTH, **TINY)
+    assert problems(copied) == []
 
 
 def test_a_calibration_under_anothers_name_is_found(copied):

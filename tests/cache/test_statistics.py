@@ -70,7 +70,7 @@ def by_hand(cache, index, position, view):
 
 def stored(cache, segment, position, view):
     """Of one shard's view: distributions float64 (n, C), and classes in order of likelihood (n, 5 or fewer)."""
-    group = zarr.open_group(cache.store.zarr(read_only=True), mode="r")
+    group = zarr.open_group(cache.store.url, mode="r")
     at, samples = segment.views.index(view), cache.shards[position]["samples"]
     fields = {f.name: group[segment.array(f.name)][at, position, :samples] for f in segment.encoding.fields()}
     log_p = segment.encoding.decode({name: torch.from_numpy(a) for name, a in fields.items()}).log_probs

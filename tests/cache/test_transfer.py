@@ -115,8 +115,9 @@ def test_files_that_are_there_already_are_not_sent_again(cache_path, tmp_path, m
     transfer(cache_path, str(tmp_path / "c"))
     (tmp_path / "c/commits/000-top4-float16-v0-3/shard-0001.tar.json").unlink()
     put: list[str] = []
-    original = Store.put
-    monkeypatch.setattr(Store, "put", lambda self, name, data: (put.append(name), original(self, name, data))[1])
+    for way in ("put", "_create"):
+        original = getattr(Store, way)
+        monkeypatch.setattr(Store, way, lambda s, name, data, f=original: (put.append(name), f(s, name, data))[1])
     transfer(cache_path, str(tmp_path / "c"))
     assert put == ["commits/000-top4-float16-v0-3/shard-0001.tar.json"]
     assert tree(tmp_path / "c") == tree(Path(cache_path))

@@ -8,9 +8,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from pipeline.cache import ArrayReader, Cache, Store, commit_task
+from pipeline.cache import ArrayReader, Cache, Store
 from pipeline.targets import Quality, TargetsConfig
-from tests.tiny import CLASSES, World, make_cache, network
+from tests.tiny import CLASSES, World, make_cache, network, recommit
 
 KINDS = ("dropout", "batch norm", "noise", "batch mean")
 
@@ -96,7 +96,7 @@ def change(cache: Cache, what) -> Cache:
             rows = {name: np.stack([view[name] for view in views]) for name in views[0]}
             what(rows)
             quality = Quality(**cache.commits[segment.name, shard["name"]]["quality"])
-            commit_task(cache, segment, position, rows, quality)
+            recommit(cache, segment, position, rows, quality)
     return Cache(Store(cache.store.url))
 
 

@@ -1,4 +1,7 @@
-"""Two runs that begin one cache at the same moment where there are no locks: no task counts for another's segment."""
+"""Two runs that begin one cache at the same moment in a store without locks and without conditional puts.
+
+No task counts for another's segment, and what can't be told apart ends in an error.
+"""
 
 import uuid
 from collections.abc import Callable, Iterator
@@ -6,7 +9,7 @@ from collections.abc import Callable, Iterator
 import fsspec
 import pytest
 
-import pipeline.cache.commit as commit
+import pipeline.cache.store as stores
 import pipeline.caching.run as run
 from pipeline.cache import Cache, Store, add_segment, check_integrity
 from pipeline.cache.merge import merge
@@ -33,17 +36,22 @@ def cached(world: World, url: str, **changes: object) -> tuple[Cache, run.Report
     return cache_views(url, world.index, VIEWS, teacher(**TINY | changes), MAP, [0, 1], caching=caching)
 
 
-def before(monkeypatch, name: str, work: Callable[[], object]) -> None:
-    """Do the work once, when a segment's record is about to be written or its arrays to be made."""
-    real, begun = getattr(commit, name), []
+@pytest.fixture(autouse=True)
+def no_conditional_puts(monkeypatch):
+    monkeypatch.setattr(stores, "_creates", lambda _: False)
 
-    def first(*args, **kwargs):
-        if not begun and (name != "_vouch" or args[1].endswith("/segment.json")):
+
+def before(monkeypatch, name: str, work: Callable[[], object]) -> None:
+    """Do the work once, after it was found that a file with this end isn't there and before it is written."""
+    real, begun = Store.put, []
+
+    def first(self, path, data):
+        if not begun and path.endswith(name):
             begun.append(True)
             work()
-        return real(*args, **kwargs)
+        return real(self, path, data)
 
-    monkeypatch.setattr(commit, name, first)
+    monkeypatch.setattr(Store, "put", first)
 
 
 def others_record(cache: Cache) -> None:
@@ -55,7 +63,7 @@ def others_record(cache: Cache) -> None:
 
 
 def test_tasks_of_a_run_whose_segment_was_replaced_are_done_again(world, url, monkeypatch):
-    before(monkeypatch, "_vouch", lambda: cached(world, url, amp_dtype="bfloat16"))
+    before(monkeypatch, "/segment.json", lambda: cached(world, url, amp_dtype="bfloat16"))
     cache, report = cached(world, url)
     assert (report.tasks, report.skipped) == (3, 0)
     assert [s.numerics["amp_dtype"] for s in cache.segments] == ["float32"]
@@ -63,11 +71,11 @@ def test_tasks_of_a_run_whose_segment_was_replaced_are_done_again(world, url, mo
     assert check_truth(Cache(cache.store), world.index, VIEWS, teacher(**TINY), cache.segments)["ok"]
 
 
-@pytest.mark.parametrize("when", ["padded_rows", "fill_value"])  # before arrays are made, and amid it
+@pytest.mark.parametrize("when", ["v0-2/zarr.json", "map/zarr.json"])
 def test_a_run_that_comes_first_keeps_what_it_did(world, url, monkeypatch, when):
     with monkeypatch.context() as m:
         before(m, when, lambda: cached(world, url, amp_dtype="bfloat16"))
-        with pytest.raises(CacheError, match=r"there are (records|arrays) of segment 000-map-float32-r3-v0-2 already"):
+        with pytest.raises(CacheError, match=r"there are records of segment 000-map-float32-r3-v0-2 already"):
             cached(world, url)
     cache = Cache(Store(url))
     assert check_integrity(cache.store)[0] == []
@@ -123,8 +131,16 @@ def test_tasks_that_are_moved_say_where_they_are(world, tmp_path):
 def test_what_was_committed_stays_when_arrays_are_made_again(world, url, monkeypatch):
     """The run that comes second has looked for records before the first one wrote any."""
     cache, _ = cached(world, url)
-    [segment], files = cache.segments, cache.store.files("segments")
-    monkeypatch.setattr(commit, "_require_unknown", lambda *_: None)
+    [segment], before = cache.segments, {name: cache.store.read(name) for name in cache.store.files()}
     add_segment(cache, segment)
-    assert cache.store.files("segments") == files
-    assert check_integrity(cache.store)[0] == []
+    assert {name: cache.store.read(name) for name in cache.store.files()} == before
+
+
+def test_two_runs_that_create_it_at_the_same_moment(world, url, monkeypatch):
+    """The later one's record stays, and is of files that the other has put there: nothing opens."""
+    with monkeypatch.context() as m:
+        before(m, "commits/store.json", lambda: cached(world, url, model_kwargs={"seed": 1}))
+        with pytest.raises(CacheError, match=r"another cache|is damaged"):
+            cached(world, url)
+    with pytest.raises(CacheError):
+        Cache(Store(url))

@@ -7,14 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.cache import ArrayReader, Cache, Store, commit_task
+from pipeline.cache import ArrayReader, Cache, Store
 from pipeline.caching.truth import _choose, check_truth
 from pipeline.shards import build_index
 from pipeline.targets import Quality, TargetsConfig
 from pipeline.views import FIVE_CROP
 from tests.shards.making import write_shards
 from tests.stages.running import kdpipe
-from tests.tiny import CLASSES, VIEWS, World, make_cache, teacher
+from tests.tiny import CLASSES, VIEWS, World, make_cache, recommit, teacher
 
 BATCH = 64
 
@@ -63,7 +63,7 @@ def test_a_lie_in_any_segment_is_found(large, six, tmp_path):
         fields = {name: array[None] for name, array in rows.items()}
         fields["log_prob"] = np.ascontiguousarray(fields["log_prob"][..., ::-1])
         quality = Quality(**cache.commits[segment.name, shard["name"]]["quality"])
-        commit_task(cache, segment, position, fields, quality)
+        recommit(cache, segment, position, fields, quality)
     cache, who = Cache(Store(tmp_path / "c.zarr")), teacher(batch_size=BATCH)
     for seed in range(3):
         report = check_truth(cache, large.index, VIEWS, who, cache.segments, samples=1, seed=seed)

@@ -22,6 +22,7 @@ _ENVIRONMENT = {
     "AWS_CONFIG_FILE": os.devnull,
     "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
     "AWS_EC2_METADATA_DISABLED": "true",
+    "AWS_MAX_ATTEMPTS": "1",
 }
 
 Wsgi = Callable[[dict[str, Any], Any], Any]
@@ -104,4 +105,7 @@ def _set(values: dict[str, str | None]) -> None:
             os.environ.pop(name, None)
         else:
             os.environ[name] = value
+    for fs in list(s3fs.S3FileSystem._cache.values()):
+        if fs._s3 is not None:
+            fs.close_session(fs.loop, fs._s3)
     s3fs.S3FileSystem.clear_instance_cache()

@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.cache import ArrayReader, Cache, Store, commit_task
+from pipeline.cache import ArrayReader, Cache, Store
 from pipeline.cache.layout import part_file, part_record
 from pipeline.cache.parts import put_part, read_part
 from pipeline.targets import Quality
 from tests.caching.featured import settings
 from tests.stages.running import kdpipe, refused
-from tests.tiny import VIEWS
+from tests.tiny import VIEWS, recommit
 
 TINY = ["--teacher", "tests.teacher.users:users", "--num-classes", "10", "--input-size", "16", "--batch-size", "8"]
 HOW = [f"views.{name}={getattr(VIEWS, name)}" for name in ("seed", "interpolation", "crop_pct")]
@@ -135,7 +135,7 @@ class TestVerify:
         fields = {name: np.stack([p[name] for p in parts]) for name in parts[0]}
         fields[field] = fields[field] + np.array(2, "int8") if field == "map" else fields[field] * np.float16(1.05)
         fields[field] = fields[field].clip(-127, 127) if field == "map" else fields[field]
-        commit_task(cache, segment, 1, fields, Quality(**cache.commits[segment.name, shard.name]["quality"]))
+        recommit(cache, segment, 1, fields, Quality(**cache.commits[segment.name, shard.name]["quality"]))
         assert kdpipe("verify", copied, "--integrity-only").code == 0
         result = kdpipe("verify", copied, "--samples", 180, "--json")
         assert result.code == 1

@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.cache import ArrayReader, Cache, Store, commit_task
+from pipeline.cache import ArrayReader, Cache, Store
 from pipeline.targets import Quality
 from tests.stages.running import kdpipe
 from tests.stages.test_mistakes import caching, training
-from tests.tiny import CLASSES, World, make_world, tree
+from tests.tiny import CLASSES, World, make_world, recommit, tree
 
 
 def test_cache_teacher_says_what_it_made(world, tmp_path):
@@ -70,7 +70,7 @@ def lie(cache: Cache, world: World) -> None:
     parts = [ArrayReader(cache).read(segment, shard.name, v, 0, shard.samples) for v in segment.views]
     fields = {name: np.stack([p[name][::-1] for p in parts]) for name in parts[0]}
     quality = Quality(**cache.commits[segment.name, shard.name]["quality"])
-    commit_task(cache, segment, 1, fields, quality)
+    recommit(cache, segment, 1, fields, quality)
 
 
 def test_verify_catches_targets_of_other_samples(world, cache_path, tmp_path):
@@ -100,7 +100,7 @@ def test_verify_sees_wrong_label_log_probs(world, cache_path, tmp_path):
     parts = [ArrayReader(cache).read(segment, shard.name, v, 0, shard.samples) for v in segment.views]
     fields = {name: np.stack([p[name] for p in parts]) for name in parts[0]}
     fields["label_log_prob"] = np.roll(fields["label_log_prob"], 1, axis=1)
-    commit_task(cache, segment, 0, fields, Quality(**cache.commits[segment.name, shard.name]["quality"]))
+    recommit(cache, segment, 0, fields, Quality(**cache.commits[segment.name, shard.name]["quality"]))
     assert kdpipe("verify", tmp_path / "c.zarr", "--samples", 300, "--trust", "tests").code == 1
 
 
