@@ -1,6 +1,7 @@
 """What a user may name as a set of shards, turned into a list of their URLs."""
 
 import glob
+import os
 import re
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -238,15 +239,18 @@ def _glob(pattern: str) -> list[str]:
 
 def _is_folder(url: str) -> bool:
     if is_local(_absolute(url)):
-        return Path(_absolute(url)).is_dir()
+        return os.path.isdir(_absolute(url))  # False, too, where it can't be told
     # A shard's server isn't asked for a listing: by HTTP that would fetch the shard.
     return not name_of(url).endswith((".tar", ".txt")) and remote.is_folder(url)
 
 
 def _exists(url: str) -> bool:
-    if is_local(_absolute(url)):
+    if not is_local(_absolute(url)):
+        return remote.exists(url)
+    try:
         return Path(_absolute(url)).exists()
-    return remote.exists(url)
+    except OSError as error:  # a name that is too long, a folder that may not be entered
+        raise ShardError(f"can't be read ({error.strerror})", where=url) from error
 
 
 def _all_there(urls: list[str], what: str) -> list[str]:

@@ -7,7 +7,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from pipeline.cache import Cache, CacheReader, Store, Want, check_integrity, read_canaries
+from pipeline.cache import CacheReader, Store, Want, check_integrity, read_canaries
 from pipeline.cache.commit import read_provenance
 from pipeline.cache.listing import summarise
 from pipeline.cache.record import CacheRecord
@@ -71,9 +71,9 @@ class SmallCache:
 
     def read(self) -> dict[str, Any]:
         """What training, inspect and verify read of it."""
-        cache = Cache(Store(self.path))
         want = Want(pooled=True, map=True, head=True, tail=True)
         reader = CacheReader(str(self.path), self.index, want=want)
+        cache = reader.cache
         rows = {}
         for shard in self.index.shards:
             for view in reader.views:

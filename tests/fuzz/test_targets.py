@@ -47,7 +47,7 @@ def test_no_finding_in_seeded_executions(named):
 def test_seeds_are_accepted_and_an_input_is_a_function_of_its_number(named):
     name, target = named
     guard = Guard(target)
-    for seed in target.seeds:
+    for seed in target.seeds[:: max(1, len(target.seeds) // 8)]:
         assert guard.execute(seed) is True, seed[:100]
     number = len(target.seeds) + 7
     assert case(target, name, 3, number) == case(target, name, 3, number)

@@ -112,6 +112,7 @@ def test_info_json(tmp_path: Path) -> None:
         ("{}/*.txt", r"no .tar file matches; found .*notes.txt"),
         ("{}/empty", r"no .tar file in the folder"),
         ("{}/_info.json", r"no such file"),
+        ("{}/" + "x" * 300, r"x: can't be read \(File name too long\)"),
         ("nosuch://bucket/a.tar", r"the URL can't be opened \(Protocol not known"),
         ("memory://bucket/nowhere", r"no such file or folder"),
         ("memory://bucket/set/train-{{0002..0003}}.tar", r"train-0003.tar: a shard of the pattern is missing"),
@@ -122,6 +123,12 @@ def test_mistakes(shards: Path, remote: str, source: str, message: str) -> None:
     with pytest.raises(ShardError, match=message) as caught:
         expand(source.replace("{}", str(shards)).replace("{{", "{").replace("}}", "}"))
     assert "\n" not in str(caught.value)
+
+
+def test_info_json_with_names_that_no_file_can_have(tmp_path: Path) -> None:
+    info = _write_info(tmp_path, train={"x" * 300: 5})
+    with pytest.raises(ShardError, match=r"x: can't be read \(File name too long\)"):
+        expand(str(info))
 
 
 def test_two_shards_of_one_name(shards: Path, tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ def make(folder: Path) -> Target:
         if not set(opened.views) <= views:
             raise Changed(f"other views than the cache has: {opened.views}")
 
-    return Target(run, [path.read_bytes()], 30_000, mutate=mutate)
+    return Target(run, [path.read_bytes()], 20_000, mutate=mutate)
 
 
 def mutate(rng: Random, data: bytes, others: list[bytes]) -> bytes:

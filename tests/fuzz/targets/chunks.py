@@ -20,7 +20,7 @@ def make(folder: Path) -> Target:
         with cache.holding(name, content, resealed=True):
             cache.read()
 
-    return Target(run, seeds, 30_000, mutate=of_content(mutate))
+    return Target(run, seeds, 20_000, mutate=of_content(mutate))
 
 
 def mutate(rng: Random, data: bytes, others: list[bytes]) -> bytes:

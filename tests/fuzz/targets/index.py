@@ -21,7 +21,7 @@ def make(folder: Path) -> Target:
                 raise Changed("verified, and not what was written")
 
     seeds = [join(file.name, file.read_bytes()) for file in sorted(path.iterdir())]
-    return Target(run, seeds, 30_000, mutate=of_content())
+    return Target(run, seeds, 20_000, mutate=of_content())
 
 
 def everything(path: Path, verify: bool) -> dict[str, Any]:

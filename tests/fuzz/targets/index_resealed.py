@@ -34,7 +34,7 @@ def make(folder: Path) -> Target:
     seeds = [join(file.name, file.read_bytes()) for file in sorted(path.iterdir())]
     # As likely as all arrays together.
     seeds += [join(layout.DOCUMENT, document.read_bytes())] * len(seeds)
-    return Target(run, seeds, 30_000, mutate=of_content(mutate))
+    return Target(run, seeds, 20_000, mutate=of_content(mutate))
 
 
 def sealed(tree: object) -> bytes:

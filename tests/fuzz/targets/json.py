@@ -19,7 +19,7 @@ TREES = [
 
 
 def make(folder: Path) -> Target:
-    return Target(run, [json.dumps(tree).encode() for tree in TREES], 500_000, (ValueError,), mutate, 100_000)
+    return Target(run, [json.dumps(tree).encode() for tree in TREES], 600_000, (ValueError,), mutate, 100_000)
 
 
 def run(data: bytes) -> None:

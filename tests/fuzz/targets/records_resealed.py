@@ -30,7 +30,7 @@ def make(folder: Path) -> Target:
             if refused is not None:
                 raise refused
 
-    return Target(run, cache.seeds(records=True), 30_000, mutate=of_content(mutate))
+    return Target(run, cache.seeds(records=True), 20_000, mutate=of_content(mutate))
 
 
 def mutate(rng: Random, data: bytes, others: list[bytes]) -> bytes:
