@@ -364,5 +364,5 @@ def test_a_put_that_fails_leaves_nothing(tmp_path, monkeypatch):
 
     monkeypatch.setattr("os.fsync", full)
     with pytest.raises(CacheError, match="can't be written: No space left on device"):
-        Store(tmp_path / "c").put("commits/a.json", b"{}")
+        Store(tmp_path / "c").put("commits/store.json", b"{}")
     assert Store(tmp_path / "c").files() == []

@@ -41,7 +41,7 @@ def killed(index: str, out: str, phase: str, call: int) -> None:
     elif phase == "forward":
         Teacher._answer = children.dying_at(Teacher._answer, call)
     elif phase == "first array":
-        Store.read = dying_on(Store.read, lambda _, name: name.endswith("/c/0/1/0/0"), call, after=False)
+        Store.read = dying_on(Store.read, lambda _, name, *__: name.endswith("/c/0/1/0/0"), call, after=False)
     elif phase == "arrays written":
         commit.write_record = children.dying_at(commit.write_record, call)
     else:
