@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.chaos import child
-from tests.chaos.scene import Files, Scene, differing
+from tests.chaos.scene import TRUST, Files, Scene, differing
 from tests.chaos.verdict import Finding, Run
 from tests.remote.s3 import S3, Wsgi, serving
 from tests.remote.s3 import tree as objects
@@ -87,7 +87,7 @@ class Bucket:
             "cache push": (lambda url, _: ["cache", "push", scene.cache, url], lambda url, _: objects(url)),
             "cache pull": (lambda _, out: ["cache", "pull", self.cache, out / "c"], lambda _, out: tree(out / "c")),
             "train-student": (lambda _, out: scene.training(out / "run", self.cache), lambda _, out: leaves(out)),
-            "verify": (lambda _, out: ["verify", self.cache], lambda _, out: {}),
+            "verify": (lambda _, out: ["verify", self.cache, *TRUST], lambda _, out: {}),
         }
 
     def undisturbed(self, name: str) -> tuple[Files, int]:

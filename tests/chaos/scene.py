@@ -31,6 +31,8 @@ STUDENT = (
     *("--set", "train.warmup_epochs=0", "--set", "train.device=cpu", "--set", "train.threads=1"),
     *("--set", "train.checkpoint_steps=2", "--set", "train.opt=adamw"),
 )
+# The networks of these tests, where a file names them.
+TRUST = ("--trust", "tests.tiny", "--trust", "tests.chaos.network")
 Files = dict[str, bytes]
 
 
@@ -63,15 +65,15 @@ class Scene:
         self._do("second", *self.caching(self.second, "3:5"))
         self._do("run", *self.training(folder / "runs" / "student"))
         weights = folder / "runs" / "student" / "best.safetensors"
-        scores = self._do("scores", "evaluate", weights, "--shards", self.world.index_path, "--json").out
+        scores = self._do("scores", "evaluate", weights, *TRUST, "--shards", self.world.index_path, "--json").out
         (folder / "evaluations").mkdir()
         (folder / "evaluations" / "student.json").write_text(scores)
         self._images(folder / "images")
         self.commands = {command.name: command for command in self._commands()}
         self.printing: dict[str, list[object]] = {
-            "evaluate": ["evaluate", weights, "--shards", self.world.index_path, "--json"],
+            "evaluate": ["evaluate", weights, *TRUST, "--shards", self.world.index_path, "--json"],
             "inspect": ["inspect", self.cache, "--json"],
-            "verify": ["verify", self.cache, "--json"],
+            "verify": ["verify", self.cache, *TRUST, "--json"],
             "cache ls": ["cache", "ls", folder, "--json"],
             "objectives": ["objectives"],
         }
