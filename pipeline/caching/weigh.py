@@ -113,7 +113,9 @@ class Scales:
             parts.append(fields)
             total.add(said)
         rows = [len(part.rows) for part in self._sample[: len(parts)]]
-        sizes = _stored(Segment(0, encoding, views, {}), parts, rows, block)
+        # Which views they are doesn't matter here, and those of a sample needn't be a run, as a segment's are.
+        segment = Segment(0, encoding, tuple(range(len(views))), {})
+        sizes = _stored(segment, parts, rows, block)
         each = Estimate.of_mean([size / n for size, n in zip(sizes, rows, strict=True)])
         a_row = sum(sizes) / sum(rows)
         if len(parts) > 1 and max(rows) <= block / 2:
@@ -121,7 +123,7 @@ class Scales:
             some = parts[: block // max(rows)]
             joined = {name: np.concatenate([p[name] for p in some], axis=1) for name in parts[0]}
             small, large = sum(rows) / len(rows), sum(rows[: len(some)])
-            [size] = _stored(Segment(0, encoding, views, {}), [joined], [large], block)
+            [size] = _stored(segment, [joined], [large], block)
             slope = (size - sum(sizes) / len(sizes)) / (large - small)
             own = max(0.0, sum(sizes) / len(sizes) - slope * small)
             a_row = min(a_row, slope + own / block)
