@@ -17,7 +17,7 @@ from pipeline.models import ModelConfig, build
 from pipeline.models.bounded import outline
 from pipeline.models.class_map import read_class_map
 from pipeline.teacher import TeacherConfig, load_tail, resolve_device
-from tests.code_in_files import Code, code, weights
+from tests.marking import Code, code, weights
 from tests.teacher.networks import network as staged
 from tests.teacher.networks import parts_of
 from tests.tiny import SETTINGS, network

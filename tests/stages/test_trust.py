@@ -15,7 +15,7 @@ from pipeline.cache.parts import put_part, read_part
 from pipeline.cache.records import read_record, seal
 from pipeline.cache.select import TAIL
 from pipeline.trainer.files import RunFolder
-from tests.code_in_files import Code, code, weights
+from tests.marking import Code, code, weights
 from tests.stages.running import kdpipe, refused
 from tests.stages.test_features import caching as featured
 from tests.stages.test_features import slak  # noqa: F401 - a fixture
