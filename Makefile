@@ -15,7 +15,7 @@ test: $(VENV)/.test
 
 # Minutes each: kills at every phase, corruption of every file, processes side by side.
 test-slow: $(VENV)/.test
-	$(BIN)/python -m pytest -m slow
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow --numprocesses auto --maxprocesses 8 --dist worksteal
 
 # Damaged and hostile input for every parser, two million times and more, into docs/reliability.md; an hour or so.
 fuzz: $(VENV)/.test
