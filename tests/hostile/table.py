@@ -178,6 +178,8 @@ TABLE = {
     **{f"bench {name}": _BENCH_INDEX for name in ("caching", "parity", "step", "views", "workers")},
     "bench teacher": Line({}, {}, _texts("model device")),
 }
+# Of whatever command: names of code, by the user.
+TEXTS = frozenset({"trust"})
 # With these, what is read of a cache is all that can be.
 CACHED = {"train-student": {"objective": "scalekd"}}
 
