@@ -308,3 +308,11 @@ IMAGES = [
     _images("claim-jpeg", _jpeg(65_500, 65_500)),
     _images("nothing", b""),
 ]
+
+_BEGUN = b"-----BEGIN CERTIFICATE-----\n"
+CERTIFICATES = [
+    text("nothing", b"", "x.pem"),
+    text("bytes", bytes(range(256)), "x.pem"),
+    text("begun", _BEGUN + b"AAAA" * 1000, "x.pem"),
+    text("forged", _BEGUN + b"AAAA\n-----END CERTIFICATE-----\n", "x.pem"),
+]

@@ -11,6 +11,7 @@ import click
 from stages.cli import main
 from tests.hostile.kinds import Kind
 from tests.hostile.small_files import (
+    CERTIFICATES,
     CLASS_MAPS,
     EVALUATIONS,
     FINISHED,
@@ -37,6 +38,7 @@ KINDS: dict[str, Sequence[Kind]] = {
     "evaluations": EVALUATIONS,
     "runs": FINISHED,
     "images": IMAGES,
+    "certificate": CERTIFICATES,
 }
 
 
@@ -70,6 +72,7 @@ _KWARGS = "channels=[8,8,8,8]"
 _STUDENT = {"student": "resnet10t", "model_kwargs": _KWARGS, "num_classes": "3", "input_size": "32"}
 _TRAIN = {"shards": "{index}", **_STUDENT, "epochs": "1", "batch_size": "4", "out": "{out}"}
 _WARMUP = ("--set", "train.warmup_epochs=0", "--set", "train.device=cpu")
+_TLS = ("tls_ca", "tls_cert", "tls_key")
 _BENCH_INDEX = Line({}, {"shards": ("index",)}, _texts("device student model"))
 
 TABLE = {
@@ -98,6 +101,7 @@ TABLE = {
             "params_file": ("params",),
             "out": ("cache",),
             "calibration_from": ("cache",),
+            **dict.fromkeys(_TLS, ("certificate",)),
         },
         _CACHING | _texts("scheduler record"),
         words=(*_SET, "--map-rank", "4"),
@@ -105,7 +109,7 @@ TABLE = {
     "verify": Line(
         {"cache": "{cache}", "samples": "4", "device": "cpu"},
         {"cache": ("cache",), "shards": ("index",), "weights": ("weights",)},
-        _texts("device"),
+        _texts("device named"),
     ),
     "inspect": Line({"cache": "{cache}"}, {"cache": ("cache",), "shards": ("index",)}),
     "cache drop-views": Line(
@@ -215,6 +219,8 @@ def line(name: str, command: click.Command, places: dict[str, str], param: str, 
         values["folder"] = places["out"]
     if name == "cache gc" and param == "folder":
         values["keep"] = places["cache"]
+    if param in _TLS:  # all three, for a cluster that nobody has
+        values |= {"scheduler": "tls://127.0.0.1:9", **{one: values.get(one, value) for one in _TLS}}
     words: list[str] = []
     for one in command.params:
         if one.name in values:
