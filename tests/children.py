@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 _context = multiprocessing.get_context("forkserver")
-_modules = ["tests.tiny", "pipeline.loader", "pipeline.trainer"]
+_modules = ["tests.tiny", "kdpipe.loader", "kdpipe.trainer"]
 _context.set_forkserver_preload(_modules)
 
 

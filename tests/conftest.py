@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipeline.views import ViewsConfig
+from kdpipe.views import ViewsConfig
 from tests.tiny import POLICIES, World, make_cache, make_world
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from pipeline.models import METADATA_KEY
+from kdpipe.models import METADATA_KEY
 
 _CODE = """
 from pathlib import Path

@@ -8,9 +8,9 @@ import timm
 import torch
 from torch import nn
 
-import pipeline.models  # noqa: F401  (registers the networks)
-from pipeline.erf import SHARES, ReceptiveField, Square, log_scale, squares
-from pipeline.errors import TeacherError
+import kdpipe.models  # noqa: F401  (registers the networks)
+from kdpipe.erf import SHARES, ReceptiveField, Square, log_scale, squares
+from kdpipe.errors import TeacherError
 
 SIDE = 31
 

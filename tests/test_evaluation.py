@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.errors import TrainingError
-from pipeline.evaluation import BINS, evaluate
-from pipeline.loader import Batch
-from pipeline.targets import Encoding
-from pipeline.teacher import TeacherOutput
+from kdpipe.errors import TrainingError
+from kdpipe.evaluation import BINS, evaluate
+from kdpipe.loader import Batch
+from kdpipe.targets import Encoding
+from kdpipe.teacher import TeacherOutput
 
 CPU = torch.device("cpu")
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import click
 import pytest
 
-from pipeline.caching import cache_views
-from pipeline.targets import TargetsConfig
-from stages import params
-from stages.cli import COMMANDS, main
+from kdpipe.caching import cache_views
+from kdpipe.targets import TargetsConfig
+from kdpipe_stages import settings as params
+from kdpipe_stages.cli import COMMANDS, main
 from tests.tiny import make_world, teacher
 
 ROOT = Path(__file__).parent.parent

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from stages import params
-from stages.params import Params
+from kdpipe_stages import settings as params
+from kdpipe_stages.settings import Params
 from tests.test_readme import parse
 
 ROOT = Path(__file__).parent.parent

@@ -10,11 +10,11 @@ from PIL import Image
 from safetensors.torch import save_file
 from timm.data import create_transform
 
-from pipeline.caching import CachingConfig, cache_views
-from pipeline.errors import IdentityError, TeacherError
-from pipeline.models import METADATA_KEY, weights_digest
-from pipeline.targets import TargetsConfig
-from pipeline.teacher import Teacher, TeacherConfig
+from kdpipe.caching import CachingConfig, cache_views
+from kdpipe.errors import IdentityError, TeacherError
+from kdpipe.models import METADATA_KEY, weights_digest
+from kdpipe.targets import TargetsConfig
+from kdpipe.teacher import Teacher, TeacherConfig
 from tests.tiny import CLASSES, SIZE, VIEWS, teacher
 from tests.views.test_render import photo
 

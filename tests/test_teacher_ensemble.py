@@ -8,13 +8,13 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
-from pipeline.cache import CacheReader
-from pipeline.caching import CachingConfig, cache_views
-from pipeline.errors import IdentityError, TeacherError
-from pipeline.models import weights_digest
-from pipeline.targets import TargetsConfig
-from pipeline.teacher import Teacher, TeacherConfig
-from pipeline.views import Erased, Normalize
+from kdpipe.cache import CacheReader
+from kdpipe.caching import CachingConfig, cache_views
+from kdpipe.errors import IdentityError, TeacherError
+from kdpipe.models import weights_digest
+from kdpipe.targets import TargetsConfig
+from kdpipe.teacher import Teacher, TeacherConfig
+from kdpipe.views import Erased, Normalize
 from tests.stages.running import kdpipe, refused
 from tests.tiny import CLASSES, SIZE, VIEWS, network, teacher
 
@@ -132,7 +132,7 @@ def test_what_does_not_go_together_is_one_line(changes, message):
 def test_workers_elsewhere_find_the_members_weights(relative):
     from distributed import Client, LocalCluster
 
-    from pipeline.caching.cluster import Cluster
+    from kdpipe.caching.cluster import Cluster
 
     members, leave = relative
     asked = config(members=members, mean=None, std=None)

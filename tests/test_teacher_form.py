@@ -8,11 +8,11 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-import pipeline.models
-from pipeline.cache import Store
-from pipeline.errors import IdentityError, TeacherError
-from pipeline.models import weights_digest
-from pipeline.teacher import Teacher, TeacherConfig
+import kdpipe.models
+from kdpipe.cache import Store
+from kdpipe.errors import IdentityError, TeacherError
+from kdpipe.models import weights_digest
+from kdpipe.teacher import Teacher, TeacherConfig
 from tests.models.small import difference, shuffled
 from tests.stages.running import kdpipe
 from tests.tiny import CLASSES, SIZE, make_cache, teacher
@@ -116,12 +116,12 @@ def test_a_merge_that_changes_the_function_is_refused(images):
 
 def test_it_is_refused_before_there_is_a_cache(world, slak, monkeypatch, tmp_path):
     def broken(model):
-        copied = pipeline.models.merged(model)
+        copied = kdpipe.models.merged(model)
         with torch.no_grad():
             copied.stages[0].blocks[0].mlp.fc1.weight.mul_(1.01)
         return copied
 
-    monkeypatch.setattr("pipeline.teacher.form.merged", broken)
+    monkeypatch.setattr("kdpipe.teacher.reparameterisation.merged", broken)
     with pytest.raises(TeacherError, match=r"set teacher\.form=eager$"):
         make_cache(world, tmp_path / "c", **slak[1])
     assert not (tmp_path / "c").exists()

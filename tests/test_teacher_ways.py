@@ -9,16 +9,17 @@ import timm
 import torch
 from torch import nn
 
-from pipeline.cache import Cache, Store
-from pipeline.caching import CachingConfig, cache_views
-from pipeline.errors import IdentityError, TeacherError
-from pipeline.models import Cropped, crop, croppable
-from pipeline.targets import TargetsConfig
-from pipeline.teacher import Teacher, TeacherConfig, search
-from pipeline.teacher import teacher as teachers
-from pipeline.teacher.plan import apply
-from pipeline.teacher.search import Kind, interleaved, kinds
-from pipeline.teacher.ways import WAYS, Way, ways_of
+from kdpipe.cache import Cache, Store
+from kdpipe.caching import CachingConfig, cache_views
+from kdpipe.errors import IdentityError, TeacherError
+from kdpipe.models import Cropped, crop, croppable
+from kdpipe.targets import TargetsConfig
+from kdpipe.teacher import Teacher, TeacherConfig
+from kdpipe.teacher.tune import search
+from kdpipe.teacher import teacher as teachers
+from kdpipe.teacher.tune.plan import apply
+from kdpipe.teacher.tune.search import Kind, interleaved, kinds
+from kdpipe.teacher.tune.kernels import WAYS, Way, ways_of
 from tests.stages.running import kdpipe
 from tests.tiny import CLASSES, SIZE, VIEWS, teacher
 
@@ -300,7 +301,7 @@ class TestSearch:
         assert "head.fc" not in names
 
     def test_a_long_run_searches_and_a_short_one_does_not(self, monkeypatch):
-        monkeypatch.setattr("pipeline.teacher.runner.search", lambda *_, **__: {"mlp": "convolved"})
+        monkeypatch.setattr("kdpipe.teacher.runner.search", lambda *_, **__: {"mlp": "convolved"})
         one = planned()
         one(TestPlans.IMAGES)
         one.search(3)
@@ -310,7 +311,7 @@ class TestSearch:
 
     @pytest.mark.parametrize("changes", [{"form": "merged"}, {"form": "eager"}, {"layers": {}}])
     def test_who_says_how_gets_that(self, monkeypatch, changes):
-        monkeypatch.setattr("pipeline.teacher.runner.search", lambda *_, **__: {"mlp": "convolved"})
+        monkeypatch.setattr("kdpipe.teacher.runner.search", lambda *_, **__: {"mlp": "convolved"})
         one = planned(**changes)
         one.search(10**7, at_most=30)
         assert one.layers == {}
@@ -331,7 +332,7 @@ class TestSearch:
         def fails(*_: object, **__: object) -> None:
             raise MemoryError
 
-        monkeypatch.setattr("pipeline.teacher.runner.search", fails)
+        monkeypatch.setattr("kdpipe.teacher.runner.search", fails)
         one = planned(layers=None)
         one(TestPlans.IMAGES)
         one.search(10**7, at_most=5)
@@ -350,7 +351,7 @@ class TestCaches:
         """Every search, however short, finds this; what was found is written down."""
         found = [{"mlp": "convolved"}]
         monkeypatch.setattr(teachers, "_LEAST", 0.0)
-        monkeypatch.setattr("pipeline.teacher.runner.search", lambda *_, **__: dict(found[0]))
+        monkeypatch.setattr("kdpipe.teacher.runner.search", lambda *_, **__: dict(found[0]))
         return found
 
     def cached(self, folder, world, views, **changes):

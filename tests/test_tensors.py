@@ -8,10 +8,10 @@ import pytest
 import torch
 from safetensors.torch import save, save_file
 
-from pipeline import tensors
-from pipeline.errors import KdpipeError, TeacherError
-from pipeline.models import METADATA_KEY, read_metadata, weights_digest
-from pipeline.models.state import read_state
+from kdpipe._util import tensors
+from kdpipe.errors import KdpipeError, TeacherError
+from kdpipe.models import METADATA_KEY, read_metadata, weights_digest
+from kdpipe.models.state import read_state
 from tests.mutations import join, mutations, split
 from tests.trainer import tiny
 

@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from pipeline.untrusted import YAML_BYTES, load_json, load_yaml
+from kdpipe._util.untrusted import YAML_BYTES, load_json, load_yaml
 
 BOMB = "a: &a [x,x,x,x,x,x,x,x,x,x]\n" + "".join(
     f"{name}: &{name} [{','.join([f'*{before}'] * 10)}]\n" for before, name in zip("abcdefgh", "bcdefghi", strict=True)

@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from pipeline.cache import Cache, Segment, commit_task
-from pipeline.caching import CachingConfig, cache_views
-from pipeline.shards import Index, build_index
-from pipeline.targets import Quality, TargetsConfig
-from pipeline.teacher import Teacher, TeacherConfig
-from pipeline.views import ViewsConfig
+from kdpipe.cache import Cache, Segment, commit_task
+from kdpipe.caching import CachingConfig, cache_views
+from kdpipe.shards import Index, build_index
+from kdpipe.targets import Quality, TargetsConfig
+from kdpipe.teacher import Teacher, TeacherConfig
+from kdpipe.views import ViewsConfig
 from tests.shards.making import write_shards
 
 CLASSES = 7

@@ -7,9 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pipeline.cache import Cache, Store, check_integrity, store
-from pipeline.cache.cache import record_digest
-from pipeline.shards import build_index
+from kdpipe.cache import Cache, Store, store
+from kdpipe.verify import check_integrity
+from kdpipe.cache.cache import record_digest
+from kdpipe.shards import build_index
 from tests import children
 from tests.tiny import World, tree
 

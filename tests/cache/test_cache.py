@@ -11,21 +11,22 @@ import torch
 import zarr
 from PIL import Image
 
-from pipeline.cache import ArrayReader, Cache, CacheReader, Store, Want, check_integrity
-from pipeline.cache.locks import alone
-from pipeline.errors import CacheError, IdentityError, IndexFileError, TargetsError
-from pipeline.loader import Loader
-from pipeline.shards import Index, build_index
-from pipeline.targets import Encoding, TargetsConfig
-from pipeline.views import BlockViews, ViewsConfig
-from pipeline.views.block import decode_sample
+from kdpipe.cache import ArrayReader, Cache, CacheReader, Store, Want
+from kdpipe.verify import check_integrity
+from kdpipe.cache.locks import alone
+from kdpipe.errors import CacheError, IdentityError, IndexFileError, TargetsError
+from kdpipe.loader import Loader
+from kdpipe.shards import Index, build_index
+from kdpipe.targets import Encoding, TargetsConfig
+from kdpipe.views import BlockViews, ViewsConfig
+from kdpipe.views.block import decode_sample
 from tests.shards.making import encode, write_tar
 from tests.tiny import CLASSES, SIZE, VIEWS, World, make_cache, make_world, teacher, tree
 
 
 def live_logits(world: World, view) -> torch.Tensor:
     """What the teacher says of every sample, computed without any of the caching code."""
-    from pipeline.shards import BlockReader
+    from kdpipe.shards import BlockReader
 
     reader, model, rows = BlockReader(world.index), teacher(), []
     for row in range(len(world.index)):
@@ -73,7 +74,7 @@ def test_any_zarr_reader_reads_it(cache_path):
 @pytest.mark.parametrize("kind", ["topk", "dense"])
 def test_our_reader_reads_what_zarr_reads(world, tmp_path, kind, monkeypatch):
     # Small chunks, so that a block of dense logits takes several.
-    monkeypatch.setattr("pipeline.cache.layout.CHUNK_BYTES", 64)
+    monkeypatch.setattr("kdpipe.cache.layout.CHUNK_BYTES", 64)
     cache = make_cache(world, tmp_path / "c", views=(0, 1), targets=TargetsConfig(kind=kind))
     group, reader = zarr.open_group(str(tmp_path / "c"), mode="r"), ArrayReader(cache)
     segment = cache.segments[0]
@@ -276,7 +277,7 @@ def test_something_else_is_never_overwritten(world, tmp_path):
 def test_no_cache_and_a_later_format_are_said(tmp_path, cache_path):
     with pytest.raises(CacheError, match="no cache here"):
         Cache(Store(tmp_path))
-    from pipeline.cache.records import read_record, seal
+    from kdpipe.cache.sealed import read_record, seal
 
     shutil.copytree(cache_path, tmp_path / "c")
     store = Store(tmp_path / "c")
@@ -312,7 +313,7 @@ def test_a_shard_without_any_label_can_be_cached(tmp_path):
 
 
 def test_nobody_writes_beside_one_who_deletes(world, tmp_path, monkeypatch):
-    monkeypatch.setattr("pipeline.cache.locks._PATIENCE", 0.3)
+    monkeypatch.setattr("kdpipe.cache.locks._PATIENCE", 0.3)
     store = Store(tmp_path / "c")
     with alone(store), pytest.raises(CacheError, match="another process is writing here"):
         make_cache(world, tmp_path / "c", views=(0,))
@@ -330,7 +331,7 @@ def test_arrays_that_nothing_vouches_for_are_swept(world, tmp_path):
 
 
 def test_many_dense_views_become_several_segments(world, tmp_path, monkeypatch):
-    monkeypatch.setattr("pipeline.caching.segments._TASK_BYTES", 2 * 48 * 7 * 4)
+    monkeypatch.setattr("kdpipe.caching.segments._TASK_BYTES", 2 * 48 * 7 * 4)
     cache = make_cache(world, tmp_path / "c", views=range(5), targets=TargetsConfig(kind="dense", dtype="float32"))
     assert [s.views for s in cache.segments] == [(0, 1), (2, 3), (4,)]
 

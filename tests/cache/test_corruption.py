@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.cache import CacheReader, Store, check_integrity, read_canaries
-from pipeline.errors import CacheError, CorruptionError
+from kdpipe.cache import CacheReader, Store, read_canaries
+from kdpipe.verify import check_integrity
+from kdpipe.errors import CacheError, CorruptionError
 from tests.tiny import VIEWS, World, tree
 
 FLIPS = 200

@@ -12,16 +12,17 @@ import numpy as np
 import pytest
 from numcodecs import blosc
 
-from pipeline.cache import Cache, CacheReader, Store, check_integrity, create, read_canaries
-from pipeline.cache.chunks import ChecksumError, decoded
-from pipeline.cache.commit import read_provenance
-from pipeline.cache.parts import calibration_name, put_part, read_calibration, read_part
-from pipeline.cache.record import CacheRecord
-from pipeline.cache.records import seal
-from pipeline.cache.transfer import transfer
-from pipeline.errors import CacheError, CorruptionError, KdpipeError
-from pipeline.fingerprint import sha256
-from pipeline.targets import Calibration, TargetsConfig
+from kdpipe.cache import Cache, CacheReader, Store, create, read_canaries
+from kdpipe.verify import check_integrity
+from kdpipe.cache.chunks import ChecksumError, decoded
+from kdpipe.cache.commit import read_provenance
+from kdpipe.cache.modules import calibration_name, put_part, read_calibration, read_part
+from kdpipe.cache.manifest import CacheRecord
+from kdpipe.cache.sealed import seal
+from kdpipe.cache.tools.transfer import transfer
+from kdpipe.errors import CacheError, CorruptionError, KdpipeError
+from kdpipe._util.fingerprint import sha256
+from kdpipe.targets import Calibration, TargetsConfig
 from tests.cache.resealing import document, rewrite
 from tests.caching.featured import TINY
 from tests.tiny import VIEWS, World, make_cache, tree
@@ -133,7 +134,7 @@ def differs(one: dict[str, Any], two: dict[str, Any]) -> list[Any]:
 
 
 def test_300_resealed_mutations_are_refused_or_change_nothing(world, tmp_path, monkeypatch):
-    monkeypatch.setattr("pipeline.cache.store.fsync", lambda _: None)
+    monkeypatch.setattr("kdpipe.cache.store.fsync", lambda _: None)
     monkeypatch.setattr("os.fsync", lambda _: None)
     copied = tmp_path / "copied"
     make_cache(world, copied, views=(0,), targets=TargetsConfig(k=3, pooled="int8", map="float16", map_rank=2), **TINY)

@@ -7,10 +7,11 @@ from pathlib import Path
 import fsspec
 import pytest
 
-import pipeline.caching.backend as backend
-from pipeline.cache import Cache, Store, check_integrity
-from pipeline.cache.records import read_record, seal
-from pipeline.errors import IdentityError
+import kdpipe.caching.backend as backend
+from kdpipe.cache import Cache, Store
+from kdpipe.verify import check_integrity
+from kdpipe.cache.sealed import read_record, seal
+from kdpipe.errors import IdentityError
 from tests.stages.running import kdpipe, refused
 from tests.stages.test_mistakes import caching
 from tests.tiny import World, make_cache, tree

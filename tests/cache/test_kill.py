@@ -8,15 +8,16 @@ from typing import Any
 
 import pytest
 
-import pipeline.cache.commit as commit
-import pipeline.caching.backend as backend
-import pipeline.caching.task as task
-from pipeline.cache import Store, check_integrity
-from pipeline.cache.records import seal
-from pipeline.cache.store import PARTIAL
-from pipeline.shards import Index
-from pipeline.targets import TargetsConfig
-from pipeline.teacher import Teacher
+import kdpipe.cache.commit as commit
+import kdpipe.caching.backend as backend
+import kdpipe.caching.task as task
+from kdpipe.cache import Store
+from kdpipe.verify import check_integrity
+from kdpipe.cache.sealed import seal
+from kdpipe.cache.store import PARTIAL
+from kdpipe.shards import Index
+from kdpipe.targets import TargetsConfig
+from kdpipe.teacher import Teacher
 from tests import children
 from tests.caching.featured import TINY
 from tests.tiny import RECIPE, World, make_cache, tree

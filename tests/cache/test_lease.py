@@ -8,13 +8,13 @@ from collections.abc import Iterator
 import fsspec
 import pytest
 
-import pipeline.cache.lease as leases
-import pipeline.cache.locks as locks
-import pipeline.files as files
-from pipeline.cache import Store
-from pipeline.cache.lease import Lease
-from pipeline.cache.locks import adding, alone, committing, writing
-from pipeline.errors import CacheError
+import kdpipe.cache.lease as leases
+import kdpipe.cache.locks as locks
+import kdpipe._util.files as files
+from kdpipe.cache import Store
+from kdpipe.cache.lease import Lease
+from kdpipe.cache.locks import adding, alone, committing, writing
+from kdpipe.errors import CacheError
 
 SEGMENT = "000-dense-float16-v0-1"
 SHARD = f"commits/{SEGMENT}/t.tar.json"

@@ -1,9 +1,10 @@
 """The teacher's classifier belongs to pooled features: a cache that lost it is not whole."""
 
-from pipeline.cache import Cache, check_integrity
-from pipeline.cache.layout import part_file, part_record
-from pipeline.caching.parts_truth import check_parts
-from pipeline.targets import TargetsConfig
+from kdpipe.cache import Cache
+from kdpipe.verify import check_integrity
+from kdpipe.cache.layout import part_file, part_record
+from kdpipe.verify.modules import check_parts
+from kdpipe.targets import TargetsConfig
 from tests.caching.featured import TINY
 from tests.tiny import make_cache, teacher, tree
 

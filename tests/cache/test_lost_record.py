@@ -5,10 +5,11 @@ from dataclasses import replace
 
 import pytest
 
-from pipeline.cache import CacheReader, Store, add_segment, check_integrity
-from pipeline.cache.drop import drop_views
-from pipeline.cache.manage import remove_orphans
-from pipeline.errors import CacheError, CorruptionError
+from kdpipe.cache import CacheReader, Store, add_segment
+from kdpipe.verify import check_integrity
+from kdpipe.cache.tools.drop_views import drop_views
+from kdpipe.cache.tools.gc import remove_orphans
+from kdpipe.errors import CacheError, CorruptionError
 from tests.stages.running import refused
 from tests.tiny import make_cache, tree
 

@@ -8,14 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.cache import Cache, CacheReader, Store, check_integrity
-from pipeline.cache.drop import drop_views
-from pipeline.cache.listing import find_caches, summarise
-from pipeline.cache.locks import alone
-from pipeline.cache.manage import orphans, remove_cache, remove_orphans, wanted
-from pipeline.errors import CacheError, ConfigError, CorruptionError
-from pipeline.fingerprint import fingerprint
-from pipeline.targets import Quality, TargetsConfig
+from kdpipe.cache import Cache, CacheReader, Store
+from kdpipe.verify import check_integrity
+from kdpipe.cache.tools.drop_views import drop_views
+from kdpipe.cache.tools.ls import find_caches, summarise
+from kdpipe.cache.locks import alone
+from kdpipe.cache.tools.gc import orphans, remove_cache, remove_orphans, wanted
+from kdpipe.errors import CacheError, ConfigError, CorruptionError
+from kdpipe._util.fingerprint import fingerprint
+from kdpipe.targets import Quality, TargetsConfig
 from tests import children
 from tests.cache.parts import killed_at_write, kinds_of_damage, survives_kills
 from tests.tiny import VIEWS, World, make_cache, make_world, tree
@@ -243,7 +244,7 @@ def test_a_deletion_that_was_killed_can_be_repeated(small, tmp_path, every, monk
 
 def dropping_data_first(out: str) -> None:
     """The protocol the wrong way round, and a kill where it hurts."""
-    import pipeline.cache.drop as drop
+    import kdpipe.cache.tools.drop_views as drop
 
     def remove_data(cache: Cache, names: list[str]) -> None:
         for name in names:

@@ -6,12 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.cache import Cache, CacheReader, Store, check_integrity, read_canaries
-from pipeline.cache.commit import read_provenance
-from pipeline.cache.merge import merge
-from pipeline.caching import check_canaries
-from pipeline.errors import CacheError, ConfigError, CorruptionError, IdentityError
-from pipeline.targets import Quality, TargetsConfig
+from kdpipe.cache import Cache, CacheReader, Store, read_canaries
+from kdpipe.verify import check_integrity
+from kdpipe.cache.commit import read_provenance
+from kdpipe.cache.tools.merge import merge
+from kdpipe.caching import check_canaries
+from kdpipe.errors import CacheError, ConfigError, CorruptionError, IdentityError
+from kdpipe.targets import Quality, TargetsConfig
 from tests.cache.parts import part, survives_kills, targets_tree
 from tests.tiny import RECIPE, VIEWS, World, make_cache, make_world, network, recommit, tree
 

@@ -5,10 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.cache import Cache, CacheReader, Store, Want, check_integrity
-from pipeline.cache.merge import merge
-from pipeline.errors import IdentityError
-from pipeline.targets import TargetsConfig
+from kdpipe.cache import Cache, CacheReader, Store, Want
+from kdpipe.verify import check_integrity
+from kdpipe.cache.tools.merge import merge
+from kdpipe.errors import IdentityError
+from kdpipe.targets import TargetsConfig
 from tests.cache.parts import part, part_digests
 from tests.caching.featured import TINY
 from tests.tiny import VIEWS, World, make_cache, make_world, tree

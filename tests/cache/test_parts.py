@@ -7,15 +7,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.cache import Cache, CacheReader, Store, Want, check_integrity
-from pipeline.cache.drop import drop_views
-from pipeline.cache.layout import part_file, part_record
-from pipeline.cache.manage import orphans, remove_orphans
-from pipeline.cache.merge import merge
-from pipeline.cache.parts import put_calibration, put_part, read_part
-from pipeline.cache.transfer import transfer
-from pipeline.errors import CacheError, CorruptionError
-from pipeline.targets import Calibration, TargetsConfig
+from kdpipe.cache import Cache, CacheReader, Store, Want
+from kdpipe.verify import check_integrity
+from kdpipe.cache.tools.drop_views import drop_views
+from kdpipe.cache.layout import part_file, part_record
+from kdpipe.cache.tools.gc import orphans, remove_orphans
+from kdpipe.cache.tools.merge import merge
+from kdpipe.cache.modules import put_calibration, put_part, read_part
+from kdpipe.cache.tools.transfer import transfer
+from kdpipe.errors import CacheError, CorruptionError
+from kdpipe.targets import Calibration, TargetsConfig
 from tests.cache.parts import survives_kills
 from tests.caching.featured import TINY, stored
 from tests.tiny import VIEWS, World, make_cache, tree

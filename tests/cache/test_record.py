@@ -4,13 +4,13 @@ import json
 
 import pytest
 
-from pipeline.cache import Cache, Store
-from pipeline.cache.record import CacheRecord, open_reader, place
-from pipeline.cache.select import Want
-from pipeline.caching import CachingConfig, cache_views
-from pipeline.errors import CacheError, IdentityError, TargetsError
-from pipeline.shards import Index
-from pipeline.targets import Encoding, TargetsConfig
+from kdpipe.cache import Cache, Store
+from kdpipe.cache.manifest import CacheRecord, open_reader, place
+from kdpipe.cache.select import Want
+from kdpipe.caching import CachingConfig, cache_views
+from kdpipe.errors import CacheError, IdentityError, TargetsError
+from kdpipe.shards import Index
+from kdpipe.targets import Encoding, TargetsConfig
 from tests.trainer import tiny
 
 TARGETS = {"kind": "topk", "k": 2, "dtype": "float16"}

@@ -8,18 +8,18 @@ import pytest
 import torch
 import zarr
 
-from pipeline.cache import ArrayReader, Cache, Store
-from pipeline.cache.judged import ViewLabels
-from pipeline.cache.statistics import choose_blocks, committed_blocks, read_statistics
-from pipeline.cache.tally import BINS, Answers, sizes
-from pipeline.caching import cache_views
-from pipeline.errors import CacheError, IdentityError
-from pipeline.evaluation import BINS as EVALUATION_BINS
-from pipeline.evaluation import Sums
-from pipeline.shards import BlockReader, build_index
-from pipeline.targets import Encoding, TargetsConfig
-from pipeline.teacher import TeacherOutput
-from pipeline.views.block import block_views, paired_index, render_rows
+from kdpipe.cache import ArrayReader, Cache, Store
+from kdpipe.cache.tools.label_statistics import ViewLabels
+from kdpipe.cache.tools.statistics import choose_blocks, committed_blocks, read_statistics
+from kdpipe.cache.tools.view_statistics import BINS, Answers, sizes
+from kdpipe.caching import cache_views
+from kdpipe.errors import CacheError, IdentityError
+from kdpipe.evaluation import BINS as EVALUATION_BINS
+from kdpipe.evaluation import Sums
+from kdpipe.shards import BlockReader, build_index
+from kdpipe.targets import Encoding, TargetsConfig
+from kdpipe.teacher import TeacherOutput
+from kdpipe.views.block import block_views, paired_index, render_rows
 from tests.tiny import CLASSES, POLICIES, SIZE, make_cache, make_world, teacher
 
 VIEWS = (0, 1, "center")

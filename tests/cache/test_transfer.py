@@ -7,10 +7,11 @@ import fsspec
 import numpy as np
 import pytest
 
-from pipeline.cache import Cache, CacheReader, Segment, Store, add_segment, check_integrity
-from pipeline.cache.copying import Source
-from pipeline.cache.transfer import transfer
-from pipeline.errors import CacheError, ConfigError, CorruptionError, IdentityError
+from kdpipe.cache import Cache, CacheReader, Segment, Store, add_segment
+from kdpipe.verify import check_integrity
+from kdpipe.cache.tools.copy import Source
+from kdpipe.cache.tools.transfer import transfer
+from kdpipe.errors import CacheError, ConfigError, CorruptionError, IdentityError
 from tests.cache.parts import part, survives_kills
 from tests.tiny import VIEWS, make_cache, tree
 

@@ -5,11 +5,11 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from pipeline.cache import ArrayReader, Cache
-from pipeline.shards import BlockReader
-from pipeline.teacher import Teacher, TeacherOutput
-from pipeline.views import View, ViewsConfig
-from pipeline.views.block import paired_index, render_rows
+from kdpipe.cache import ArrayReader, Cache
+from kdpipe.shards import BlockReader
+from kdpipe.teacher import Teacher, TeacherOutput
+from kdpipe.views import View, ViewsConfig
+from kdpipe.views.block import paired_index, render_rows
 from tests.teacher.networks import CLASSES, network
 from tests.tiny import World, teacher
 

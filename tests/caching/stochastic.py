@@ -8,8 +8,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from pipeline.cache import ArrayReader, Cache, Store
-from pipeline.targets import Quality, TargetsConfig
+from kdpipe.cache import ArrayReader, Cache, Store
+from kdpipe.targets import Quality, TargetsConfig
 from tests.tiny import CLASSES, World, make_cache, network, recommit
 
 KINDS = ("dropout", "batch norm", "noise", "batch mean")
@@ -83,7 +83,7 @@ def settings(kind: str) -> dict[str, object]:
 def old_cache(world: World, out: Path, kind: str, targets: TargetsConfig, **changes: object) -> Cache:
     """A cache as made before anything was tried first."""
     with pytest.MonkeyPatch.context() as m:
-        m.setattr("pipeline.caching.backend.try_batch", lambda *_, **__: None)
+        m.setattr("kdpipe.caching.backend.try_batch", lambda *_, **__: None)
         return make_cache(world, out, views=(0, "center"), targets=targets, **settings(kind), **changes)
 
 

@@ -1,7 +1,7 @@
 """One task by itself."""
 
-from pipeline.cache import Cache, Store
-from pipeline.caching.backend import Described, Job, Task, do
+from kdpipe.cache import Cache, Store
+from kdpipe.caching.backend import Described, Job, Task, do
 from tests.tiny import VIEWS, make_cache, teacher, tree
 
 

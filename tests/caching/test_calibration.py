@@ -4,13 +4,14 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.cache import Cache, CacheReader, Store, Want, check_integrity
-from pipeline.cache.drop import drop_views
-from pipeline.cache.layout import part_file, part_record
-from pipeline.cache.merge import merge
-from pipeline.caching import CachingConfig, cache_views
-from pipeline.errors import CacheError, ConfigError, CorruptionError, IdentityError
-from pipeline.targets import TargetsConfig
+from kdpipe.cache import Cache, CacheReader, Store, Want
+from kdpipe.verify import check_integrity
+from kdpipe.cache.tools.drop_views import drop_views
+from kdpipe.cache.layout import part_file, part_record
+from kdpipe.cache.tools.merge import merge
+from kdpipe.caching import CachingConfig, cache_views
+from kdpipe.errors import CacheError, ConfigError, CorruptionError, IdentityError
+from kdpipe.targets import TargetsConfig
 from tests.cache.parts import part, part_digests
 from tests.cache.test_merged_maps import served_as_held
 from tests.caching.featured import TINY
@@ -44,7 +45,7 @@ class TestLost:
         ids=str,
     )
     def test_whatever_the_views_of_the_repeated_command(self, world, tmp_path, monkeypatch, first, repeated):
-        monkeypatch.setattr("pipeline.caching.segments._TASK_BYTES", 10_000)  # the first views take several segments
+        monkeypatch.setattr("kdpipe.caching.segments._TASK_BYTES", 10_000)  # the first views take several segments
         make_cache(world, tmp_path / "c", views=first, targets=MAP, **TINY)
         name, before = lose(tmp_path / "c"), tree(tmp_path / "c")
         cache = make_cache(world, tmp_path / "c", views=repeated, targets=MAP, **TINY)

@@ -6,10 +6,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from pipeline.cache import Cache, Store
-from pipeline.caching.calibration_truth import CalibrationTruth
-from pipeline.caching.truth import check_truth
-from pipeline.targets import Calibration, Feature, TargetsConfig
+from kdpipe.cache import Cache, Store
+from kdpipe.verify.bases import CalibrationTruth
+from kdpipe.verify.replay import check_truth
+from kdpipe.targets import Calibration, Feature, TargetsConfig
 from tests.caching.featured import TINY
 from tests.stages.running import kdpipe
 from tests.tiny import VIEWS, make_cache, teacher

@@ -10,15 +10,16 @@ from distributed import Client, LocalCluster
 from distributed.comm import CommClosedError
 from distributed.scheduler import KilledWorker
 
-import pipeline.caching.backend as backend
-from pipeline.cache import Cache, Store, check_integrity
-from pipeline.caching import CachingConfig, cache_views
-from pipeline.caching.clients import local_client
-from pipeline.caching.cluster import Cluster
-from pipeline.caching.worker import TeacherPlugin
-from pipeline.errors import CacheError, IdentityError, ShardError, TeacherError
-from pipeline.targets import TargetsConfig
-from pipeline.teacher import TeacherConfig
+import kdpipe.caching.backend as backend
+from kdpipe.cache import Cache, Store
+from kdpipe.verify import check_integrity
+from kdpipe.caching import CachingConfig, cache_views
+from kdpipe.caching.clients import local_client
+from kdpipe.caching.cluster import Cluster
+from kdpipe.caching.worker import TeacherPlugin
+from kdpipe.errors import CacheError, IdentityError, ShardError, TeacherError
+from kdpipe.targets import TargetsConfig
+from kdpipe.teacher import TeacherConfig
 from tests.caching.featured import TINY
 from tests.tiny import RECIPE, SETTINGS, make_cache, tree
 
@@ -82,7 +83,7 @@ def test_a_task_that_fails_does_not_stop_the_others(world, client, tmp_path, mon
         return do(job, task, *args)
 
     with monkeypatch.context() as m:
-        m.setattr("pipeline.caching.worker.do", failing)
+        m.setattr("kdpipe.caching.worker.do", failing)
         _, report = cached(world, tmp_path / "c", teacher(client))
     assert report.tasks == 4
     assert [o.task.shard.name for o in report.failed] == ["shard-0001.tar"] * 2
@@ -106,7 +107,7 @@ def test_a_task_that_fails_now_and_then_is_tried_again(world, client, tmp_path, 
             raise OSError("the network has gone for a walk")
         return do(job, task, *args)
 
-    monkeypatch.setattr("pipeline.caching.worker.do", flaky)
+    monkeypatch.setattr("kdpipe.caching.worker.do", flaky)
     _, report = cached(world, tmp_path / "c", teacher(client))
     assert (report.tasks, report.failed) == (6, [])
 
@@ -124,7 +125,7 @@ def test_workers_that_come_late_and_leave(world, tmp_path, monkeypatch):
                 client.sync(cluster.scale, 3 if number == 1 else 1)
             return do(*args)
 
-        monkeypatch.setattr("pipeline.caching.worker.do", moving)
+        monkeypatch.setattr("kdpipe.caching.worker.do", moving)
         _, report = cached(world, tmp_path / "c", teacher(client))
     assert report.failed == []
     make_cache(world, tmp_path / "alone", views=(0, 1, "center"), config=RECIPE)
@@ -177,8 +178,8 @@ def test_a_worker_with_other_weights_is_refused(world, client, tmp_path, monkeyp
 
 def test_one_worker_searches_and_all_obey(world, client, tmp_path, monkeypatch):
     found = iter([{"mlp": "convolved"}, {"mlp": "plain, if there is a second search"}])
-    monkeypatch.setattr("pipeline.teacher.teacher._LEAST", 0.0)
-    monkeypatch.setattr("pipeline.teacher.runner.search", lambda *_, **__: next(found))
+    monkeypatch.setattr("kdpipe.teacher.teacher._LEAST", 0.0)
+    monkeypatch.setattr("kdpipe.teacher.runner.search", lambda *_, **__: next(found))
     who = teacher(client, model="tests.test_teacher_ways:large")
     cache, report = cached(world, tmp_path / "c", who, views=(0, 1))
     assert (report.tasks, report.failed) == (3, [])
@@ -195,11 +196,11 @@ def test_each_job_has_its_own_ways(world, client, tmp_path, monkeypatch):
         ran.append(teacher.layers == task.segment.numerics["layers"] == job.teacher.numerics["layers"])
         return backend.do(job, task, teacher, cache)
 
-    monkeypatch.setattr("pipeline.caching.worker.do", noting)
+    monkeypatch.setattr("kdpipe.caching.worker.do", noting)
     model = {"model": "tests.test_teacher_ways:large"}
     who = teacher(client, **model)
     for name, layers in (("a", {"mlp": "convolved"}), ("b", {}), ("a", {"mlp": "convolved"})):
-        monkeypatch.setattr("pipeline.caching.run.layers_asked", lambda _, layers=layers: layers)
+        monkeypatch.setattr("kdpipe.caching.run.layers_asked", lambda _, layers=layers: layers)
         views = (0, 1) if (tmp_path / name).exists() else (0,)
         cache, _ = cached(world, tmp_path / name, who, views=views)
         assert {str(s.numerics["layers"]) for s in cache.segments} == {str(layers)}
@@ -316,7 +317,7 @@ def test_a_lost_scheduler_says_how_to_go_on(world, tmp_path, monkeypatch):
             threading.Thread(target=client.close).start()
         return do(*args)
 
-    monkeypatch.setattr("pipeline.caching.worker.do", dying)
+    monkeypatch.setattr("kdpipe.caching.worker.do", dying)
     with pytest.raises(CacheError, match=r"scheduler is gone.*Repeat the command"):
         cached(world, tmp_path / "c", teacher(client))
     cluster.close()

@@ -5,13 +5,14 @@ import pytest
 import torch
 import zarr
 
-import pipeline.caching.parts as parts
-from pipeline.cache import ArrayReader, Cache, check_integrity, read_canaries
-from pipeline.cache.parts import read_calibration, read_part
-from pipeline.caching import CachingConfig, cache_views
-from pipeline.errors import CacheError, TargetsError, TeacherError
-from pipeline.targets import Calibration, Encoding, TargetsConfig, quality
-from pipeline.teacher import load_head, load_tail
+import kdpipe.caching.modules as parts
+from kdpipe.cache import ArrayReader, Cache, read_canaries
+from kdpipe.verify import check_integrity
+from kdpipe.cache.modules import read_calibration, read_part
+from kdpipe.caching import CachingConfig, cache_views
+from kdpipe.errors import CacheError, TargetsError, TeacherError
+from kdpipe.targets import Calibration, Encoding, TargetsConfig, quality
+from kdpipe.teacher import load_head, load_tail
 from tests.caching.featured import TINY, giving, live, settings, stored
 from tests.teacher.networks import network
 from tests.tiny import RECIPE, VIEWS, make_cache, teacher, tree
@@ -200,7 +201,7 @@ class TestParts:
 
 
 def test_any_zarr_reader_reads_it(world, tmp_path, monkeypatch):
-    monkeypatch.setattr("pipeline.cache.layout.CHUNK_BYTES", 2**9)
+    monkeypatch.setattr("kdpipe.cache.layout.CHUNK_BYTES", 2**9)
     cache = make_cache(world, tmp_path / "c", views=(0, 1), targets=TargetsConfig(kind="none", map="int8"), **TINY)
     group, reader, segment = zarr.open_group(str(tmp_path / "c"), mode="r"), ArrayReader(cache), cache.segments[0]
     array, scale = (group[segment.array(name)] for name in ("map", "map_scale"))
@@ -219,7 +220,7 @@ def test_any_zarr_reader_reads_it(world, tmp_path, monkeypatch):
 
 def test_views_of_large_features_take_more_segments(world, tmp_path, monkeypatch):
     shape = teacher(**TINY).shapes(["map"])["map"]
-    monkeypatch.setattr("pipeline.caching.segments._TASK_BYTES", 2 * 48 * 4 * int(np.prod(shape)))
+    monkeypatch.setattr("kdpipe.caching.segments._TASK_BYTES", 2 * 48 * 4 * int(np.prod(shape)))
     targets = TargetsConfig(kind="none", map="float32")
     cache = make_cache(world, tmp_path / "c", views=range(5), targets=targets, **TINY)
     assert [s.views for s in cache.segments] == [(0, 1), (2, 3), (4,)]

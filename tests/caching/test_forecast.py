@@ -8,15 +8,15 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 from torch import nn
 
-from pipeline.cache import Store
-from pipeline.caching import CachingConfig, cache_views
-from pipeline.caching.estimate import Estimate
-from pipeline.caching.forecast import forecast, sampled
-from pipeline.caching.measure import measure
-from pipeline.caching.sample import choose_blocks, choose_views
-from pipeline.errors import ShardError, TeacherError
-from pipeline.shards import build_index
-from pipeline.targets import Encoding, TargetsConfig
+from kdpipe.cache import Store
+from kdpipe.caching import CachingConfig, cache_views
+from kdpipe.estimate.interval import Estimate
+from kdpipe.estimate.forecast import forecast, sampled
+from kdpipe.estimate.measure import measure
+from kdpipe.estimate.sampling import choose_blocks, choose_views
+from kdpipe.errors import ShardError, TeacherError
+from kdpipe.shards import build_index
+from kdpipe.targets import Encoding, TargetsConfig
 from tests.shards.making import write_shards
 from tests.tiny import CLASSES, RECIPE, VIEWS, World, network, teacher
 
@@ -121,7 +121,7 @@ class TestBytes:
 class TestSample:
     @pytest.mark.parametrize("share", [0.15, 0.3, 1])
     def test_little_of_it_and_spread(self, large, monkeypatch, share):
-        monkeypatch.setattr("pipeline.caching.sample.SHARE", share)
+        monkeypatch.setattr("kdpipe.estimate.sampling.SHARE", share)
         index = large.index
         chosen = choose_blocks(index)
         rows = [row for block in chosen for row in block]

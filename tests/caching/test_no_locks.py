@@ -9,15 +9,17 @@ from collections.abc import Callable, Iterator
 import fsspec
 import pytest
 
-import pipeline.cache.store as stores
-import pipeline.caching.run as run
-from pipeline.cache import Cache, Store, add_segment, check_integrity
-from pipeline.cache.merge import merge
-from pipeline.cache.records import read_record, seal
-from pipeline.cache.transfer import transfer
-from pipeline.caching import CachingConfig, cache_views, check_truth
-from pipeline.errors import CacheError
-from pipeline.targets import TargetsConfig
+import kdpipe.cache.store as stores
+import kdpipe.caching.run as run
+from kdpipe.cache import Cache, Store, add_segment
+from kdpipe.verify import check_integrity
+from kdpipe.cache.tools.merge import merge
+from kdpipe.cache.sealed import read_record, seal
+from kdpipe.cache.tools.transfer import transfer
+from kdpipe.caching import CachingConfig, cache_views
+from kdpipe.verify import check_truth
+from kdpipe.errors import CacheError
+from kdpipe.targets import TargetsConfig
 from tests.caching.featured import TINY
 from tests.tiny import VIEWS, World, teacher
 

@@ -7,10 +7,11 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.cache import Store, check_integrity
-from pipeline.caching import CachingConfig, cache_views
-from pipeline.errors import TargetsError, TeacherError
-from pipeline.targets import Quality, TargetsConfig
+from kdpipe.cache import Store
+from kdpipe.verify import check_integrity
+from kdpipe.caching import CachingConfig, cache_views
+from kdpipe.errors import TargetsError, TeacherError
+from kdpipe.targets import Quality, TargetsConfig
 from tests.caching.featured import live
 from tests.stages.running import kdpipe, refused
 from tests.tiny import CLASSES, SETTINGS, VIEWS, make_cache, make_world, network, teacher
@@ -103,7 +104,7 @@ def test_one_task_fails_and_leaves_nothing(world, tmp_path, one_image, dtype):
 
 
 def test_losses_that_are_not_finite_fail_the_task_before_it_is_written(world, tmp_path, monkeypatch):
-    monkeypatch.setattr("pipeline.caching.task.quality", lambda *_: Quality(views=1, kl=float("inf")))
+    monkeypatch.setattr("kdpipe.caching.task.quality", lambda *_: Quality(views=1, kl=float("inf")))
     who = teacher()
     _, report = cache_views(
         str(tmp_path / "c"), world.index, VIEWS, who, TargetsConfig(k=2), [0], caching=CachingConfig(render_threads=1)

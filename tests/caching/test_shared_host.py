@@ -13,11 +13,11 @@ import psutil
 import pytest
 from distributed import Client, Security
 
-from pipeline.caching.clients import local_client, user_client
-from pipeline.caching.cluster import Cluster
-from pipeline.errors import CacheError, ConfigError
-from pipeline.teacher import TeacherConfig
-from pipeline.trainer import train
+from kdpipe.caching.clients import local_client, user_client
+from kdpipe.caching.cluster import Cluster
+from kdpipe.errors import CacheError, ConfigError
+from kdpipe.teacher import TeacherConfig
+from kdpipe.trainer import train
 from tests.caching.test_cluster import cached
 from tests.stages.running import kdpipe, refused
 from tests.stages.test_mistakes import TEACHER

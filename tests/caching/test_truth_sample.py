@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.cache import ArrayReader, Cache, Store
-from pipeline.caching.truth import _choose, check_truth
-from pipeline.shards import build_index
-from pipeline.targets import Quality, TargetsConfig
-from pipeline.views import FIVE_CROP
+from kdpipe.cache import ArrayReader, Cache, Store
+from kdpipe.verify.replay import _choose, check_truth
+from kdpipe.shards import build_index
+from kdpipe.targets import Quality, TargetsConfig
+from kdpipe.views import FIVE_CROP
 from tests.shards.making import write_shards
 from tests.stages.running import kdpipe
 from tests.tiny import CLASSES, VIEWS, World, make_cache, recommit, teacher

@@ -14,18 +14,19 @@ import fsspec
 import numpy as np
 import pytest
 
-import pipeline.cache.lease as lease
-import pipeline.cache.locks as locks
-import pipeline.cache.store as stores
-import pipeline.caching.backend as backend
-import pipeline.caching.run as run
-import pipeline.files as files
-from pipeline.cache import ArrayReader, Cache, Store, check_integrity
-from pipeline.caching import cache_views
-from pipeline.caching.backend import Described, InProcess
-from pipeline.errors import CacheError, IdentityError, KdpipeError
-from pipeline.targets import Quality, TargetsConfig
-from pipeline.views.canaries import Canary
+import kdpipe.cache.lease as lease
+import kdpipe.cache.locks as locks
+import kdpipe.cache.store as stores
+import kdpipe.caching.backend as backend
+import kdpipe.caching.run as run
+import kdpipe._util.files as files
+from kdpipe.cache import ArrayReader, Cache, Store
+from kdpipe.verify import check_integrity
+from kdpipe.caching import cache_views
+from kdpipe.caching.backend import Described, InProcess
+from kdpipe.errors import CacheError, IdentityError, KdpipeError
+from kdpipe.targets import Quality, TargetsConfig
+from kdpipe.views.canaries import Canary
 from tests.tiny import CLASSES, VIEWS, World, make_world
 
 SEEDS = range(150)

@@ -21,9 +21,9 @@ _PATIENCE = 180.0
 _STOPPED = 0.3
 # What the server imports, unless other tests have started it already.
 _MODULES = (
-    *("stages.cli", "stages.cache", "stages.cache_teacher", "stages.erf", "stages.evaluate", "stages.index"),
-    *("stages.prepare", "stages.report", "stages.train_student", "stages.verify", "stages.view", "stages.inspect"),
-    *("s3fs", "distributed", "pipeline.caching.cluster", "tests.chaos.moments", "tests.chaos.processes"),
+    *("kdpipe_stages.cli", "kdpipe_stages.cache", "kdpipe_stages.cache_teacher", "kdpipe_stages.erf", "kdpipe_stages.evaluate", "kdpipe_stages.index"),
+    *("kdpipe_stages.prepare", "kdpipe_stages.report", "kdpipe_stages.train_student", "kdpipe_stages.verify", "kdpipe_stages.view", "kdpipe_stages.inspect"),
+    *("s3fs", "distributed", "kdpipe.caching.cluster", "tests.chaos.moments", "tests.chaos.processes"),
 )
 
 
@@ -131,7 +131,7 @@ def _enter(argv: list[str], notes: str, fault: Fault | None, env: dict[str, str]
     import dask
     import torch
 
-    from stages.cli import main
+    from kdpipe_stages.cli import main
 
     dask.config.refresh()
     torch.set_num_threads(1)

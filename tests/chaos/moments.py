@@ -84,9 +84,9 @@ class Moments:
 
     def install(self) -> None:
         """Begin. There is no end: the process is thought to do nothing else."""
-        import pipeline.caching.task as task
-        from pipeline.teacher import Teacher
-        from pipeline.trainer.losses import LossLog
+        import kdpipe.caching.task as task
+        from kdpipe.teacher import Teacher
+        from kdpipe.trainer.losses import LossLog
 
         sys.addaudithook(self._audit)
         os.fsync = self._counted(os.fsync)  # type: ignore[assignment]

@@ -9,8 +9,9 @@ from pathlib import Path
 
 from safetensors import safe_open
 
-from pipeline.cache import Cache, Store, check_integrity
-from pipeline.trainer import files
+from kdpipe.cache import Cache, Store
+from kdpipe.verify import check_integrity
+from kdpipe.trainer import files
 from tests.chaos import child
 from tests.chaos.moments import ERRORS, Fault
 from tests.shards.making import shard_members

@@ -6,7 +6,8 @@ import signal
 import time
 from pathlib import Path
 
-from pipeline.cache import Store, check_integrity
+from kdpipe.cache import Store
+from kdpipe.verify import check_integrity
 from tests.chaos import child, disk, processes
 from tests.chaos.moments import ERRORS, Fault
 from tests.chaos.network import SECONDS

@@ -7,15 +7,16 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from pipeline.cache import CacheReader, Store, Want, check_integrity, read_canaries
-from pipeline.cache.commit import read_provenance
-from pipeline.cache.listing import summarise
-from pipeline.cache.record import CacheRecord
-from pipeline.cache.records import seal
-from pipeline.cache.transfer import transfer
-from pipeline.errors import CacheError
-from pipeline.fingerprint import sha256
-from pipeline.shards import Index
+from kdpipe.cache import CacheReader, Store, Want, read_canaries
+from kdpipe.verify import check_integrity
+from kdpipe.cache.commit import read_provenance
+from kdpipe.cache.tools.ls import summarise
+from kdpipe.cache.manifest import CacheRecord
+from kdpipe.cache.sealed import seal
+from kdpipe.cache.tools.transfer import transfer
+from kdpipe.errors import CacheError
+from kdpipe._util.fingerprint import sha256
+from kdpipe.shards import Index
 from tests.fuzz.files import join, replaced
 from tests.fuzz.small import make_world
 from tests.fuzz.target import Changed

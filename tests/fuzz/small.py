@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-from pipeline.shards import Index, build_index
-from pipeline.targets import TargetsConfig
+from kdpipe.shards import Index, build_index
+from kdpipe.targets import TargetsConfig
 from tests.caching.featured import settings
 from tests.shards.making import write_shards
 from tests.tiny import World, make_cache

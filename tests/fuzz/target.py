@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 
-from pipeline.errors import KdpipeError
+from kdpipe.errors import KdpipeError
 from tests.fuzz.mutate import mutate_bytes
 
 Mutate = Callable[[Random, bytes, list[bytes]], bytes]

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from pipeline.models import ModelConfig, build
-from pipeline.models.weights import METADATA_KEY
-from pipeline.tensors import write
-from pipeline.trainer import Job, Progress, train
-from pipeline.trainer.files import BEST, RunFolder
+from kdpipe.models import ModelConfig, build
+from kdpipe.models.weights import METADATA_KEY
+from kdpipe._util.tensors import write
+from kdpipe.trainer import Job, Progress, train
+from kdpipe.trainer.files import BEST, RunFolder
 from tests.fuzz.mutate import mutate_bytes, mutate_tree
 from tests.fuzz.small import make_index
 from tests.trainer.tiny import make_job

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.errors import KdpipeError
+from kdpipe.errors import KdpipeError
 from tests.fuzz.engine import folder
 from tests.fuzz.guard import Finding, Guard, guarded
 from tests.fuzz.report import report

@@ -13,8 +13,8 @@ from typing import Any
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from pipeline.models.weights import METADATA_KEY
-from pipeline.trainer.files import CHECKPOINT
+from kdpipe.models.weights import METADATA_KEY
+from kdpipe.trainer.files import CHECKPOINT
 from tests.fuzz.mutate import CODE, ESCAPED
 from tests.fuzz.tensors import write_headed
 from tests.hostile.kinds import BOMB, CONTROL, DEEP, DIGITS, MARKER, Kind, code, nobody, only, put, text, trees

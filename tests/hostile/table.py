@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import click
 
-from stages.cli import main
+from kdpipe_stages.cli import main
 from tests.hostile.kinds import Kind
 from tests.hostile.small_files import (
     CERTIFICATES,

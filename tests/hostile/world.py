@@ -8,18 +8,18 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.cache import Cache
-from pipeline.cache.record import CacheRecord
-from pipeline.caching import CachingConfig, cache_views
-from pipeline.loader import LoaderConfig
-from pipeline.models import ModelConfig
-from pipeline.objectives import ObjectiveConfig
-from pipeline.shards import Index, build_index
-from pipeline.targets import Encoding, TargetsConfig
-from pipeline.teacher import Teacher, TeacherConfig
-from pipeline.trainer import Job, TrainConfig, train
-from pipeline.trainer.files import SUMMARY
-from pipeline.views import ViewsConfig
+from kdpipe.cache import Cache
+from kdpipe.cache.manifest import CacheRecord
+from kdpipe.caching import CachingConfig, cache_views
+from kdpipe.loader import LoaderConfig
+from kdpipe.models import ModelConfig
+from kdpipe.losses import ObjectiveConfig
+from kdpipe.shards import Index, build_index
+from kdpipe.targets import Encoding, TargetsConfig
+from kdpipe.teacher import Teacher, TeacherConfig
+from kdpipe.trainer import Job, TrainConfig, train
+from kdpipe.trainer.files import SUMMARY
+from kdpipe.views import ViewsConfig
 from tests.fuzz.tensors import CONFIG, weights_file
 from tests.shards.making import encode, photo, write_shards
 

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.cache import Cache, CacheReader, Store
-from pipeline.caching.task import run_task
-from pipeline.errors import ShardError, TargetsError, TrainingError
-from pipeline.loader import Batch, Loader, LoaderConfig
-from pipeline.shards import build_index
-from pipeline.views import Normalize, ViewsConfig
+from kdpipe.cache import Cache, CacheReader, Store
+from kdpipe.caching.task import run_task
+from kdpipe.errors import ShardError, TargetsError, TrainingError
+from kdpipe.loader import Batch, Loader, LoaderConfig
+from kdpipe.shards import build_index
+from kdpipe.views import Normalize, ViewsConfig
 from tests.tiny import SIZE, VIEWS, make_cache, make_world, teacher
 
 # Four workers on two cores: torch would rather not.

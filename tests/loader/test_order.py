@@ -5,9 +5,9 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from pipeline.errors import TargetsError
-from pipeline.loader.order import batch_bounds, epoch_order, lane_count, plain_order
-from pipeline.loader.schedule import views_of
+from kdpipe.errors import TargetsError
+from kdpipe.loader.order import batch_bounds, epoch_order, lane_count, plain_order
+from kdpipe.loader.schedule import views_of
 
 
 def blocks_of(*sizes: int) -> list[np.ndarray]:

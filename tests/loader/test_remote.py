@@ -9,10 +9,10 @@ import fsspec
 import numpy as np
 import pytest
 
-from pipeline.errors import ShardError
-from pipeline.loader import Loader, LoaderConfig
-from pipeline.shards import Index, build_index
-from pipeline.views import ViewsConfig
+from kdpipe.errors import ShardError
+from kdpipe.loader import Loader, LoaderConfig
+from kdpipe.shards import Index, build_index
+from kdpipe.views import ViewsConfig
 from tests.shards.making import encode, write_tar
 from tests.tiny import POLICIES, SIZE, World
 

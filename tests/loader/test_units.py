@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 import torch
 
-import pipeline.loader.rows as rows_module
-from pipeline.cache import CacheReader
-from pipeline.errors import ShardError, TargetsError, TrainingError
-from pipeline.loader import Batch, Loader, LoaderConfig
-from pipeline.loader.batch import view_code
-from pipeline.trainer.teachers import targets_of
-from pipeline.views import FIVE_CROP, ViewsConfig
-from pipeline.views.block import labelling_index
+import kdpipe.loader.worker as rows_module
+from kdpipe.cache import CacheReader
+from kdpipe.errors import ShardError, TargetsError, TrainingError
+from kdpipe.loader import Batch, Loader, LoaderConfig
+from kdpipe.loader.batch import view_code
+from kdpipe.trainer.teachers import targets_of
+from kdpipe.views import FIVE_CROP, ViewsConfig
+from kdpipe.views.block import labelling_index
 from tests.loader.test_loader import assert_same, loader
 from tests.tiny import RECIPE, SIZE, VIEWS, make_cache, make_world
 

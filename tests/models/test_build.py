@@ -5,8 +5,8 @@ import sys
 import pytest
 from torch import nn
 
-from pipeline.errors import TeacherError
-from pipeline.models import ModelConfig, build
+from kdpipe.errors import TeacherError
+from kdpipe.models import ModelConfig, build
 
 
 def bad(num_classes: int) -> nn.Module:

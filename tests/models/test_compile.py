@@ -5,7 +5,7 @@ import timm
 import torch
 from torch import nn
 
-from pipeline.models import merged
+from kdpipe.models import merged
 from tests.models.small import FAMILIES, difference, images, shuffled
 
 MAKERS = {

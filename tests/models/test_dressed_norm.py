@@ -8,10 +8,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from pipeline.errors import TrainingError
-from pipeline.models.build import ModelConfig, build
-from pipeline.models.dressed.logits import standardised
-from pipeline.models.dressed.norm import EXPANDED, NormStudent
+from kdpipe.errors import TrainingError
+from kdpipe.models.build import ModelConfig, build
+from kdpipe.models.wrappers.logits import standardised
+from kdpipe.models.wrappers.norm import EXPANDED, NormStudent
 from tests.models.small import difference, images, shuffled
 
 CLASSES, TEACHER = 7, 6

@@ -9,10 +9,10 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from pipeline.errors import TrainingError
-from pipeline.models.build import Built, ModelConfig, build
-from pipeline.models.dressed.simkd import PROJECTED, SimkdStudent, kept, simkd_student
-from pipeline.models.weights import METADATA_KEY
+from kdpipe.errors import TrainingError
+from kdpipe.models.build import Built, ModelConfig, build
+from kdpipe.models.wrappers.simkd import PROJECTED, SimkdStudent, kept, simkd_student
+from kdpipe.models.weights import METADATA_KEY
 from tests.models.small import difference, images, shuffled
 
 CLASSES, TEACHER = 7, 10

@@ -8,8 +8,8 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from pipeline.errors import TeacherError
-from pipeline.models import ModelConfig, build, load_weights, weights_digest
+from kdpipe.errors import TeacherError
+from kdpipe.models import ModelConfig, build, load_weights, weights_digest
 from tests.models import layouts
 from tests.models.small import CLASSES, FAMILIES, difference, images, shuffled
 

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from pipeline.models.large_kernel import Branch, ConvBn, LargeKernelConv, folded_before
+from kdpipe.models.large_kernel import Branch, ConvBn, LargeKernelConv, folded_before
 from tests.models.small import difference, shuffled
 
 STRIPES = [Branch((13, 5)), Branch((5, 13)), Branch((5, 5))]

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from pipeline.models import load_weights, merged
+from kdpipe.models import load_weights, merged
 from tests.models import reference
 from tests.models.small import FAMILIES, Small, difference, images
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from pipeline.errors import TeacherError
-from pipeline.models.state import read_state
+from kdpipe.errors import TeacherError
+from kdpipe.models.state import read_state
 from tests.trainer import tiny
 
 
@@ -253,6 +253,6 @@ def test_the_pickle_is_read_as_pytorch_reads_it():
     """The kept list is of names that PyTorch allows too, so that nothing passes here to fail there."""
     from torch._weights_only_unpickler import _get_allowed_globals
 
-    from pipeline.models.pickles import _CALLED
+    from kdpipe.models.pickles import _CALLED
 
     assert _CALLED - _get_allowed_globals().keys() == {"argparse.Namespace"}

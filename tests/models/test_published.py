@@ -8,10 +8,10 @@ import pytest
 import timm
 import torch
 
-from pipeline.errors import TeacherError
-from pipeline.models import ModelConfig, build
-from pipeline.models.published import from_published
-from pipeline.models.shapes import on_meta
+from kdpipe.errors import TeacherError
+from kdpipe.models import ModelConfig, build
+from kdpipe.models.converters import from_published
+from kdpipe.models.shapes import on_meta
 from tests.models import layouts, reference
 from tests.models.layouts import State
 from tests.models.small import CLASSES, DEPTHS, DIMS, FAMILIES, difference, images

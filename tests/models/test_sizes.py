@@ -5,8 +5,8 @@ import timm
 import torch
 from torch import nn
 
-import pipeline.models  # noqa: F401  (registers the networks)
-from pipeline.models.shapes import on_meta
+import kdpipe.models  # noqa: F401  (registers the networks)
+from kdpipe.models.shapes import on_meta
 
 # Millions of parameters as trained and billions of multiply-adds for an image of a side. `within` is half a unit of
 # the last published digit.

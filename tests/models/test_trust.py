@@ -11,12 +11,12 @@ import pytest
 import timm
 import torch
 
-from pipeline.caching.worker import TeacherPlugin
-from pipeline.errors import KdpipeError, TeacherError
-from pipeline.models import ModelConfig, build
-from pipeline.models.bounded import outline
-from pipeline.models.class_map import read_class_map
-from pipeline.teacher import TeacherConfig, load_tail, resolve_device
+from kdpipe.caching.worker import TeacherPlugin
+from kdpipe.errors import KdpipeError, TeacherError
+from kdpipe.models import ModelConfig, build
+from kdpipe.models.bounded import outline
+from kdpipe.models.class_map import read_class_map
+from kdpipe.teacher import TeacherConfig, load_tail, resolve_device
 from tests.marking import Code, code, weights
 from tests.teacher.networks import network as staged
 from tests.teacher.networks import parts_of
@@ -85,7 +85,7 @@ class TestNames:
         assert build(ModelConfig(weights=str(file), trust=(name,))).num_classes == 3
 
     def test_a_simkd_students_base_is_named_by_the_file_too(self, tmp_path, marking):
-        for name in ("kdpipe:simkd_student", "pipeline.models.dressed.simkd:simkd_student"):
+        for name in ("kdpipe:simkd_student", "kdpipe.models.wrappers.simkd:simkd_student"):
             inner = {"model": name, "model_kwargs": {"model": marking.name}, "teacher_width": 8}
             for kwargs in ({"model": marking.name, "teacher_width": 8}, inner):
                 file = weights(tmp_path / "w.safetensors", {"model": name, "model_kwargs": kwargs, "num_classes": 3})
@@ -94,7 +94,7 @@ class TestNames:
         assert not marking.ran
 
     def test_nothing_of_ours_is_found_by_a_path(self, tmp_path):
-        for name in ("kdpipe:other", "pipeline.models.shapes:on_meta", "kdpipe:simkd_student:x", "os:system"):
+        for name in ("kdpipe:other", "kdpipe.models.shapes:on_meta", "kdpipe:simkd_student:x", "os:system"):
             file = weights(tmp_path / "w.safetensors", {"model": name, "model_kwargs": {"name": "resnet18"}})
             with pytest.raises(TeacherError, match="--trust"):
                 build(ModelConfig(weights=str(file)))

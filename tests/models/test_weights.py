@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.errors import TeacherError
-from pipeline.models import load_weights, read_metadata
+from kdpipe.errors import TeacherError
+from kdpipe.models import load_weights, read_metadata
 from tests.trainer import tiny
 
 

@@ -3,9 +3,9 @@
 import numpy as np
 import torch
 
-from pipeline.objectives.base import Objective
-from pipeline.objectives.inputs import Answer, Context
-from pipeline.targets import Labels, Targets
+from kdpipe.losses.base import Objective
+from kdpipe.losses.inputs import Answer, Context
+from kdpipe.targets import Labels, Targets
 
 N, C = 6, 5  # rows, classes
 NARROW, WIDE = 4, 7  # widths of student and teacher

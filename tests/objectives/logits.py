@@ -3,10 +3,10 @@
 import numpy as np
 import torch
 
-from pipeline.objectives.base import Objective
-from pipeline.objectives.inputs import Answer, Context
-from pipeline.targets import Encoding, Labels, Targets
-from pipeline.teacher import TeacherOutput
+from kdpipe.losses.base import Objective
+from kdpipe.losses.inputs import Answer, Context
+from kdpipe.targets import Encoding, Labels, Targets
+from kdpipe.teacher import TeacherOutput
 
 N, C = 12, 9
 

@@ -5,10 +5,10 @@ import pytest
 import torch
 from torch.autograd import gradcheck
 
-from pipeline.errors import TargetsError
-from pipeline.objectives.bucket import BucketConfig, BucketKd, bucket_kd
-from pipeline.objectives.logit import kd
-from pipeline.targets import Targets, mix_targets
+from kdpipe.errors import TargetsError
+from kdpipe.losses.bucket import BucketConfig, BucketKd, bucket_kd
+from kdpipe.losses.logit import kd
+from kdpipe.targets import Targets, mix_targets
 from tests.objectives.logits import C, N, call, float64, live, mean_ce, rows, softmax, top
 
 

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from pipeline.objectives import Answer, Context, ObjectiveConfig, build_objective
-from pipeline.targets import Labels
-from stages.objectives import cheapest
+from kdpipe.losses import Answer, Context, ObjectiveConfig, build_objective
+from kdpipe.targets import Labels
+from kdpipe_stages.objectives import cheapest
 
 
 def test_a_schedule_of_one_step_counts_for_one_objective_too():

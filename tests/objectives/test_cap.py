@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch.autograd import gradcheck
 
-from pipeline.errors import TrainingError
-from pipeline.objectives.cap import CrossAttentionProjector, attend
+from kdpipe.errors import TrainingError
+from kdpipe.losses.cap import CrossAttentionProjector, attend
 
 STUDENT, TEACHER = (5, 3, 4), (6, 2, 3)
 

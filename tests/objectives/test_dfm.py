@@ -6,7 +6,7 @@ import torch
 from scipy.fft import dctn, idctn
 from torch.autograd import gradcheck
 
-from pipeline.objectives.dfm import frequency, spatial
+from kdpipe.losses.dfm import frequency, spatial
 
 B, D, H, W = 3, 5, 4, 6
 

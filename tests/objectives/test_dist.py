@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch.autograd import gradcheck
 
-from pipeline.errors import TargetsError
-from pipeline.objectives.dist import Dist, DistConfig, dist, dist_inter, dist_intra, pearson
+from kdpipe.errors import TargetsError
+from kdpipe.losses.dist import Dist, DistConfig, dist, dist_inter, dist_intra, pearson
 from tests.objectives.logits import call, float64, live, mean_ce, rows, softmax, top
 
 

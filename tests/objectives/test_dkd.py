@@ -6,8 +6,8 @@ import torch
 from torch.autograd import gradcheck
 from torch.nn import functional as F
 
-from pipeline.errors import TargetsError
-from pipeline.objectives.dkd import Dkd, DkdConfig, dkd, nckd, tckd
+from kdpipe.errors import TargetsError
+from kdpipe.losses.dkd import Dkd, DkdConfig, dkd, nckd, tckd
 from tests.objectives.logits import C, N, call, float64, live, mean_ce, rows, softmax, top
 
 

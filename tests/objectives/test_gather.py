@@ -9,13 +9,13 @@ import torch
 from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from pipeline.objectives.bucket import BucketConfig, BucketKd
-from pipeline.objectives.dist import Dist, DistConfig
-from pipeline.objectives.dkd import Dkd, DkdConfig
-from pipeline.objectives.gather import gathered
-from pipeline.objectives.inputs import Answer, Context
-from pipeline.objectives.nkd import Nkd, NkdConfig
-from pipeline.targets import Labels, Targets
+from kdpipe.losses.bucket import BucketConfig, BucketKd
+from kdpipe.losses.dist import Dist, DistConfig
+from kdpipe.losses.dkd import Dkd, DkdConfig
+from kdpipe.losses.gather import gathered
+from kdpipe.losses.inputs import Answer, Context
+from kdpipe.losses.nkd import Nkd, NkdConfig
+from kdpipe.targets import Labels, Targets
 from tests import children
 
 N, C = 12, 5

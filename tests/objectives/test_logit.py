@@ -12,10 +12,10 @@ from timm.task import LogitDistillationTask
 from torch import nn
 from torch.nn import functional as F
 
-from pipeline.errors import TargetsError
-from pipeline.objectives import Answer, Context, ObjectiveConfig, build_objective
-from pipeline.targets import Encoding, Labels, Targets
-from pipeline.teacher import TeacherOutput
+from kdpipe.errors import TargetsError
+from kdpipe.losses import Answer, Context, ObjectiveConfig, build_objective
+from kdpipe.targets import Encoding, Labels, Targets
+from kdpipe.teacher import TeacherOutput
 from tests.trainer.tiny import configured
 
 N, C = 12, 7

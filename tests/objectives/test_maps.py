@@ -5,13 +5,13 @@ import pytest
 import torch
 from torch.autograd import gradcheck
 
-from pipeline.errors import TargetsError
-from pipeline.objectives.align import same_grid
-from pipeline.objectives.fd import FdConfig, FeatureDistillation, fd
-from pipeline.objectives.fitnets import FitNets, FitNetsConfig, squared_error
-from pipeline.objectives.inputs import Student, Teaching
-from pipeline.objectives.mgd import MaskedGenerative, MgdConfig, channel_mask, mgd
-from pipeline.targets import Targets
+from kdpipe.errors import TargetsError
+from kdpipe.losses.align import same_grid
+from kdpipe.losses.fd import FdConfig, FeatureDistillation, fd
+from kdpipe.losses.fitnets import FitNets, FitNetsConfig, squared_error
+from kdpipe.losses.inputs import Student, Teaching
+from kdpipe.losses.mgd import MaskedGenerative, MgdConfig, channel_mask, mgd
+from kdpipe.targets import Targets
 from tests.objectives.features import (
     NARROW,
     WIDE,

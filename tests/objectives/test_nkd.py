@@ -6,10 +6,10 @@ import torch
 from pydantic import ValidationError
 from torch.autograd import gradcheck
 
-from pipeline.errors import TargetsError
-from pipeline.objectives.nkd import Nkd, NkdConfig, nkd
-from pipeline.objectives.target_class import with_label
-from pipeline.targets import Labels, Targets, mix_targets
+from kdpipe.errors import TargetsError
+from kdpipe.losses.nkd import Nkd, NkdConfig, nkd
+from kdpipe.losses.target_class import with_label
+from kdpipe.targets import Labels, Targets, mix_targets
 from tests.objectives.logits import C, N, call, float64, live, mean_ce, rows, softmax, top
 
 

@@ -9,13 +9,13 @@ import torch
 from pydantic import ValidationError
 from torch.autograd import gradcheck
 
-from pipeline.errors import TargetsError, TrainingError
-from pipeline.models.build import ModelConfig, build
-from pipeline.models.dressed.norm import NormStudent
-from pipeline.models.taps import Taps
-from pipeline.objectives.inputs import Student, Teaching
-from pipeline.objectives.norm import Norm, NormConfig, norm
-from pipeline.targets import Targets
+from kdpipe.errors import TargetsError, TrainingError
+from kdpipe.models.build import ModelConfig, build
+from kdpipe.models.wrappers.norm import NormStudent
+from kdpipe.models.hooks import Taps
+from kdpipe.losses.inputs import Student, Teaching
+from kdpipe.losses.norm import Norm, NormConfig, norm
+from kdpipe.targets import Targets
 from tests.objectives.features import WIDE, C, N, answer, call, drawn, float64, maps
 from tests.objectives.logits import softmax
 

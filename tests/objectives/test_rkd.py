@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch.autograd import gradcheck
 
-from pipeline.errors import TargetsError
-from pipeline.objectives import rkd
-from pipeline.objectives.inputs import Answer, Context
-from pipeline.objectives.rkd import Rkd, RkdConfig, rkd_angle, rkd_distance
-from pipeline.targets import Labels, Targets
+from kdpipe.errors import TargetsError
+from kdpipe.losses import rkd
+from kdpipe.losses.inputs import Answer, Context
+from kdpipe.losses.rkd import Rkd, RkdConfig, rkd_angle, rkd_distance
+from kdpipe.targets import Labels, Targets
 from tests.objectives.features import N, answer, call, drawn, float64, pooled
 
 

@@ -6,12 +6,12 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
-from pipeline.errors import TargetsError, TrainingError
-from pipeline.objectives.dfm import frequency, spatial
-from pipeline.objectives.inputs import Answer, Context, Student, Teaching
-from pipeline.objectives.scalekd import CapDfm, CapDfmConfig, ScaleKd, ScaleKdConfig
-from pipeline.targets import Labels, Targets
-from pipeline.teacher import Tail, load_tail
+from kdpipe.errors import TargetsError, TrainingError
+from kdpipe.losses.dfm import frequency, spatial
+from kdpipe.losses.inputs import Answer, Context, Student, Teaching
+from kdpipe.losses.scalekd import CapDfm, CapDfmConfig, ScaleKd, ScaleKdConfig
+from kdpipe.targets import Labels, Targets
+from kdpipe.teacher import Tail, load_tail
 from tests.objectives.logits import mean_ce, softmax
 from tests.teacher.networks import CLASSES, images, network, parts_of
 

@@ -8,14 +8,14 @@ import torch
 from torch import nn
 from torch.autograd import gradcheck
 
-from pipeline.errors import TargetsError
-from pipeline.models.build import ModelConfig, build
-from pipeline.models.dressed.simkd import SimkdStudent
-from pipeline.models.taps import Taps
-from pipeline.objectives.fitnets import squared_error
-from pipeline.objectives.inputs import Student, Teaching
-from pipeline.objectives.simkd import Simkd, SimkdConfig
-from pipeline.targets import Targets
+from kdpipe.errors import TargetsError
+from kdpipe.models.build import ModelConfig, build
+from kdpipe.models.wrappers.simkd import SimkdStudent
+from kdpipe.models.hooks import Taps
+from kdpipe.losses.fitnets import squared_error
+from kdpipe.losses.inputs import Student, Teaching
+from kdpipe.losses.simkd import Simkd, SimkdConfig
+from kdpipe.targets import Targets
 from tests.objectives.features import WIDE, C, N, answer, average_by, call, drawn, float64, in_two_parts
 
 RESNET = {"layers": (1, 1, 1, 1), "channels": (8, 8, 12, 16)}

@@ -6,10 +6,10 @@ import torch
 from torch import nn
 from torch.autograd import gradcheck
 
-from pipeline.errors import TargetsError
-from pipeline.objectives.inputs import Student, Teaching
-from pipeline.objectives.srrl import Srrl, SrrlConfig, srrl
-from pipeline.targets import Targets
+from kdpipe.errors import TargetsError
+from kdpipe.losses.inputs import Student, Teaching
+from kdpipe.losses.srrl import Srrl, SrrlConfig, srrl
+from kdpipe.targets import Targets
 from tests.objectives.features import NARROW, WIDE, C, N, answer, call, conv1x1, drawn, float64, maps, pooled
 
 

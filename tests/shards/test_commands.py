@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from stages.cli import main
+from kdpipe_stages.cli import main
 from tests.shards.making import shard_members, write_shards, write_tar
 
 

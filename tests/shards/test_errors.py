@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.errors import ShardError
-from pipeline.shards import Index, build_index
+from kdpipe.errors import ShardError
+from kdpipe.shards import Index, build_index
 from tests.shards.making import encode, photo, shard_members, write_shards, write_tar
 
 Members = list[tuple[str, bytes]]

@@ -7,8 +7,8 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from pipeline.errors import ShardError
-from pipeline.shards import BlockReader, Index, build_index, remote
+from kdpipe.errors import ShardError
+from kdpipe.shards import BlockReader, Index, build_index, remote
 from tests.shards.making import write_shards
 from tests.shards.serving import Server, serving
 from tests.stages.running import refused

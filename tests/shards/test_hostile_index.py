@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.errors import IndexFileError, KdpipeError
-from pipeline.fingerprint import canonical_json, fingerprint, sha256
-from pipeline.shards import BlockReader, Index, build_index
-from pipeline.shards.document import DTYPES, MAX_BYTES, MAX_CLASSES
+from kdpipe.errors import IndexFileError, KdpipeError
+from kdpipe._util.fingerprint import canonical_json, fingerprint, sha256
+from kdpipe.shards import BlockReader, Index, build_index
+from kdpipe.shards.document import DTYPES, MAX_BYTES, MAX_CLASSES
 from tests.shards.making import write_shards
 
 DAMAGED, FORGED = 1200, 600

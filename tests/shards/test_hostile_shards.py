@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.errors import ConfigError, ImageError, ShardError
-from pipeline.shards import build_index, images
-from pipeline.shards.document import MAX_CLASSES
+from kdpipe.errors import ConfigError, ImageError, ShardError
+from kdpipe.shards import build_index, images
+from kdpipe.shards.document import MAX_CLASSES
 from tests.shards.making import encode, photo, write_tar
 from tests.stages.running import kdpipe, refused
 

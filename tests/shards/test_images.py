@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.errors import ImageError
-from pipeline.shards.images import check, decode, identify
+from kdpipe.errors import ImageError
+from kdpipe.shards.images import check, decode, identify
 from tests.shards.making import encode, photo
 
 PHOTO = photo(np.random.default_rng(0), 40, 56, 3)

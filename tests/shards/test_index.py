@@ -17,9 +17,9 @@ import pytest
 from PIL import Image
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
-from pipeline.errors import IndexFileError, ShardError
-from pipeline.fingerprint import differences
-from pipeline.shards import BlockReader, Index, build_index
+from kdpipe.errors import IndexFileError, ShardError
+from kdpipe._util.fingerprint import differences
+from kdpipe.shards import BlockReader, Index, build_index
 from tests.shards.making import encode, photo, shard_members, write_shards, write_tar
 
 IMAGE = encode(photo(np.random.default_rng(1), 16, 16), "png")

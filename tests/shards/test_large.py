@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
-from pipeline.loader import Loader, LoaderConfig
-from pipeline.shards import Index, build_index
-from pipeline.views import ViewsConfig
-from stages.bench.large import made_up_index
+from kdpipe.loader import Loader, LoaderConfig
+from kdpipe.shards import Index, build_index
+from kdpipe.views import ViewsConfig
+from benchmarks.large import made_up_index
 from tests.shards.making import write_shards
 
 SAMPLES = 200_000
@@ -94,7 +94,7 @@ def test_an_index_is_sent_by_its_place(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_fourteen_million_samples(tmp_path: Path) -> None:
-    code = "import json, sys, pathlib; from stages.bench.opening import opening\n"
+    code = "import json, sys, pathlib; from benchmarks.opening import opening\n"
     code += "print(json.dumps(opening(pathlib.Path(sys.argv[1]))))"
     # In a process of its own: making the index takes gigabytes.
     said = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.errors import ConfigError, ShardError
-from pipeline.shards import BlockReader, Index, build_index
-from pipeline.shards.images import decode
-from pipeline.shards.prepare import prepare_digits, prepare_folder
+from kdpipe.errors import ConfigError, ShardError
+from kdpipe.shards import BlockReader, Index, build_index
+from kdpipe.shards.images import decode
+from kdpipe.shards.prepare import prepare_digits, prepare_folder
 from tests.shards.making import encode, photo
 
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from pipeline.errors import ShardError
-from pipeline.shards import BlockReader, Index, build_index
-from pipeline.shards import read as reading
+from kdpipe.errors import ShardError
+from kdpipe.shards import BlockReader, Index, build_index
+from kdpipe.shards import read as reading
 from tests.shards.making import write_shards
 
 

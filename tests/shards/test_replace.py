@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.errors import IndexFileError
-from pipeline.shards import Index, build_index, layout
+from kdpipe.errors import IndexFileError
+from kdpipe.shards import Index, build_index, layout
 from tests.children import dying_at, run
 from tests.shards.making import write_shards
 

@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.errors import IndexFileError, KdpipeError, ShardError
-from pipeline.fingerprint import canonical_json, fingerprint
-from pipeline.loader import Loader, LoaderConfig
-from pipeline.redact import SHARD_URLS
-from pipeline.shards import BlockReader, Index, build_index
-from pipeline.shards.sources import expand, name_of
-from pipeline.views import ViewsConfig
-from stages.signals import resume
+from kdpipe.errors import IndexFileError, KdpipeError, ShardError
+from kdpipe._util.fingerprint import canonical_json, fingerprint
+from kdpipe.loader import Loader, LoaderConfig
+from kdpipe._util.redact import SHARD_URLS
+from kdpipe.shards import BlockReader, Index, build_index
+from kdpipe.shards.sources import expand, name_of
+from kdpipe.views import ViewsConfig
+from kdpipe_stages.signals import resume
 from tests.shards.making import write_shards
 from tests.shards.serving import Server, serving
 from tests.stages.running import kdpipe, refused

@@ -6,9 +6,9 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from pipeline.errors import ShardError
-from pipeline.shards import build_index
-from pipeline.shards.sources import expand, name_of
+from kdpipe.errors import ShardError
+from kdpipe.shards import build_index
+from kdpipe.shards.sources import expand, name_of
 from tests.shards.making import write_shards
 
 

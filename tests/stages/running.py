@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from click.testing import CliRunner
 
-from stages.cli import main
+from kdpipe_stages.cli import main
 
 
 @dataclass(frozen=True)

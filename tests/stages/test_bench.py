@@ -10,9 +10,9 @@ from unittest.mock import create_autospec
 import click
 import pytest
 
-from pipeline.views.ops import RAND_OPS
-from stages.bench.cli import bench
-from stages.bench.parity import POLICIES
+from kdpipe.views.ops import RAND_OPS
+from benchmarks.cli import bench
+from benchmarks.parity import POLICIES
 from tests.stages.running import kdpipe
 
 
@@ -26,7 +26,7 @@ def figures(*args: object) -> dict:
 def no_time(monkeypatch):
     """The targets bench, done at once."""
     found = {"median": 2.5, "min": 2.0, "max": 4.0}
-    monkeypatch.setattr("stages.bench.targets.targets", lambda folder, k, repeats: {"core_us_per_row": found, "k": k})
+    monkeypatch.setattr("benchmarks.targets.targets", lambda folder, k, repeats: {"core_us_per_row": found, "k": k})
 
 
 def test_a_report_says_when_how_and_with_what(no_time):
@@ -50,14 +50,14 @@ def test_a_report_in_lines(no_time):
 @pytest.mark.parametrize("name", ["workers", "simulated", "memory", "opening", "targets", "teacher"])
 def test_commands_call_their_bench(name, monkeypatch):
     """With arguments that it takes, and its figures are printed."""
-    module = importlib.import_module(f"stages.bench.{name}")
+    module = importlib.import_module(f"benchmarks.{name}")
     real = getattr(module, name)
     monkeypatch.setattr(module, name, create_autospec(real, return_value={"ratio": 0.5}))
     assert figures("cluster" if name == "simulated" else name)["ratio"] == 0.5
 
 
 def test_help_is_quick():
-    code = "import sys, stages.bench.cli; print({'torch', 'timm', 'numpy'} & set(sys.modules))"
+    code = "import sys, benchmarks.cli; print({'torch', 'timm', 'numpy'} & set(sys.modules))"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout == "set()\n"
 

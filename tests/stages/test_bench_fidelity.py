@@ -10,18 +10,18 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from pipeline.objectives import OBJECTIVES
-from pipeline.shards import Index, build_index
-from pipeline.targets import Targets
-from pipeline.teacher import Teacher, TeacherConfig
-from pipeline.views import ViewsConfig
-from stages.bench.fidelity import command, live, numbers, page
-from stages.bench.fidelity.advice import advice
-from stages.bench.fidelity.run import Size, fidelity
-from stages.bench.fidelity.scene import Scene, make_scene
-from stages.bench.fidelity.student import Probe, Trained
-from stages.bench.fidelity.uses import uses
-from stages.bench.fidelity.ways import renormalised, ways
+from kdpipe.losses import OBJECTIVES
+from kdpipe.shards import Index, build_index
+from kdpipe.targets import Targets
+from kdpipe.teacher import Teacher, TeacherConfig
+from kdpipe.views import ViewsConfig
+from benchmarks.fidelity import command, live, numbers, page
+from benchmarks.fidelity.advice import advice
+from benchmarks.fidelity.run import Size, fidelity
+from benchmarks.fidelity.scene import Scene, make_scene
+from benchmarks.fidelity.student import Probe, Trained
+from benchmarks.fidelity.uses import uses
+from benchmarks.fidelity.ways import renormalised, ways
 from tests.shards.making import write_shards
 from tests.stages.running import kdpipe, refused
 from tests.threads import one_thread
@@ -187,7 +187,7 @@ def test_a_teacher_without_features_is_measured_as_far_as_it_goes(index, tmp_pat
     scene = make_scene(index, VIEWS, Teacher(lacking))
     assert {*scene.lacks} == {"pooled", "map", "head", "tail"}
     assert {way.kind for way in ways(scene)} == {"logits"}
-    monkeypatch.setattr("stages.bench.fidelity.run.uses", lambda: [u for u in uses() if u.name in {"kd", "rkd"}])
+    monkeypatch.setattr("benchmarks.fidelity.run.uses", lambda: [u for u in uses() if u.name in {"kd", "rkd"}])
     found = fidelity(scene, tmp_path, QUICK)
     assert {*found["errors"]} == {*found["parity"]} == {"kd"}
     assert "pooled" in found["absent"]["rkd"] or "forward" in found["absent"]["rkd"]
@@ -229,7 +229,7 @@ def test_advice_is_made_of_the_figures(report):
 
 
 def test_the_command(index, weights, tmp_path, monkeypatch):
-    monkeypatch.setattr("stages.bench.fidelity.run.uses", lambda: [u for u in uses() if u.name == "kd"])
+    monkeypatch.setattr("benchmarks.fidelity.run.uses", lambda: [u for u in uses() if u.name == "kd"])
     settings = tmp_path / "settings.yaml"
     views = "views: {scale: [0.5, 1.0], crop_pct: 1.0, interpolation: bilinear}"
     model = json.dumps({"model": "convnext_atto", "model_kwargs": TEACHER, "num_classes": CLASSES, "input_size": SIZE})
@@ -246,7 +246,7 @@ def test_the_command(index, weights, tmp_path, monkeypatch):
     assert "\n## train\n" in out.read_text()
     assert "parity" in made.err
     # Another teacher's figures come beside them, and the document is drawn from both.
-    monkeypatch.setattr("stages.bench.fidelity.command.fidelity", lambda *_: report)
+    monkeypatch.setattr("benchmarks.fidelity.command.fidelity", lambda *_: report)
     again = kdpipe("bench", "fidelity", *data, *quick, "--out", out, "--name", "second")
     assert again.code == 0, again.err
     assert "top16-float16" in again.out

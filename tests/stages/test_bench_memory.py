@@ -2,7 +2,7 @@
 
 import pytest
 
-from stages.bench.memory import memory
+from benchmarks.memory import memory
 
 
 @pytest.mark.slow

@@ -10,18 +10,18 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
-from pipeline.models import ModelConfig
-from pipeline.objectives import OBJECTIVES
-from pipeline.shards import build_index
-from pipeline.shards.prepare import prepare_digits
-from pipeline.teacher import TeacherConfig
-from pipeline.views import ViewsConfig
-from stages.bench.contest.contest import STUDENT, STUDENT_KWARGS, Budget, job
-from stages.bench.contest.material import Material
-from stages.bench.contest.page import draw
-from stages.bench.contest.rows import ALONE, rows
-from stages.bench.contest.runs import Run, run_one
-from stages.bench.contest.table import cells, reading
+from kdpipe.models import ModelConfig
+from kdpipe.losses import OBJECTIVES
+from kdpipe.shards import build_index
+from kdpipe.shards.prepare import prepare_digits
+from kdpipe.teacher import TeacherConfig
+from kdpipe.views import ViewsConfig
+from benchmarks.contest.contest import STUDENT, STUDENT_KWARGS, Budget, job
+from benchmarks.contest.material import Material
+from benchmarks.contest.page import draw
+from benchmarks.contest.rows import ALONE, rows
+from benchmarks.contest.runs import Run, run_one
+from benchmarks.contest.table import cells, reading
 from tests.stages.running import kdpipe, refused
 
 DOCS = Path(__file__).parent.parent.parent / "docs"

@@ -2,8 +2,8 @@
 
 import pytest
 
-from stages.bench.simulated import simulated
-from stages.bench.workers import workers
+from benchmarks.simulated import simulated
+from benchmarks.workers import workers
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 

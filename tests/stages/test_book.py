@@ -6,9 +6,9 @@ from pathlib import Path
 import click
 import pytest
 
-from stages.bench import book, every, page
-from stages.bench.sections import SECTIONS
-from stages.cli import main
+from benchmarks import book, every, page
+from benchmarks.sections import SECTIONS
+from kdpipe_stages.cli import main
 from tests.stages.running import kdpipe, refused
 
 ROOT = Path(__file__).parents[2]

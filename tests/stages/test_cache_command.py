@@ -7,8 +7,8 @@ from pathlib import Path
 import click
 import pytest
 
-from pipeline.cache import Cache, Store
-from pipeline.cache.locks import alone
+from kdpipe.cache import Cache, Store
+from kdpipe.cache.locks import alone
 from tests.cache.parts import part
 from tests.stages.running import kdpipe, refused
 from tests.tiny import make_cache, tree
@@ -49,7 +49,7 @@ def test_gc_asks_before_it_deletes(folder, monkeypatch):
     (folder / "a/segments/notes.txt").write_text("hello")
     assert "notes.txt" in kdpipe("cache", "gc", folder / "a", "--dry-run").out
     assert "nobody to ask. Add --yes" in refused("cache", "gc", folder / "a")
-    monkeypatch.setattr("stages.cache_room._nobody_to_ask", lambda: False)
+    monkeypatch.setattr("kdpipe_stages.cache_gc._nobody_to_ask", lambda: False)
     monkeypatch.setattr(click, "confirm", lambda *_, **__: (_ for _ in ()).throw(click.Abort()))
     assert kdpipe("cache", "gc", folder / "a").code == 1
     assert (folder / "a/segments/notes.txt").exists()

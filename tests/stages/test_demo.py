@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from pipeline.cache import CacheReader
-from stages.demo import Demo, interval
+from kdpipe.cache import CacheReader
+from kdpipe_stages.demo import Demo, interval
 
 
 def test_interval_is_students_t():

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from stages import dvc_deps
+from kdpipe_stages import dvc_deps
 
 ROOT = dvc_deps.ROOT
 TEXT = (ROOT / "dvc.yaml").read_text()
@@ -26,7 +26,7 @@ print(*(m.__file__ for n, m in sys.modules.items() if n.partition(".")[0] in ("p
 
 
 def test_the_lists_of_code_are_as_the_imports_are():
-    assert dvc_deps.rewrite(TEXT, dvc_deps.code_of(TEXT)) == TEXT, "run python -m stages.dvc_deps"
+    assert dvc_deps.rewrite(TEXT, dvc_deps.code_of(TEXT)) == TEXT, "run python -m kdpipe_stages.dvc_deps"
 
 
 @pytest.mark.slow
@@ -44,7 +44,7 @@ def test_what_python_loads_is_among_the_dependencies(name):
 
 def test_the_generator_mends_only_what_it_owns():
     assert (
-        dvc_deps.rewrite(TEXT.replace("      - pipeline/views\n", "      - pipeline/old.py\n"), dvc_deps.code_of(TEXT))
+        dvc_deps.rewrite(TEXT.replace("      - pipeline/kdpipe/views\n", "      - pipeline/old.py\n"), dvc_deps.code_of(TEXT))
         == TEXT
     )
 

@@ -10,11 +10,11 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from pipeline.erf import ReceptiveField, log_scale, squares
-from pipeline.models import METADATA_KEY
-from pipeline.views import Normalize, ViewsConfig
-from stages.erf import center_views
-from stages.erf_sheet import coloured, sheet
+from kdpipe.erf import ReceptiveField, log_scale, squares
+from kdpipe.models import METADATA_KEY
+from kdpipe.views import Normalize, ViewsConfig
+from kdpipe_stages.erf import center_views
+from kdpipe_stages.erf_sheet import coloured, sheet
 from tests.stages.running import kdpipe, refused
 
 MODEL, SIZE, IMAGES = "test_convnext", 64, 3

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from pipeline.models import build
-from stages.demo import TEACHER, Demo
+from kdpipe.models import build
+from kdpipe_stages.demo import TEACHER, Demo
 from tests.stages.running import kdpipe
 
 # Stride 8, at which maps are large enough for kernels to differ.

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.cache import ArrayReader, Cache, Store
-from pipeline.cache.layout import part_file, part_record
-from pipeline.cache.parts import put_part, read_part
-from pipeline.targets import Quality
+from kdpipe.cache import ArrayReader, Cache, Store
+from kdpipe.cache.layout import part_file, part_record
+from kdpipe.cache.modules import put_part, read_part
+from kdpipe.targets import Quality
 from tests.caching.featured import settings
 from tests.stages.running import kdpipe, refused
 from tests.tiny import VIEWS, recommit

@@ -5,8 +5,8 @@ import shutil
 
 import pytest
 
-from pipeline.cache import Cache, Store
-from pipeline.targets import TargetsConfig
+from kdpipe.cache import Cache, Store
+from kdpipe.targets import TargetsConfig
 from tests.stages.running import kdpipe, refused
 from tests.tiny import RECIPE, make_cache, make_world
 
@@ -191,7 +191,7 @@ def test_a_damaged_chunk_is_named(cache_path, tmp_path):
 def test_a_cache_of_an_earlier_policy(cache_path, world, monkeypatch):
     """Its records and distributions can be looked at; its labels might be of other mixtures."""
     monkeypatch.setattr(
-        "pipeline.cache.cache.POLICY_VERSION", Cache(Store(cache_path)).identity["views"]["version"] + 1
+        "kdpipe.cache.cache.POLICY_VERSION", Cache(Store(cache_path)).identity["views"]["version"] + 1
     )
     found = inspected(cache_path)["statistics"]
     assert "another policy version" in found["remark"]

@@ -12,8 +12,8 @@ import pytest
 import yaml
 from safetensors.torch import save_file
 
-from pipeline.shards import build_index
-from stages.cli import main
+from kdpipe.shards import build_index
+from kdpipe_stages.cli import main
 from tests.shards.making import write_shards
 from tests.stages.running import kdpipe, refused
 from tests.tiny import CLASSES, SIZE, VIEWS, World, make_cache, make_world, network, tree

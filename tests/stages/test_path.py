@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.cache import ArrayReader, Cache, Store
-from pipeline.targets import Quality
+from kdpipe.cache import ArrayReader, Cache, Store
+from kdpipe.targets import Quality
 from tests.stages.running import kdpipe
 from tests.stages.test_mistakes import caching, training
 from tests.tiny import CLASSES, World, make_world, recommit, tree

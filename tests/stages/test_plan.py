@@ -7,9 +7,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from pipeline.shards import Index
-from stages.plan import _remarks
-from stages.plan_text import duration, size
+from kdpipe.shards import Index
+from kdpipe_stages.plan import _remarks
+from kdpipe_stages.plan_text import duration, size
 from tests.stages.running import kdpipe, refused
 from tests.tiny import SIZE, World
 
@@ -89,7 +89,7 @@ def test_several_gpus_are_said_to_be_used(world, report):
     measured = SimpleNamespace(threads=8, sample=[0, 0])
     said = {**report[0], "teacher": {"device": "cuda"}}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("stages.plan.devices_here", lambda: ["cuda:0", "cuda:1"])
+        patch.setattr("kdpipe_stages.plan.devices_here", lambda: ["cuda:0", "cuda:1"])
         assert any("uses all 2 GPUs" in remark for remark in _remarks(said, measured, "fastest", []))
         assert not any("GPUs" in remark for remark in _remarks(report[0], measured, "fastest", []))
 

@@ -2,8 +2,8 @@
 
 import logging
 
-from stages.cli import _Remarks
-from stages.inspect_tables import print_statistics
+from kdpipe_stages.cli import _Remarks
+from kdpipe_stages.inspect_tables import print_statistics
 
 
 def test_keys_in_tables_are_neither_markup_nor_commands_to_the_terminal(capsys) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from stages.signals import Stopped, asked, stopping
+from kdpipe_stages.signals import Stopped, asked, stopping
 from tests.chaos import child
 from tests.stages.running import kdpipe
 from tests.tiny import tree

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from pipeline.cache import Cache, Store
-from pipeline.cache.layout import PROVENANCE, part_file, part_record
-from pipeline.cache.parts import put_part, read_part
-from pipeline.cache.records import read_record, seal
-from pipeline.cache.select import TAIL
-from pipeline.trainer.files import RunFolder
+from kdpipe.cache import Cache, Store
+from kdpipe.cache.layout import PROVENANCE, part_file, part_record
+from kdpipe.cache.modules import put_part, read_part
+from kdpipe.cache.sealed import read_record, seal
+from kdpipe.cache.select import TAIL
+from kdpipe.trainer.files import RunFolder
 from tests.marking import Code, code, weights
 from tests.stages.running import kdpipe, refused
 from tests.stages.test_features import caching as featured

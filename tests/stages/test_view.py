@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.shards import BlockReader, Index, build_index
-from pipeline.views import View, ViewsConfig
-from pipeline.views.block import Rendered, block_views, decode_sample, paired_index, render_rows
-from pipeline.views.erasing import noise_values
-from stages.view import wrapped
+from kdpipe.shards import BlockReader, Index, build_index
+from kdpipe.views import View, ViewsConfig
+from kdpipe.views.block import Rendered, block_views, decode_sample, paired_index, render_rows
+from kdpipe.views.erasing import noise_values
+from kdpipe_stages.view import wrapped
 from tests.shards.making import encode, photo, write_tar
 from tests.stages.running import kdpipe, refused
 from tests.tiny import SIZE, VIEWS

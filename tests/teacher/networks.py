@@ -5,8 +5,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from pipeline.models import Built, ModelConfig, build, weights_digest
-from pipeline.teacher import Tail, load_tail, tail_parts
+from kdpipe.models import Built, ModelConfig, build, weights_digest
+from kdpipe.teacher import Tail, load_tail, tail_parts
 
 CLASSES = 10
 _FOUR = {"depths": (1, 1, 1, 1), "num_heads": (1, 2, 3, 6), "embed_dim": 24, "img_size": 64, "window_size": 2}

@@ -7,10 +7,10 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from pipeline.errors import TeacherError
-from pipeline.models import Built
-from pipeline.teacher import Teacher, TeacherConfig
-from pipeline.teacher.answering import Answering, as_map, channels_last
+from kdpipe.errors import TeacherError
+from kdpipe.models import Built
+from kdpipe.teacher import Teacher, TeacherConfig
+from kdpipe.teacher.outputs import Answering, as_map, channels_last
 from tests.models.small import difference
 from tests.teacher.networks import CLASSES, NETWORKS, network
 

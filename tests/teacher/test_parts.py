@@ -9,9 +9,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from pipeline.errors import CacheError, IdentityError, TeacherError
-from pipeline.models import ModelConfig, build
-from pipeline.teacher import head_parts, load_head, load_tail, tail_parts
+from kdpipe.errors import CacheError, IdentityError, TeacherError
+from kdpipe.models import ModelConfig, build
+from kdpipe.teacher import head_parts, load_head, load_tail, tail_parts
 from tests.teacher.networks import CLASSES, images, network, parts_of, tail_of
 
 LAYOUT = {  # stage, norm behind it, channels last

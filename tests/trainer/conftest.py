@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.shards import Index
+from kdpipe.shards import Index
 from tests.threads import one_thread
 from tests.trainer import tiny
 

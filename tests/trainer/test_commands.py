@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from stages.cli import main
+from kdpipe_stages.cli import main
 from tests.trainer import tiny
 
 PARAMS = f"""

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline import tensors
-from pipeline.errors import CheckpointError, KdpipeError
-from pipeline.trainer import files, train
-from pipeline.trainer.live import LiveLog
+from kdpipe._util import tensors
+from kdpipe.errors import CheckpointError, KdpipeError
+from kdpipe.trainer import files, train
+from kdpipe.trainer.loggers import LiveLog
 from tests.mutations import join, mutations, split
 from tests.trainer import tiny
 

@@ -8,18 +8,18 @@ import pytest
 import timm
 import torch
 
-from pipeline.cache import Cache, CacheReader, Store
-from pipeline.cache.parts import put_part, read_part
-from pipeline.cache.record import CacheRecord
-from pipeline.errors import IdentityError, TrainingError
-from pipeline.loader import Batch, Loader, LoaderConfig
-from pipeline.models import ModelConfig
-from pipeline.models.build import build
-from pipeline.objectives import OBJECTIVES, ObjectiveConfig
-from pipeline.shards import Index
-from pipeline.targets import Targets, TargetsConfig
-from pipeline.trainer import Learner, Step, TrainConfig, build_student, train
-from pipeline.trainer.teachers import Teachers
+from kdpipe.cache import Cache, CacheReader, Store
+from kdpipe.cache.modules import put_part, read_part
+from kdpipe.cache.manifest import CacheRecord
+from kdpipe.errors import IdentityError, TrainingError
+from kdpipe.loader import Batch, Loader, LoaderConfig
+from kdpipe.models import ModelConfig
+from kdpipe.models.build import build
+from kdpipe.losses import OBJECTIVES, ObjectiveConfig
+from kdpipe.shards import Index
+from kdpipe.targets import Targets, TargetsConfig
+from kdpipe.trainer import Learner, Step, TrainConfig, build_student, train
+from kdpipe.trainer.teachers import Teachers
 from tests.trainer import featured
 from tests.trainer.featured import CLASSES, SIZE, STUDENT, VIEWS
 

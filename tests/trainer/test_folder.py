@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.errors import CheckpointError
-from pipeline.trainer import files, train
+from kdpipe.errors import CheckpointError
+from kdpipe.trainer import files, train
 from tests.children import run
 from tests.trainer import tiny
 from tests.trainer.test_refusals import refused

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.cache import Cache, Store, read_canaries
-from pipeline.caching import identity
-from pipeline.errors import ViewError
-from pipeline.shards import Index, build_index
-from pipeline.trainer import train
+from kdpipe.cache import Cache, Store, read_canaries
+from kdpipe.caching import identity
+from kdpipe.errors import ViewError
+from kdpipe.shards import Index, build_index
+from kdpipe.trainer import train
 from tests.shards.making import write_shards
 from tests.stages.running import kdpipe, refused
 from tests.trainer import tiny

@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.trainer import train
+from kdpipe.trainer import train
 from tests.trainer import featured, tiny
 
 SCRIPT = """
 import sys
 import torch
-from pipeline.shards import Index
-from pipeline.trainer import train
+from kdpipe.shards import Index
+from kdpipe.trainer import train
 from tests.trainer import featured, tiny
 
 world, folder, out, stop = sys.argv[1:]

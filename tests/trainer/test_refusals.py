@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from pipeline.errors import (
+from kdpipe.errors import (
     CacheError,
     CheckpointError,
     IdentityError,
@@ -20,8 +20,8 @@ from pipeline.errors import (
     TeacherError,
     TrainingError,
 )
-from pipeline.shards import build_index
-from pipeline.trainer import TrainConfig, files, train
+from kdpipe.shards import build_index
+from kdpipe.trainer import TrainConfig, files, train
 from tests.shards.making import write_shards
 from tests.trainer import tiny
 

@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
-from pipeline.errors import CheckpointError, TrainingError
-from pipeline.trainer import train
+from kdpipe.errors import CheckpointError, TrainingError
+from kdpipe.trainer import train
 from tests.trainer import tiny
 
 LOSSES = {"name": "kd", "alpha": 0.3}

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline import tensors
-from pipeline.trainer import Job, TrainConfig, files, loop, train
+from kdpipe._util import tensors
+from kdpipe.trainer import Job, TrainConfig, files, loop, train
 from tests.trainer import tiny
 
 # A run of 3 epochs of 3 steps, with checkpoints inside epochs and all kinds of state.

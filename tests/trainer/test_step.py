@@ -5,12 +5,12 @@ import copy
 import pytest
 import torch
 
-from pipeline.cache import CacheReader, Want
-from pipeline.loader import Loader, LoaderConfig
-from pipeline.models import ModelConfig
-from pipeline.targets import Targets
-from pipeline.trainer import Learner, Step, TrainConfig, build_student
-from pipeline.trainer.step import stable_seed
+from kdpipe.cache import CacheReader, Want
+from kdpipe.loader import Loader, LoaderConfig
+from kdpipe.models import ModelConfig
+from kdpipe.targets import Targets
+from kdpipe.trainer import Learner, Step, TrainConfig, build_student
+from kdpipe.trainer.step import stable_seed
 from tests.trainer import tiny
 
 

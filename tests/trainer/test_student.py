@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.errors import TrainingError
-from pipeline.models import weights_digest
-from pipeline.trainer import Learner, Step, build_student, files, train
+from kdpipe.errors import TrainingError
+from kdpipe.models import weights_digest
+from kdpipe.trainer import Learner, Step, build_student, files, train
 from tests.trainer import tiny
 from tests.trainer.test_refusals import refused
 

@@ -6,11 +6,11 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from pipeline.evaluation import evaluate
-from pipeline.loader import Loader
-from pipeline.models import METADATA_KEY, ModelConfig, build, read_metadata
-from pipeline.trainer import train
-from pipeline.views import Normalize
+from kdpipe.evaluation import evaluate
+from kdpipe.loader import Loader
+from kdpipe.models import METADATA_KEY, ModelConfig, build, read_metadata
+from kdpipe.trainer import train
+from kdpipe.views import Normalize
 from tests.trainer import tiny
 
 

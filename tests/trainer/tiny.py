@@ -7,15 +7,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from pipeline.caching import CachingConfig, cache_views
-from pipeline.loader import LoaderConfig
-from pipeline.models import ModelConfig
-from pipeline.objectives import ObjectiveConfig
-from pipeline.shards import Index, build_index
-from pipeline.targets import TargetsConfig
-from pipeline.teacher import Teacher, TeacherConfig
-from pipeline.trainer import Job, TrainConfig
-from pipeline.views import ViewsConfig
+from kdpipe.caching import CachingConfig, cache_views
+from kdpipe.loader import LoaderConfig
+from kdpipe.models import ModelConfig
+from kdpipe.losses import ObjectiveConfig
+from kdpipe.shards import Index, build_index
+from kdpipe.targets import TargetsConfig
+from kdpipe.teacher import Teacher, TeacherConfig
+from kdpipe.trainer import Job, TrainConfig
+from kdpipe.views import ViewsConfig
 from tests.shards.making import write_shards
 
 SIZE, CLASSES = 16, 4

@@ -19,11 +19,11 @@ from timm.data.transforms import (
 from torchvision import transforms
 from torchvision.transforms.v2 import functional as tv
 
-from pipeline.views import BlockViews, ViewsConfig
-from pipeline.views.colour import ColourDraws
-from pipeline.views.distributions import BETA_WORDS, beta, normal
-from pipeline.views.draws import Stage, uniform, view_streams, words
-from pipeline.views.geometry import Geometry
+from kdpipe.views import BlockViews, ViewsConfig
+from kdpipe.views.colour import ColourDraws
+from kdpipe.views.distributions import BETA_WORDS, beta, normal
+from kdpipe.views.draws import Stage, uniform, view_streams, words
+from kdpipe.views.geometry import Geometry
 
 COUNT = 20_000
 LEVEL = 1e-4

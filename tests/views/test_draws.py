@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from pipeline.errors import ViewError
-from pipeline.fingerprint import fingerprint
-from pipeline.views import BlockViews, ViewsConfig
-from pipeline.views.draws import permutation, philox, stream_hash, uniform, words
+from kdpipe.errors import ViewError
+from kdpipe._util.fingerprint import fingerprint
+from kdpipe.views import BlockViews, ViewsConfig
+from kdpipe.views.draws import permutation, philox, stream_hash, uniform, words
 
 KEYS = ["cat", "dog", "newt", "owl", "toad"]
 EVERYTHING = ViewsConfig(

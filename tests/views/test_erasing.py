@@ -8,10 +8,10 @@ import torch
 from scipy import stats
 from timm.data.random_erasing import RandomErasing
 
-from pipeline.fingerprint import sha256
-from pipeline.views import BlockViews, Erased, Normalize, ViewsConfig, render_view
-from pipeline.views.draws import view_streams
-from pipeline.views.erasing import ErasingDraws, noise_values
+from kdpipe._util.fingerprint import sha256
+from kdpipe.views import BlockViews, Erased, Normalize, ViewsConfig, render_view
+from kdpipe.views.draws import view_streams
+from kdpipe.views.erasing import ErasingDraws, noise_values
 
 COUNT = 20_000
 LEVEL = 1e-4

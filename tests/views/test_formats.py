@@ -10,10 +10,10 @@ import pytest
 from PIL import Image
 from timm.data import create_transform
 
-from pipeline.errors import ShardError
-from pipeline.shards import BlockReader, build_index
-from pipeline.views import FIVE_CROP, ViewsConfig
-from pipeline.views.block import render_rows
+from kdpipe.errors import ShardError
+from kdpipe.shards import BlockReader, build_index
+from kdpipe.views import FIVE_CROP, ViewsConfig
+from kdpipe.views.block import render_rows
 from tests.tiny import RECIPE
 from tests.views.test_render import photo
 
@@ -94,7 +94,7 @@ def test_every_policy_renders_them(index, mode):
 
 def test_a_sliver_takes_no_more_memory_than_is_seen(monkeypatch, index):
     """Both ways of cutting a long strip show the same thing, to within what a shift of half a pixel changes."""
-    import pipeline.views.resize as resize
+    import kdpipe.views.resize as resize
 
     config, at = ViewsConfig(interpolation="bilinear"), list(FILES).index("sliver")
     whole = rendered(index, config, ["center", "top-left", "bottom-right"]).pixels[:, at].astype(int)

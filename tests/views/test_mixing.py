@@ -8,10 +8,10 @@ import torch
 from scipy import stats
 from timm.data import FastCollateMixup, Mixup, mixup
 
-from pipeline.errors import ViewError
-from pipeline.views import BlockViews, ViewsConfig, render_view
-from pipeline.views.mixing import Mix, MixingDraws, members, mixed_labels, partner_names
-from pipeline.views.mixing import partners as partners_of_blocks
+from kdpipe.errors import ViewError
+from kdpipe.views import BlockViews, ViewsConfig, render_view
+from kdpipe.views.mixing import Mix, MixingDraws, members, mixed_labels, partner_names
+from kdpipe.views.mixing import partners as partners_of_blocks
 
 PAIRS = 20_000
 LEVEL = 1e-4

@@ -10,8 +10,8 @@ from PIL import Image
 from timm.data.auto_augment import NAME_TO_OP
 from torchvision.transforms import functional as tv
 
-from pipeline.views import ops
-from pipeline.views.ops import colour
+from kdpipe.views import ops
+from kdpipe.views.ops import colour
 
 FILL = (128, 100, 7)
 PIL_MODES = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}

@@ -9,9 +9,9 @@ from timm.data.random_erasing import RandomErasing
 from timm.data.transforms_factory import transforms_imagenet_train
 from torchvision.transforms import ColorJitter
 
-from pipeline.fingerprint import canonical_json
-from pipeline.views import ViewsConfig
-from pipeline.views.policy import POLICY_VERSION
+from kdpipe._util.fingerprint import canonical_json
+from kdpipe.views import ViewsConfig
+from kdpipe.views.policy import POLICY_VERSION
 
 RAND = {"auto_augment": "rand-m9-mstd0.5-inc1"}
 JITTER = {"color_jitter": 0.4}

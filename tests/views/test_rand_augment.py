@@ -9,10 +9,10 @@ from PIL import Image
 from scipy import stats
 from timm.data import auto_augment
 
-from pipeline.views import ViewsConfig, ops
-from pipeline.views.colour import ColourDraws
-from pipeline.views.draws import view_streams
-from pipeline.views.rand_augment import RandAugmentDraws, RandAugmentSpec
+from kdpipe.views import ViewsConfig, ops
+from kdpipe.views.colour import ColourDraws
+from kdpipe.views.draws import view_streams
+from kdpipe.views.rand_augment import RandAugmentDraws, RandAugmentSpec
 
 COUNT = 20_000
 LEVEL = 1e-4

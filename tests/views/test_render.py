@@ -10,9 +10,9 @@ from PIL import Image
 from timm.data import create_transform
 from torchvision.transforms.v2 import functional as tv
 
-from pipeline.errors import ViewError
-from pipeline.views import BlockViews, Normalize, ViewsConfig, render_view
-from pipeline.views.canaries import Canary, compare
+from kdpipe.errors import ViewError
+from kdpipe.views import BlockViews, Normalize, ViewsConfig, render_view
+from kdpipe.views.canaries import Canary, compare
 
 
 def photo(height: int, width: int, seed: int = 0) -> np.ndarray:

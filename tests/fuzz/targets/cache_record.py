@@ -5,8 +5,8 @@ import os
 from pathlib import Path
 from random import Random
 
-from pipeline.cache import Cache, CacheReader, Store
-from pipeline.cache.record import CacheRecord, open_reader
+from kdpipe.cache import Cache, CacheReader, Store
+from kdpipe.cache.manifest import CacheRecord, open_reader
 from tests.fuzz.caches import SmallCache
 from tests.fuzz.mutate import mutate_bytes, mutate_tree
 from tests.fuzz.target import Changed, Target

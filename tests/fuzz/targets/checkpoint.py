@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from pipeline.trainer.files import CHECKPOINT, RunFolder
+from kdpipe.trainer.files import CHECKPOINT, RunFolder
 from tests.fuzz.target import Changed, Target
 from tests.fuzz.tensors import has_digest, make_run, mutate_safetensors, plain
 

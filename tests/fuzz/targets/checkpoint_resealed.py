@@ -8,8 +8,8 @@ from random import Random
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from pipeline.trainer import train
-from pipeline.trainer.files import CHECKPOINT
+from kdpipe.trainer import train
+from kdpipe.trainer.files import CHECKPOINT
 from tests.fuzz.mutate import mutate_tree
 from tests.fuzz.target import Target
 from tests.fuzz.tensors import make_run, write_headed

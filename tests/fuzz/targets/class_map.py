@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from random import Random
 
-from pipeline.models.class_map import read_class_map
+from kdpipe.models.class_map import read_class_map
 from tests.fuzz.mutate import mutate_bytes, mutate_tree
 from tests.fuzz.target import Changed, Target
 

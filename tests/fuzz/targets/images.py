@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from pipeline.shards import images
+from kdpipe.shards import images
 from tests.fuzz.target import Changed, Target
 from tests.shards.making import encode, photo
 

@@ -4,7 +4,7 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from pipeline.shards import BlockReader, Index
+from kdpipe.shards import BlockReader, Index
 from tests.fuzz.files import join, of_content, replaced, split
 from tests.fuzz.small import make_index
 from tests.fuzz.target import Changed, Target

@@ -7,9 +7,9 @@ from random import Random
 
 import numpy as np
 
-from pipeline.errors import IndexFileError
-from pipeline.fingerprint import canonical_json, fingerprint, sha256
-from pipeline.shards import layout
+from kdpipe.errors import IndexFileError
+from kdpipe._util.fingerprint import canonical_json, fingerprint, sha256
+from kdpipe.shards import layout
 from tests.fuzz.files import join, of_content, replaced, split
 from tests.fuzz.mutate import NUMBERS, mutate_bytes, mutate_tree
 from tests.fuzz.small import make_index

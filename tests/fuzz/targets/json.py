@@ -1,4 +1,4 @@
-"""JSON text from outside, through `pipeline.untrusted`."""
+"""JSON text from outside, through `kdpipe._util.untrusted`."""
 
 import json
 import math
@@ -6,7 +6,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from pipeline.untrusted import load_json
+from kdpipe._util.untrusted import load_json
 from tests.fuzz.mutate import mutate_bytes, mutate_tree
 from tests.fuzz.target import Changed, Target
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.shards.samples import MAX_LABEL, Rules, examine
-from pipeline.shards.tar import Member
+from kdpipe.shards.samples import MAX_LABEL, Rules, examine
+from kdpipe.shards.tar import Member
 from tests.fuzz.files import join, of_content, split
 from tests.fuzz.target import Changed, Target
 from tests.shards.making import encode

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from random import Random
 
-from pipeline.shards.sources import resolve
+from kdpipe.shards.sources import resolve
 from tests.fuzz.mutate import mutate_bytes, mutate_tree
 from tests.fuzz.target import Changed, Target
 

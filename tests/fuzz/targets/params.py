@@ -6,7 +6,7 @@ from random import Random
 
 import yaml
 
-from stages import params
+from kdpipe_stages import settings as params
 from tests.fuzz.mutate import mutate_bytes, mutate_tree
 from tests.fuzz.target import Changed, Target
 

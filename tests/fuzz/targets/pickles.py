@@ -8,7 +8,7 @@ from random import Random
 
 import torch
 
-from pipeline.models.state import read_state
+from kdpipe.models.state import read_state
 from tests.fuzz.mutate import CODE, mutate_bytes
 from tests.fuzz.target import Changed, Target
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from pipeline.cache.records import seal, unseal
+from kdpipe.cache.sealed import seal, unseal
 from tests.fuzz.target import Changed, Target
 
 _CONTENTS = [

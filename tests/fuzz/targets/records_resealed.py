@@ -5,7 +5,7 @@ import zlib
 from pathlib import Path
 from random import Random
 
-from pipeline.errors import KdpipeError
+from kdpipe.errors import KdpipeError
 from tests.fuzz.caches import SmallCache
 from tests.fuzz.files import of_content, split
 from tests.fuzz.mutate import mutate_tree

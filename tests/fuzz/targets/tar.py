@@ -6,9 +6,9 @@ from random import Random
 
 import numpy as np
 
-from pipeline.errors import KdpipeError
-from pipeline.shards.samples import MAX_LABEL, Rules
-from pipeline.shards.scan import Scan, scan
+from kdpipe.errors import KdpipeError
+from kdpipe.shards.samples import MAX_LABEL, Rules
+from kdpipe.shards.scan import Scan, scan
 from tests.fuzz.mutate import mutate_bytes
 from tests.fuzz.target import Changed, Target
 from tests.shards.making import encode, shard_members, write_tar

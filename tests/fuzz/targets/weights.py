@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from pipeline.models.state import read_state
-from pipeline.models.weights import read_metadata
+from kdpipe.models.state import read_state
+from kdpipe.models.weights import read_metadata
 from tests.fuzz.target import Changed, Target
 from tests.fuzz.tensors import has_digest, mutate_safetensors, plain, weights_file
 

@@ -6,8 +6,9 @@ from random import Random
 
 from safetensors.torch import load_file
 
-from pipeline.models import ModelConfig, build, fit
-from pipeline.models.weights import METADATA_KEY, read_metadata
+from kdpipe.models import ModelConfig, build
+from kdpipe.models import matching as fit
+from kdpipe.models.weights import METADATA_KEY, read_metadata
 from tests.fuzz.mutate import mutate_bytes, mutate_tree
 from tests.fuzz.target import Target
 from tests.fuzz.tensors import weights_file, write_headed

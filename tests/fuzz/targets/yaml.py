@@ -1,4 +1,4 @@
-"""YAML text from outside, through `pipeline.untrusted`."""
+"""YAML text from outside, through `kdpipe._util.untrusted`."""
 
 import json
 from pathlib import Path
@@ -6,7 +6,7 @@ from random import Random
 
 import yaml
 
-from pipeline.untrusted import load_yaml
+from kdpipe._util.untrusted import load_yaml
 from tests.fuzz.mutate import mutate_bytes, mutate_tree
 from tests.fuzz.target import Target
 

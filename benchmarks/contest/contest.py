@@ -1,0 +1,161 @@
+"""The contest itself: a cache with everything, a job for every objective and seed, and the figures of all of them."""
+
+import re
+import statistics
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kdpipe.cache import Cache, CacheReader, Want
+from kdpipe.caching import cache_views
+from kdpipe.loader import LoaderConfig
+from kdpipe.models import ModelConfig, build
+from kdpipe.losses import Needs
+from kdpipe.targets import TargetsConfig
+from kdpipe.teacher import Teacher
+from kdpipe.trainer import Job, Say, TrainConfig
+from benchmarks.contest.material import Material, top1
+from benchmarks.contest.rows import ALONE, Row, rows
+from benchmarks.contest.runs import Outcome, Run, run_all
+
+EVERYTHING = TargetsConfig(kind="dense", dtype="float16", pooled="float16", map="float16", tail=True)
+# A ResNet, because NORM can only be merged into networks of its kind; 4 x 4 positions are left of 32 pixels.
+STUDENT = "resnet10t"
+STUDENT_KWARGS = {"channels": [16, 24, 32, 48], "stem_width": 8, "output_stride": 8}
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What every student gets. Each epoch shows another view, so there are as many as epochs."""
+
+    epochs: int
+    batch_size: int
+    lr: float
+    seeds: int
+    jobs: int
+
+    def training(self, seed: int, epochs: int) -> TrainConfig:
+        """Of a run of so many epochs."""
+        return TrainConfig(
+            epochs=epochs,
+            batch_size=self.batch_size,
+            lr=self.lr,
+            warmup_epochs=epochs / 10,
+            seed=seed,
+            threads=1,
+            eval_every=epochs,
+            checkpoint_epochs=epochs,
+        )
+
+
+def contest(
+    material: Material, folder: Path, student: ModelConfig, budget: Budget, only: Collection[str], say: Say
+) -> dict[str, Any]:
+    """Train the student with every objective, `budget.seeds` times.
+
+    Args:
+        material: the samples and the teacher.
+        folder: for the cache and the runs; what is finished there isn't done again.
+        student: without its feed, which is the teacher's.
+        budget: of each run.
+        only: objectives; all by default.
+        say: told what happens, one line each.
+
+    Returns:
+        `data`, `teacher`, `student`, `budget`, `cache`: what was used; `rows`: of each objective its numbers, top-1
+        and gain by seed, seconds, steps, the last epoch's parts of the loss, bytes a view, or why it is refused.
+    """
+    teacher = Teacher(material.teacher, material.index.num_classes)
+    url = str(folder / "cache.zarr")
+    say(f"caching {budget.epochs} views of {len(material.index)} samples")
+    cache, report = cache_views(url, material.index, material.views, teacher, EVERYTHING, range(budget.epochs))
+    feed = {name: getattr(teacher.built, name) for name in ("num_classes", "input_size", "mean", "std")}
+    student = student.model_copy(update=feed)
+    chosen = rows(budget.epochs, only)
+    runs = [
+        Run(row.label, seed, job(material, url, student, row, budget, seed), folder / f"{_slug(row.label)}-{seed}")
+        for seed in range(budget.seeds)
+        for row in chosen
+    ]
+    outcomes = run_all(runs, budget.jobs, say)
+    segment = cache.segments[0]
+    assert report.encoding is not None
+    assert report.encoding.map is not None
+    built = build(student)
+    return {
+        "data": {
+            "samples": len(material.index),
+            "labelled": material.labelled,
+            "validation": len(material.validation),
+        },
+        "teacher": {
+            "model": teacher.built.name,
+            "model_kwargs": teacher.built.kwargs,
+            "map": list(report.encoding.map.shape),
+            "top1": top1(material, teacher),
+        },
+        "student": {
+            "model": built.name,
+            "model_kwargs": built.kwargs,
+            "parameters": sum(p.numel() for p in built.module.parameters()),
+            "input_size": built.input_size,
+        },
+        "budget": {**vars(budget), "steps": max(o.steps for o in outcomes.values())},
+        "cache": {"bytes_per_view": cache.bytes(segment) / cache.quality(segment).views},
+        "rows": [_figures(row, outcomes, budget.seeds, _bytes(cache, material, row)) for row in chosen],
+    }
+
+
+def job(material: Material, url: str, student: ModelConfig, row: Row, budget: Budget, seed: int) -> Job:
+    """Of one run. Labels alone pass by more often where samples lack theirs, so that there are as many steps."""
+    taught, epochs = row.objective.needs.targets, budget.epochs
+    if not taught and material.index.unlabelled:
+        steps = epochs * -(-len(material.index) // budget.batch_size)
+        epochs = max(1, round(steps / -(-material.labelled // budget.batch_size)))
+    return Job(
+        index=material.index,
+        validation=material.validation,
+        caches=(url,) if taught else (),
+        views=material.views,
+        student=student,
+        objective=row.objective,
+        train=budget.training(seed, epochs),
+        loader=LoaderConfig(),
+    )
+
+
+def _figures(row: Row, outcomes: dict[tuple[str, int], Outcome], seeds: int, size: int) -> dict[str, Any]:
+    own = [outcomes[row.label, seed] for seed in range(seeds)]
+    alone = [outcomes[ALONE, seed] for seed in range(seeds)]
+    refused = next((one.refused for one in own if one.refused), "")
+    found: dict[str, Any] = {
+        "label": row.label,
+        "numbers": row.numbers,
+        "objective": row.objective.used(),
+        "bytes_per_view": size,
+        "refused": refused,
+    }
+    if refused:
+        return found
+    return found | {
+        "top1": [100 * one.top1 for one in own],
+        "gain": [100 * (one.top1 - other.top1) for one, other in zip(own, alone, strict=True)],
+        "seconds": [one.seconds for one in own],
+        "steps": own[0].steps,
+        "parts": {name: statistics.mean(one.parts[name] for one in own) for name in own[0].parts},
+    }
+
+
+def _bytes(cache: Cache, material: Material, row: Row) -> int:
+    """What is read of a view, uncompressed."""
+    needs: Needs = row.objective.needs
+    if not needs.targets:
+        return 0
+    want = Want.of(needs)
+    fields: Sequence[Any] = CacheReader(cache.store.url, material.index, material.views, want=want).fields
+    return sum(field.nbytes for field in fields)
+
+
+def _slug(label: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", label.lower())

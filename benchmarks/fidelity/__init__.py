@@ -1,0 +1,5 @@
+"""`kdpipe bench fidelity`: what each encoding of the targets does to the student's gradient, by objective."""
+
+from benchmarks.fidelity.run import fidelity
+
+__all__ = ["fidelity"]

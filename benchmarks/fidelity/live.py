@@ -1,0 +1,53 @@
+"""Parity: each objective for some steps, from an exact cache and with the teacher beside the student."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from kdpipe.caching import CachingConfig, cache_views
+from kdpipe.loader import Batch, Loader, LoaderConfig
+from kdpipe.targets import Targets, TargetsConfig
+from kdpipe.trainer import Learner, Step, TrainConfig
+from kdpipe.trainer.teachers import Teachers
+from benchmarks.fidelity.scene import Scene
+from benchmarks.fidelity.student import Trained
+from benchmarks.fidelity.uses import Use
+
+STEPS, BATCH, SAMPLES = 20, 16, 64
+
+
+def differences(scene: Scene, student: Trained, found: list[Use], folder: Path, steps: int = STEPS) -> dict[str, float]:
+    """The largest difference of the two losses over the steps, relative to the loss where it is above 1, by name.
+
+    The objectives have their usual numbers, labels' terms included.
+    """
+    index, teacher = scene.index.limit(min(SAMPLES, len(scene.index))), scene.teacher
+    epochs = -(-steps // -(-len(index) // BATCH))
+    features: dict[str, Any] = {name: "float32" for name in ("pooled", "map") if name not in scene.lacks}
+    exact = TargetsConfig(kind="dense", dtype="float32", tail="tail" not in scene.lacks, **features)
+    url, given = str(folder / "exact.zarr"), teacher.features
+    cache_views(url, index, scene.views, teacher, exact, range(epochs), caching=CachingConfig(render_threads=1))
+    teacher.give(given)
+
+    def live(batch: Batch) -> Targets:
+        return Targets.live(teacher(batch.images.numpy(), batch.erased))
+
+    def losses(use: Use, cached: Teachers, targets_of: Any) -> list[float]:
+        loader = Loader(index, scene.views, teacher.built.input_size, BATCH, seed=3, cache=cached.reader)
+        torch.manual_seed(1)
+        how = TrainConfig(epochs=epochs, batch_size=BATCH, lr=1e-3, warmup_epochs=0, device="cpu")
+        learner = Learner(student.fresh(), use.usual, cached.teaching())
+        step = Step(learner, how, updates=loader.steps, targets_of=targets_of)
+        batches = (batch for epoch in range(epochs) for batch in loader.epoch(epoch))
+        return [float(step(batch, number)["loss"]) for number, batch in zip(range(steps), batches, strict=False)]
+
+    def apart(use: Use) -> float:
+        cached = Teachers(
+            (url,), index, scene.views, use.usual, LoaderConfig(), scene.teaching.num_classes, lambda _: None
+        )
+        online, offline = (losses(use, cached, of) for of in (live, cached.targets_of))
+        scale = max(1.0, *map(abs, online))
+        return max(abs(a - b) for a, b in zip(online, offline, strict=True)) / scale
+
+    return {use.name: apart(use) for use in found}

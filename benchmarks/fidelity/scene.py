@@ -1,0 +1,131 @@
+"""Who teaches what: samples, their views, a teacher with its parts, and its word on batches of views."""
+
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+
+from kdpipe.caching.modules import Sample, fit_tokens
+from kdpipe.errors import ConfigError, TeacherError
+from kdpipe.loader import Batch, Loader
+from kdpipe.losses import Teaching
+from kdpipe.shards import Index
+from kdpipe.targets import Calibration, Targets
+from kdpipe.teacher import FEATURES, Teacher, TeacherOutput, head_parts, load_head, load_tail, tail_parts
+from kdpipe.views import ViewsConfig
+from kdpipe.views.block import labelling_index
+
+_PROBES = 16
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A batch of views, and the teacher's word on it."""
+
+    batch: Batch
+    output: TeacherOutput
+
+    @property
+    def exact(self) -> Targets:
+        """All that it said, nothing lost."""
+        return Targets.live(self.output)
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What is taught.
+
+    Attributes:
+        teaching: the teacher's sizes and parts, as adapters take them.
+        basis: of its map, with the components of the largest rank; None without a map.
+        lacks: what this teacher hasn't got, of pooled, map, head, tail, and why.
+    """
+
+    index: Index
+    views: ViewsConfig
+    teacher: Teacher
+    teaching: Teaching
+    basis: Calibration | None
+    lacks: dict[str, str]
+
+    @property
+    def ranks(self) -> tuple[int, ...]:
+        """An eighth, a quarter, and half of the map's channels."""
+        width = self.teaching.map[0] if self.teaching.map else 0
+        return tuple(sorted({width // part for part in (8, 4, 2)} - {0}))
+
+    def batches(self, count: int, size: int, epoch: int) -> Iterator[Shown]:
+        """So many batches of views, from the first of an epoch on."""
+        batches = _batches(self.index, self.views, self.teacher.built.input_size, size, epoch)
+        for batch in itertools.islice(batches, count):
+            yield Shown(batch, self.teacher(batch.images.numpy(), batch.erased))
+
+
+def make_scene(index: Index, views: ViewsConfig, teacher: Teacher) -> Scene:
+    """Take the teacher's parts out, and fit a basis to its map; what it hasn't got is left out.
+
+    Raises:
+        ShardError: a label is none of the teacher's classes.
+        ConfigError: the student would mix what the teacher saw unmixed.
+    """
+    if views.mixes and views.mix == "targets":
+        allowed = "images, which the teacher then sees mixed"
+        raise ConfigError("features don't mix", where="views.mix", found="targets", allowed=allowed)
+    labelling_index(index, views).check_labels(teacher.num_classes)
+    lacks: dict[str, str] = {}
+    given = [name for name in FEATURES if _tried(partial(teacher.shapes, (name,)), name, lacks) is not None]
+    shapes = teacher.shapes(given) if given else {}
+    teacher.give(given)
+    some = next(_batches(index, views, teacher.built.input_size, _PROBES, 0)).images.numpy()
+    head = _tried(lambda: load_head(head_parts(*_plain(teacher, some)), "the teacher's head"), "head", lacks)
+    own = (teacher.built.name, *teacher.built.kwargs)
+    tail = _tried(
+        lambda: load_tail(*tail_parts(*_plain(teacher, some), teacher.weights), "its tail", trust=own), "tail", lacks
+    )
+    basis = None
+    if "map" in shapes:
+        tokens, _ = fit_tokens(teacher, Sample(index, views.cached, [0], teacher.built.input_size, 1))
+        basis = Calibration.fit(tokens, max(1, shapes["map"][-1] // 2))
+    height, width, depth = shapes.get("map", (0, 0, 0))
+    teaching = Teaching(
+        num_classes=teacher.num_classes,
+        pooled=shapes["pooled"][0] if "pooled" in shapes else 0,
+        map=(depth, height, width) if "map" in shapes else None,
+        mean=None if basis is None else basis.mean,
+        std=None if basis is None else basis.std,
+        head=head,
+        tail=tail,
+    )
+    return Scene(index, views, teacher, teaching, basis, lacks)
+
+
+def of_rank(basis: Calibration, rank: int | None) -> Calibration:
+    """The basis with so many components; None for none."""
+    assert basis.components is not None
+    return replace(basis, components=None if rank is None else basis.components[:rank])
+
+
+def _plain(teacher: Teacher, images: Any) -> tuple[Any, Any, torch.Tensor]:
+    return teacher.plain(), teacher.built, teacher.normalized(images).contiguous()
+
+
+def _tried(make: Callable[[], Any], name: str, lacks: dict[str, str]) -> Any:
+    try:
+        return make()
+    except TeacherError as e:
+        lacks[name] = e.what
+        return None
+
+
+def _batches(index: Index, views: ViewsConfig, side: int, size: int, epoch: int) -> Iterator[Batch]:
+    loader = Loader(index, views, side, min(size, len(index)), seed=3)
+    try:
+        while True:
+            # An epoch's last batch may be a small one, which would count as much as a whole one.
+            yield from (batch for batch in loader.epoch(epoch) if len(batch) == loader.batch_size)
+            epoch += 1
+    finally:
+        loader.close()

@@ -1,0 +1,30 @@
+"""The cache: immutable segments, atomic task commits, reading, integrity."""
+
+from kdpipe.cache.cache import Cache, check_files, require_identity
+from kdpipe.cache.commit import add_segment, commit_task, create, read_canaries
+from kdpipe.verify.integrity import check_integrity
+from kdpipe.cache.several import JointReader
+from kdpipe.cache.layout import Segment
+from kdpipe.cache.read import ArrayReader
+from kdpipe.cache.reader import CacheReader, require_match
+from kdpipe.cache.select import Selection, Want
+from kdpipe.cache.store import Store
+
+__all__ = [
+    "ArrayReader",
+    "Cache",
+    "CacheReader",
+    "JointReader",
+    "Segment",
+    "Selection",
+    "Store",
+    "Want",
+    "add_segment",
+    "check_files",
+    "check_integrity",
+    "commit_task",
+    "create",
+    "read_canaries",
+    "require_identity",
+    "require_match",
+]

@@ -1,0 +1,158 @@
+"""A small file that says which cached targets are meant: where they are, which, and a digest of them.
+
+A store outlives its users: it gets more views and encodings, and others read it meanwhile. Whoever trains from a
+record reads exactly what was asked for when it was written, whatever else has come since.
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from kdpipe.cache.cache import Cache, record_digest
+from kdpipe.cache.layout import Segment, in_order
+from kdpipe.cache.modules import needed
+from kdpipe.cache.reader import CacheReader
+from kdpipe.cache.sealed import JSON_BYTES
+from kdpipe.cache.schema import validated
+from kdpipe.cache.schemas import CacheRecordFile
+from kdpipe.cache.select import Want
+from kdpipe.errors import CacheError, IdentityError, KdpipeError, TargetsError
+from kdpipe._util.files import whole
+from kdpipe._util.fingerprint import fingerprint
+from kdpipe._util.redact import bare_url
+from kdpipe.shards import Index
+from kdpipe.targets import Encoding, Quality
+from kdpipe._util.untrusted import load_json
+from kdpipe.views import View, ViewsConfig
+
+PLACE = "{identity}"
+_SUFFIX = ".json"
+
+
+@dataclass(frozen=True)
+class CacheRecord:
+    """What a cache holds of the views that were asked for. No path but the cache's own, no time, no host.
+
+    Attributes:
+        cache: folder or URL of the store, without user, password and query.
+        teacher: its name.
+        identity: digest of what it is a cache of.
+        encoding: of the targets, as `Encoding.json`.
+        views: those asked for, numbers first.
+        root: digest over identity and the finished tasks that hold them; equal for equal content.
+        samples: of the cache.
+        bytes: stored, of those tasks.
+        quality: of those tasks, as `Quality.means`.
+    """
+
+    cache: str
+    teacher: str
+    identity: str
+    encoding: dict[str, Any]
+    views: list[View]
+    root: str
+    samples: int
+    bytes: int
+    quality: dict[str, Any]
+
+    @classmethod
+    def of(cls, cache: Cache, encoding: Encoding, views: list[View]) -> Self:
+        """Describe these views in this encoding."""
+        segments = _segments(cache, encoding, views)
+        quality = Quality()
+        for segment in segments:
+            quality.add(cache.quality(segment))
+        return cls(
+            cache=bare_url(cache.store.url),
+            teacher=str(cache.identity["teacher"]["model"]),
+            identity=fingerprint(cache.identity),
+            encoding=encoding.json(),
+            views=in_order(views),
+            root=_root(cache, segments),
+            samples=sum(shard["samples"] for shard in cache.shards),
+            bytes=sum(cache.bytes(segment) for segment in segments),
+            quality=quality.means(),
+        )
+
+    def write(self, path: str) -> None:
+        """Leave it as JSON, the folder made if need be.
+
+        Raises:
+            CacheError: it can't be written.
+        """
+        try:
+            with whole(Path(path).absolute()) as partial:
+                partial.write_text(json.dumps(asdict(self), indent=2, allow_nan=False) + "\n")
+        except OSError as e:
+            raise CacheError(f"can't be written: {e.strerror}", where=path, do="Choose another --record") from e
+
+    @classmethod
+    def read(cls, path: str) -> Self:
+        """Read what `write` wrote.
+
+        Raises:
+            CacheError: not there, or no record.
+        """
+        try:
+            with Path(path).open("rb") as file:
+                content = load_json(file.read(JSON_BYTES))
+            validated(CacheRecordFile, content, path)
+        except (OSError, ValueError) as e:
+            do = "Make one with kdpipe cache-teacher --record, or name the cache itself"
+            found = e.what if isinstance(e, KdpipeError) else None
+            raise CacheError("no record of a cache", where=path, found=found, do=do) from e
+        return cls(**content)
+
+
+def place(out: str, identity: dict[str, Any]) -> str:
+    """`out` with {identity} replaced by the first 16 hex digits of the identity's digest."""
+    return out.replace(PLACE, fingerprint(identity)[:16])
+
+
+def open_reader(
+    where: str,
+    index: Index,
+    views: ViewsConfig | None = None,
+    *,
+    want: Want | None = None,
+    num_classes: int | None = None,
+    begun: list[dict[str, Any]] | None = None,
+    trust: tuple[str, ...] = (),
+) -> CacheReader:
+    """A reader of a cache, or of what a record (a name that ends in .json) says of one. Arguments as `CacheReader`'s.
+
+    Raises:
+        CacheError, IdentityError, TargetsError: as `CacheReader`, or the store is not what the record says.
+    """
+    if not where.endswith(_SUFFIX):
+        return CacheReader(where, index, views, want=want, num_classes=num_classes, begun=begun, trust=trust)
+    said = CacheRecord.read(where)
+    encoding = Encoding.parse(said.encoding)
+    try:
+        reader = CacheReader(said.cache, index, views, want=want, num_classes=num_classes, only=encoding, trust=trust)
+    except TargetsError as e:
+        do = f"A record is of one run of kdpipe cache-teacher: write one of a run with all fields, or pass {said.cache}"
+        raise TargetsError(e.what, where=where, found=e.found, allowed=e.allowed, do=do) from e
+    segments = _segments(reader.cache, encoding, said.views)
+    if fingerprint(reader.cache.identity) != said.identity or _root(reader.cache, segments) != said.root:
+        raise IdentityError(
+            "the cache holds other targets than its record says",
+            where=where,
+            found=said.cache,
+            do="Repeat the kdpipe cache-teacher that wrote the record",
+        )
+    reader.keep(said.views)
+    return reader
+
+
+def _segments(cache: Cache, encoding: Encoding, views: list[View]) -> list[Segment]:
+    return [s for s in cache.segments if s.encoding == encoding and set(s.views) & set(views)]
+
+
+def _root(cache: Cache, segments: list[Segment]) -> str:
+    names = {segment.name for segment in segments}
+    commits = {f"{n}/{shard}": record_digest(record) for (n, shard), record in cache.commits.items() if n in names}
+    # A calibration decides what a map is read as.
+    parts = {name: record_digest(cache.parts[name]) for name in needed(segments) if name in cache.parts}
+    return fingerprint({"identity": cache.identity, "commits": commits} | ({"parts": parts} if parts else {}))

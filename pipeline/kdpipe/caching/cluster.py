@@ -1,0 +1,179 @@
+"""Tasks on dask workers, of whichever cluster: `caching.clients`.
+
+The client keeps a bounded number of tasks in flight, so that neither it nor the scheduler knows more than a few at a
+time. What a worker does with one: `caching.worker`.
+"""
+
+import pickle
+from asyncio import CancelledError
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from distributed import Client, Future, as_completed
+from distributed.client import ClosedClientError, FuturesCancelledError
+from distributed.comm import CommClosedError
+from distributed.scheduler import KilledWorker
+
+from kdpipe._util import remote
+from kdpipe.caching.backend import Described, Job, Outcome, Task
+from kdpipe.caching.worker import TeacherPlugin, describe, require_same
+from kdpipe.errors import CacheError, KdpipeError, TeacherError
+from kdpipe.targets import Encoding
+from kdpipe.teacher import Plan, TeacherConfig
+from kdpipe.views import View
+
+# Tasks in flight for each worker: one that it does and one that waits, so that it never does.
+_AHEAD = 2
+# A task that fails is tried again, on another worker if there is one: machines fail more often than data.
+_ATTEMPTS = 3
+# What a client meets whose scheduler has died, depending on what it was doing.
+_GONE = (CommClosedError, ClosedClientError, CancelledError, FuturesCancelledError)
+_REPEAT = "Repeat the command: finished tasks are kept"
+# What a worker is about that does what is asked of one, by the name of the plugin's method.
+_STEPS = {
+    "settle": "finding how the teacher is run fastest",
+    "try_extracting": "trying to take the teacher's parts out",
+    "extract": "taking the teacher's parts out",
+    "try_batch": "trying the teacher on the first batch",
+    "calibrate": "fitting the map's calibration",
+}
+
+
+class Cluster:
+    """The workers of a dask cluster.
+
+    Args:
+        client: connected.
+        teacher: which teacher, and how it is run.
+        num_classes: used when neither the config nor the weights say.
+        devices: of the numbered workers of a local cluster, in turn; by default as the config says.
+        beside: workers that share this machine's cores.
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        teacher: TeacherConfig,
+        num_classes: int | None,
+        devices: list[str] | None = None,
+        beside: int = 1,
+    ) -> None:
+        self._client, self.beside = client, beside
+        client.register_plugin(TeacherPlugin(teacher.absolute(), num_classes, devices or []))
+
+    def describe(self, features: Sequence[str] = ()) -> Described:
+        """See Backend. Every worker loads its teacher; they must all be the same, run in the same way."""
+        try:
+            self._client.wait_for_workers(1)
+            answers = self._client.run(describe, tuple(features), on_error="return")
+        except _GONE as e:
+            raise CacheError("the scheduler is gone", do=_REPEAT) from e
+        first: Described | None = None
+        for worker, answer in answers.items():
+            if isinstance(answer, KdpipeError):
+                raise answer
+            if _unreachable(answer):
+                raise _died("loading the teacher and trying it", worker) from answer
+            if not isinstance(answer, Described):
+                raise TeacherError(f"a worker can't load the teacher: {answer}", where=worker)
+            first = first or answer
+            require_same(answer, first, worker)
+        if first is None:
+            raise _died("being asked for its teacher")
+        return first
+
+    def settle(self, layers: Plan | None, batches: int) -> dict[str, Any]:
+        """See Backend. One worker finds out; the others do as it found when their first task tells them."""
+        share = -(-batches // max(1, len(self._client.nthreads())))
+        numerics: dict[str, Any] = self._on_one("settle", layers, share)
+        return numerics
+
+    def try_extracting(self, names: Sequence[str]) -> None:
+        """See Backend, of one worker."""
+        self._on_one("try_extracting", tuple(names))
+
+    def extract(self, job: Job, names: Sequence[str]) -> None:
+        """See Backend. One worker writes them: they may be large, and it is at the cache as well as anybody."""
+        self._on_one("extract", pickle.dumps(job), tuple(names))
+
+    def calibrate(self, job: Job, rank: int | None, views: Sequence[View]) -> str:
+        """See Backend. One worker fits it, and writes it."""
+        name: str = self._on_one("calibrate", pickle.dumps(job), rank, tuple(views))
+        return name
+
+    def try_batch(self, job: Job, encoding: Encoding, views: Sequence[View], nondeterministic: bool) -> None:
+        """See Backend, of one worker."""
+        self._on_one("try_batch", pickle.dumps(job), encoding, tuple(views), nondeterministic)
+
+    def _on_one(self, name: str, *args: Any) -> Any:
+        """What the plugin of some worker answers."""
+        try:
+            return self._client.submit(remote.call, name, *args, pure=False).result()
+        except KilledWorker as e:
+            raise _died(_STEPS[name], e.last_worker.address, e.allowed_failures + 1) from e
+        except _GONE as e:
+            raise CacheError("the scheduler is gone", do=_REPEAT) from e
+
+    def run(self, job: Job, tasks: Iterator[Task]) -> Iterator[Outcome]:
+        """See Backend."""
+        try:
+            yield from self._run(job, tasks)
+        except (*_GONE, TimeoutError) as e:
+            raise CacheError("the scheduler is gone", where=job.url, do=_REPEAT) from e
+
+    def _run(self, job: Job, tasks: Iterator[Task]) -> Iterator[Outcome]:
+        # As bytes: else the scheduler would unpickle it for every task, and so would the workers; and opening a large
+        # index takes longer than all the rest of scheduling.
+        packed = pickle.dumps(job)
+        flying: dict[Future, tuple[Task, int]] = {}
+        ended = as_completed([], loop=self._client.loop, raise_errors=False)
+
+        def submit(task: Task, attempt: int) -> None:
+            future = self._client.submit(remote.do, packed, pickle.dumps(task), pure=False)
+            flying[future] = (task, attempt)
+            ended.add(future)
+
+        def top_up() -> None:
+            room = _AHEAD * max(1, len(self._client.nthreads())) - len(flying)
+            for _, task in zip(range(room), tasks, strict=False):
+                submit(task, 1)
+
+        top_up()
+        for future in ended:
+            task, attempt = flying.pop(future)
+            if future.status in ("cancelled", "lost") or self._client.status != "running":
+                raise CommClosedError(f"task {future.status}, client {self._client.status}")
+            if future.status == "finished":
+                yield Outcome(task, future.result())
+            else:
+                error = future.exception()
+                if isinstance(error, _GONE):
+                    raise error
+                if attempt < _ATTEMPTS and not isinstance(error, KilledWorker):
+                    submit(task, attempt + 1)
+                elif type(error) is CacheError:
+                    raise error  # A full disk is full for all: stop computing what can't be kept.
+                elif isinstance(error, KilledWorker):
+                    doing = f"{task.shard.name} of {task.segment.name}"
+                    yield Outcome(task, None, _died(doing, error.last_worker.address, error.allowed_failures + 1))
+                else:
+                    yield Outcome(task, None, error)
+            top_up()
+
+
+def _unreachable(answer: Any) -> bool:
+    """Whether this is what a scheduler met, and no worker said; errors of files have a number, dask's timeout none."""
+    if isinstance(answer, CommClosedError | TimeoutError):
+        return True
+    return type(answer) is OSError and answer.errno is None
+
+
+def _died(doing: str, worker: object = None, times: int = 1) -> CacheError:
+    """What to say of a worker that died, and of so many that did one after the other."""
+    return CacheError(
+        "a worker died" if times == 1 else f"{times} workers died one after the other",
+        where=worker,
+        found=doing,
+        do="Often it is for want of memory: set a smaller teacher.batch_size (--batch-size), or give workers more; "
+        "then repeat the command: finished tasks are kept",
+    )

@@ -1,0 +1,154 @@
+"""What every objective is: needs it declares, and a call that returns its loss and the loss's parts."""
+
+from typing import Any, ClassVar, Self
+
+import torch
+from pydantic import Field, field_validator
+from torch import nn
+
+from kdpipe.config import Config
+from kdpipe.errors import TargetsError
+from kdpipe.models import Built
+from kdpipe.losses.inputs import Answer, Context, Needs, Student, Teaching
+from kdpipe.targets import Labels, Targets
+
+
+class TermConfig(Config):
+    """What every objective's config has, for when several are summed."""
+
+    weight: float = Field(1.0, ge=0, description="of the objective where several are summed")
+    schedule: tuple[tuple[float, float], ...] = Field(
+        ((0.0, 1.0),), description="factors of the weight: [[0, 0.1], [0.05, 1]] is 0.1, and 1 from 5 % of the run on"
+    )
+
+    @field_validator("schedule")
+    @classmethod
+    def _from_the_start(cls, steps: tuple[tuple[float, float], ...]) -> tuple[tuple[float, float], ...]:
+        starts = [start for start, _ in steps]
+        if not steps or starts[0] != 0 or sorted(set(starts)) != starts or starts[-1] >= 1:
+            raise ValueError(f"a schedule begins at 0 and rises below 1, found {starts}")
+        return steps
+
+    def factor(self, context: Context) -> float:
+        """Weight times the schedule's factor, now."""
+        share = context.epoch / max(context.epochs, 1e-9)
+        return self.weight * [factor for start, factor in self.schedule if start <= share + 1e-9][-1]
+
+
+class Objective(nn.Module):
+    """A loss over one batch, with the adapters that it trains, if it has any. A subclass has the first four.
+
+    Attributes:
+        name: as in `--objective`.
+        paper: where it is from, one line.
+        Config: its numbers.
+        whole: it trains the student's classifier, so that it can stand alone.
+        dresses: whether `dress` does anything.
+        needs: what it takes.
+        config: its own.
+    """
+
+    name: ClassVar[str]
+    paper: ClassVar[str]
+    Config: ClassVar[type[TermConfig]]
+    whole: ClassVar[bool] = True
+    dresses: ClassVar[bool] = False
+
+    def __init__(self, config: TermConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.needs = self.needs_of(config)
+
+    @classmethod
+    def usable(cls) -> str:
+        """Its name as it can be used by itself: beside the labels' cross entropy where the classifier needs it."""
+        return cls.name if cls.whole else f"ce+{cls.name}"
+
+    @staticmethod
+    def needs_of(config: Any) -> Needs:
+        """What it takes with these numbers."""
+        raise NotImplementedError
+
+    @classmethod
+    def make(cls, config: Any, student: Student, teaching: Teaching | None) -> Self:
+        """With adapters of these sizes; without a teacher only where it needs none.
+
+        Raises:
+            TrainingError: student and teacher don't go together in it.
+        """
+        return cls(config)
+
+    @classmethod
+    def dress(cls, config: Any, model: nn.Module, teaching: Teaching | None) -> nn.Module:
+        """The student as it is trained and evaluated, where it needs more than its own layers.
+
+        Raises:
+            TrainingError: this student can't be dressed like that.
+        """
+        return model
+
+    @classmethod
+    def undress(cls, built: Built) -> Built:
+        """The student as it is kept, from `built` whose module is dressed: the same function."""
+        return built
+
+    @classmethod
+    def taps(cls, config: Any) -> tuple[str, ...]:
+        """Names of the dressed student's modules whose maps it takes; empty for the user's or the usual ones."""
+        return ()
+
+    def forward(
+        self, answer: Answer, labels: Labels, targets: Targets | None, context: Context
+    ) -> dict[str, torch.Tensor]:
+        """Compute in float32 whatever autocast is on.
+
+        Args:
+            answer: the student's, n rows.
+            labels: of the same n rows.
+            targets: of the same n rows.
+            context: see Context.
+
+        Returns:
+            float32 scalars: `loss` to minimise, and its parts by name, unweighted.
+
+        Raises:
+            TargetsError: targets are missing or lack what the objective needs.
+        """
+        raise NotImplementedError
+
+
+def require_targets(name: str, needs: Needs, targets: Targets | None) -> Targets:
+    """The targets, or TargetsError if they can't serve `needs`."""
+    if targets is None:
+        raise TargetsError("this objective needs a teacher's targets", where=name, do="Pass --cache")
+    if (needs.logits or needs.dense) and targets.log_probs is None:
+        raise TargetsError(
+            "this objective needs the teacher's logits and the targets have none",
+            where=name,
+            do="Cache them: kdpipe cache-teacher --targets topk, or dense",
+        )
+    if needs.dense and not targets.dense:
+        raise TargetsError(
+            "this objective needs every class and the targets are the top k",
+            where=name,
+            do="Cache all: kdpipe cache-teacher --targets dense, or --pooled float16, which gives dense logits at any "
+            "temperature through the teacher's head",
+        )
+    missing = [n for n in ("pooled", "map") if getattr(needs, n) and getattr(targets, n) is None]
+    if missing:
+        raise TargetsError(
+            f"this objective needs the teacher's {missing[0]} feature",
+            where=name,
+            do=f"Cache it: kdpipe cache-teacher --targets none --{missing[0]} float16",
+        )
+    return targets
+
+
+def rows_mean(x: torch.Tensor, context: Context) -> torch.Tensor:
+    """Mean over all elements of float (n, ...), each row counting once over the whole batch."""
+    return context.over_rows(x.float().flatten(1).mean(dim=1).sum()) if len(x) else x.float().sum()
+
+
+def float32(x: torch.Tensor) -> torch.Tensor:
+    """At least float32: a double stays one."""
+    return x if x.dtype == torch.float64 else x.float()

@@ -1,0 +1,179 @@
+"""From configs to everything a run works with. What can't work is refused here, before a file is written."""
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from kdpipe.errors import TrainingError
+from kdpipe._util.fingerprint import canonical_json
+from kdpipe.loader import Loader, LoaderConfig
+from kdpipe.models import Built, ModelConfig, weights_digest
+from kdpipe.losses import Needs, ObjectiveConfig
+from kdpipe.shards import Index
+from kdpipe.trainer.config import TrainConfig
+from kdpipe.trainer.module import Learner
+from kdpipe.trainer.distributed import Ranks
+from kdpipe.trainer.step import Step, build_student, stable_seed
+from kdpipe.trainer.teachers import Say, Teachers
+from kdpipe.views import ViewsConfig
+from kdpipe.views.block import labelling_index
+
+
+@dataclass(frozen=True)
+class Job:
+    """One student to train.
+
+    Attributes:
+        index: training samples.
+        validation: samples for the evaluation after an epoch, or None.
+        caches: where each teacher's targets are; none for objectives without a teacher.
+    """
+
+    index: Index
+    views: ViewsConfig
+    student: ModelConfig
+    objective: ObjectiveConfig
+    train: TrainConfig
+    loader: LoaderConfig
+    validation: Index | None = None
+    caches: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A job made concrete in one process.
+
+    Attributes:
+        identity: what a resumed run must agree with.
+        pixels: of each cache, whether the student sees what the teacher saw, and if not, what is the same; see
+            `Teachers.fit`.
+    """
+
+    job: Job
+    ranks: Ranks
+    built: Built
+    step: Step
+    loader: Loader
+    validation: Loader | None
+    identity: dict[str, Any]
+    pixels: list[dict[str, Any]]
+
+    def close(self) -> None:
+        """Stop the loaders' workers."""
+        self.loader.close()
+        if self.validation is not None:
+            self.validation.close()
+
+
+def prepare(job: Job, ranks: Ranks, say: Say, begun: dict[str, Any] | None = None) -> Plan:
+    """Open the cache, check that all fits together, build student and loaders.
+
+    Args:
+        job: what to train.
+        ranks: the processes of the run.
+        say: told remarks, one line each.
+        begun: identity of the run to go on with; it keeps its views where the cache has got more since.
+
+    Raises:
+        TrainingError: no cache where the objective needs one, no labels, no class count, a student that can't run.
+        IdentityError, CacheError, TargetsError, ViewError: the cache doesn't serve this job.
+        ShardError: a label is out of range.
+    """
+    needs = job.objective.needs
+    # An older version's checkpoint has none; it is refused by what differs.
+    before = [] if begun is None else begun.get("caches", [])
+    classes = job.student.num_classes
+    teachers = Teachers(
+        job.caches, job.index, job.views, job.objective, job.loader, classes, say, before, job.student.trusted()
+    )
+    built = build_student(job.student, job.train, _classes(job, teachers))
+    for index in (labelling_index(job.index, job.views), *([job.validation] if job.validation else [])):
+        index.check_labels(built.num_classes)
+    for idle in job.views.remarks():
+        say(idle)
+    pixels = teachers.fit(built, say)
+    common: dict[str, Any] = {"loader": job.loader, "rank": ranks.rank, "world": ranks.world}
+    batch, size = job.train.batch_size, built.input_size
+    labelled_only = needs.labels and not needs.targets
+    loader = Loader(
+        job.index,
+        job.views,
+        size,
+        batch,
+        seed=job.train.seed,
+        cache=teachers.reader,
+        labelled_only=labelled_only,
+        **common,
+    )
+    _remark_labels(job, needs, loader, say)
+    remark = loader.require_epochs(job.train.epochs)
+    if remark:
+        say(remark)
+    validation = (
+        None
+        if job.validation is None
+        else Loader(job.validation, job.views, size, batch, evaluate=("center",), **common)
+    )
+    identity = _identity(job, built, teachers, loader)
+    torch.manual_seed(stable_seed("adapters", job.train.seed))
+    learner = Learner(built, job.objective, teachers.teaching())
+    for line in teachers.remarks():
+        say(line)
+    step = Step(learner, job.train, updates=loader.steps, targets_of=teachers.targets_of, ranks=ranks)
+    step.rehearse()
+    return Plan(job, ranks, learner.built, step, loader, validation, identity, pixels)
+
+
+def _classes(job: Job, teachers: Teachers) -> int | None:
+    """Number of classes where neither the student's config nor its weights say it."""
+    if teachers.readers:
+        return teachers.readers[0].num_classes
+    largest = int(np.max(labelling_index(job.index, job.views).labels))
+    return job.index.num_classes or (largest + 1 if largest >= 0 else None)
+
+
+def _remark_labels(job: Job, needs: Needs, loader: Loader, say: Say) -> None:
+    total, without = len(job.index), job.index.unlabelled
+    if not needs.labels or not without:
+        return
+    if job.views.mixes:
+        known = loader.labelled(0)
+        if not known and not needs.targets:
+            raise TrainingError(
+                "no view would have a label: of a mixed pair both must be known",
+                where=job.index.path,
+                found=f"{without} of {total} samples unlabelled",
+                do="Train without views.mixup and views.cutmix, or on labelled samples",
+            )
+        say(f"mixing leaves {known} of {total - without} labels in epoch 1: of a pair both samples must have one")
+    if not needs.targets:
+        say(f"{without} of {total} samples have no label and are left out")
+    elif without == total:
+        hint = ", and objective.kd.alpha=1 would say so" if job.objective.name == "kd" else ""
+        say(f"no sample has a label: the cross entropy is zero{hint}")
+    else:
+        say(f"{without} of {total} samples have no label: they learn from the teacher only")
+
+
+def _identity(job: Job, built: Built, teachers: Teachers, loader: Loader) -> dict[str, Any]:
+    """What decides the trained weights, rounding aside: no path, device, worker or number of processes."""
+    begun = built.module if job.student.weights or job.student.pretrained else None
+    identity = {
+        "data": job.index.fingerprint,
+        "validation": job.validation and job.validation.fingerprint,
+        "views": job.views.identity() | job.views.student_identity(),
+        "caches": teachers.identity(),
+        "student": {**built.metadata(), "weights": begun and weights_digest(begun)},
+        "objective": job.objective.used(),
+        "train": job.train.identity(),
+        "loader": {
+            "lanes": loader.lanes,
+            "window": job.loader.window,
+            "views_per_decode": job.loader.views_per_decode,
+            "view_schedule": job.loader.view_schedule,
+        },
+    }
+    return json.loads(canonical_json(identity))

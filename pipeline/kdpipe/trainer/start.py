@@ -1,0 +1,72 @@
+"""Begin a run, or go on with one: the folder, the processes and the plan around the loop."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from kdpipe._util.fingerprint import differences
+from kdpipe.trainer.files import RunFolder
+from kdpipe.trainer.loggers import LiveLog
+from kdpipe.trainer.loop import OnStep, Run
+from kdpipe.trainer.prepare import Job, Say, prepare
+from kdpipe.trainer.distributed import joined
+
+
+def train(
+    job: Job,
+    out: str | Path,
+    *,
+    say: Say = print,
+    on_step: OnStep = lambda _: None,
+    stop: Callable[[], bool] = lambda: False,
+    replace: bool = False,
+    dvclive: bool = False,
+) -> dict[str, Any] | None:
+    """Train a student, or go on with it where `out` has a checkpoint of the same job.
+
+    Args:
+        job: what to train.
+        out: folder of the run; see `trainer.files`.
+        say: told remarks, one line each, in the first process only.
+        on_step: told of every step, in the first process only.
+        stop: asked after every step whether to make a checkpoint and leave; of several processes the first
+            decides, now and then.
+        replace: delete a run of another job in `out` and begin anew, instead of refusing it.
+        dvclive: log each epoch with dvclive too, in the folder dvclive of `out`.
+
+    Returns:
+        What summary.json holds; None if it was stopped.
+
+    Raises:
+        CheckpointError: `out` holds something else, a checkpoint of another job, or can't be written; or
+            another run is writing there.
+        TrainingError: the loss is not finite, or the memory doesn't suffice.
+        KdpipeError: others, see `prepare`.
+    """
+    with joined(job.train.device) as ranks:
+        if not ranks.first:
+            say, on_step = (lambda _: None), (lambda _: None)
+        if job.train.threads is not None:
+            torch.set_num_threads(job.train.threads)
+        folder = RunFolder(out)
+        live = LiveLog(folder.path, dvclive and ranks.first)
+        try:
+            going_on = ranks.agree(ranks.first and folder.open())
+            begun = folder.read_state()["config"] if going_on else None
+            # What replaces a run owes nothing to it, not even the views it began with.
+            plan = prepare(job, ranks, say, None if replace else begun)
+            try:
+                if replace and begun is not None and differences(plan.identity, begun):
+                    say(f"{folder} is of another job and is replaced")
+                    going_on = False
+                    if ranks.first:
+                        live.clear()
+                        folder.clear()
+                return Run(plan, folder, live, say, on_step, stop).fit(going_on)
+            finally:
+                plan.close()
+        finally:
+            live.close()
+            folder.close()

@@ -1,5 +1,0 @@
-"""`kdpipe bench fidelity`: what each encoding of the targets does to the student's gradient, by objective."""
-
-from stages.bench.fidelity.run import fidelity
-
-__all__ = ["fidelity"]

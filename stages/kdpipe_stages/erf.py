@@ -1,0 +1,112 @@
+"""`kdpipe erf`: effective receptive fields of several models, side by side."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import click
+import numpy as np
+import torch
+
+from kdpipe.errors import ConfigError
+from kdpipe.shards import BlockReader, Index
+from kdpipe.views import ViewsConfig, render_view
+from kdpipe.views.block import decode_sample
+from kdpipe_stages import settings as params
+from kdpipe_stages.erf_models import RANDOM, Subject, parse_model
+from kdpipe_stages.erf_sheet import check_out, sheet
+from kdpipe_stages.pictures import save
+from kdpipe_stages.progress import Progress
+
+# As the papers do it; a smaller image cuts a field off.
+_SIZE, _IMAGES = 1024, 50
+_MEASURES = {"log": "of log10(1 + gradient), as published", "gradient": "of the gradient itself"}
+
+
+@click.command()
+@click.argument("models", nargs=-1, required=True, metavar="MODEL...")
+@click.option("--shards", required=True, help="Index of the shards, from kdpipe index.")
+@click.option("--limit", type=int, default=_IMAGES, show_default=True, help="Only the first N samples.")
+@click.option("--input-size", type=click.IntRange(1), default=_SIZE, show_default=True, help="Side, pixels.")
+@click.option("--pretrained", is_flag=True, help="timm's published weights, for what is named without a file.")
+@click.option("--num-classes", type=click.IntRange(1), help="Classes, where a model and its weights don't say.")
+@click.option("--out", required=True, type=click.Path(), help="The heat maps, a PNG; an old one is replaced.")
+@click.option("--json", "as_json", is_flag=True, help="Print the table as JSON.")
+@params.trust_option
+@params.options
+def erf(
+    models: tuple[str, ...],
+    shards: str,
+    limit: int,
+    input_size: int,
+    pretrained: bool,
+    num_classes: int | None,
+    out: str,
+    as_json: bool,
+    trust: tuple[str, ...],
+    params_file: str | None,
+    sets: tuple[str, ...],
+) -> None:
+    """Draw and measure which pixels the centre of each MODEL's final map answers to.
+
+    MODEL is weights that kdpipe wrote, NAME=FILE, a model's name and its weights, or a name: timm's, a hub name,
+    package.module:factory. A timm model by name alone has random weights, the same every time.
+
+    All models see the same images: all of a square one, else its centre. Of --params and --set these count: of
+    views crop_pct, interpolation and exif; of teacher device, threads and channels_last.
+    """
+    settings = params.load(params_file, sets, params.trusting(trust))
+    check_out(out)
+    index = Index.open(shards).limit(limit)
+    asked = [parse_model(word, pretrained, settings.teacher.trust) for word in models]
+    if pretrained and not any(config.pretrained for config in asked):
+        raise ConfigError("every model has weights of its own", where="--pretrained", do="Leave it out")
+    if settings.teacher.threads:
+        torch.set_num_threads(settings.teacher.threads)
+    subjects = [
+        Subject(word, config, settings.teacher, num_classes) for word, config in zip(models, asked, strict=True)
+    ]
+    for subject in subjects:
+        if subject.weights == RANDOM:
+            click.echo(f"{subject.word}: {RANDOM}; NAME=FILE or --pretrained gives it others", err=True)
+    views = settings.views
+    if "crop_pct" not in views.model_fields_set:
+        views = views.model_copy(update={"crop_pct": 1.0})
+    with Progress(len(index), "images", "measuring") as progress:
+        # Every model's first image comes before any second one: what can't run is known at once.
+        for pixels in center_views(index, views, input_size):
+            for subject in subjects:
+                subject.add(pixels)
+            progress.advance(1)
+    found = [subject.result() for subject in subjects]
+    for subject in subjects:
+        if subject.field.skipped:
+            click.echo(f"{subject.word}: {subject.field.skipped} images skipped: gradients not finite", err=True)
+    save(sheet([(subject.heat(), *subject.title) for subject in subjects]), out, "picture")
+    if as_json:
+        click.echo(json.dumps({"out": out, "input_size": input_size, "models": found}))
+    else:
+        click.echo(_text(found, input_size, len(index)))
+        click.echo(out)
+
+
+def center_views(index: Index, views: ViewsConfig, size: int) -> Iterator[np.ndarray]:
+    """The center view of every sample in order, uint8 (size, size, 3)."""
+    reader = BlockReader(index)
+    for row in range(len(index)):
+        image = decode_sample(index, row, reader.image(row), views)
+        yield render_view(views, index.shard_of(row).name, index.key(row), "center", image, size)
+
+
+def _text(found: list[dict[str, Any]], size: int, images: int) -> str:
+    """A table for each measure, a row a model."""
+    names = [f"{one['model']}, {one['weights']}" for one in found]
+    width = max(map(len, names))
+    lines = [f"sides in pixels of {size}, and areas, of the smallest centred squares; mean of {images} images"]
+    for measure, title in _MEASURES.items():
+        shares = found[0][measure]
+        lines += ["", title, " ".join(["holding more than".ljust(width), *(f"{share:>14}" for share in shares)])]
+        for name, one in zip(names, found, strict=True):
+            cells = (f"{s['side']:>6} {100 * s['area']:>5.1f} %" for s in one[measure].values())
+            lines.append(" ".join([name.ljust(width), *cells]))
+    return "\n".join(lines)

@@ -1,0 +1,92 @@
+"""The models of `kdpipe erf`: from the words of the command line to measured receptive fields."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from kdpipe.erf import SHARES, ReceptiveField, Square, log_scale, squares
+from kdpipe.errors import ConfigError
+from kdpipe.models import ModelConfig, build, is_factory, read_header
+from kdpipe.teacher import TeacherConfig, resolve_device
+from kdpipe.views import Normalize
+
+RANDOM = "random weights"
+_FILES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar")
+
+
+class Subject:
+    """A model under measurement.
+
+    Args:
+        word: what the command line calls it.
+        config: which model, see `parse_model`.
+        run: `device` and `channels_last` count.
+        num_classes: where neither the model nor its weights say.
+
+    Attributes:
+        title: the architecture, and where its weights are from.
+        field: the images so far.
+    """
+
+    def __init__(self, word: str, config: ModelConfig, run: TeacherConfig, num_classes: int | None) -> None:
+        # Random weights are the same every time, whatever other models there are.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            built = build(config, num_classes=num_classes)
+        self.word = word
+        if config.weights or is_factory(built.name):
+            self.weights = config.weights or "its factory's weights"
+        else:
+            self.weights = "published weights" if config.pretrained else RANDOM
+        self.title = (built.name, self.weights)
+        self._device = resolve_device(run.device)
+        layout = torch.channels_last if run.channels_last else torch.contiguous_format
+        module = built.module.to(self._device, memory_format=layout)  # type: ignore[call-overload]
+        self._normalize = Normalize(built.mean, built.std, run.channels_last).to(self._device)
+        self.field = ReceptiveField(module, word)
+
+    def add(self, pixels: np.ndarray) -> None:
+        """Count an image, uint8 (S, S, 3)."""
+        self.field.add(self._normalize(torch.from_numpy(pixels[None]).to(self._device)))
+
+    def heat(self) -> np.ndarray:
+        """The heat map that is drawn, float64 (S, S) from 0 to 1."""
+        return log_scale(self.field.heat())
+
+    def result(self) -> dict[str, Any]:
+        """What is known of it, JSON-able: squares by per cent, as the papers measure and of the gradient itself."""
+        name, weights = self.title
+        return {
+            "model": name,
+            "weights": weights,
+            "images": self.field.images,
+            "skipped": self.field.skipped,
+            "log": _by_share(squares(self.heat())),
+            "gradient": _by_share(squares(self.field.heat())),
+        }
+
+
+def parse_model(word: str, pretrained: bool, trust: tuple[str, ...] = ()) -> ModelConfig:
+    """FILE, NAME=FILE or NAME -> which model with which weights; `trust` is of what files may name.
+
+    Raises:
+        ConfigError: neither of these, or a file that doesn't say of which model it is.
+        TeacherError: a file that is missing or damaged.
+    """
+    name, equals, file = word.partition("=")
+    # A path may hold a "=" too.
+    if Path(word).is_file() or (not equals and word.endswith(_FILES)):
+        if read_header(word).model is None:
+            raise ConfigError("these weights don't say of which model they are", where=word, do=f"Write NAME={word}")
+        return ModelConfig(weights=word, trust=trust)
+    if equals:
+        if not (name and file):
+            raise ConfigError("not a model", found=word, allowed="FILE, NAME=FILE or NAME")
+        return ModelConfig(model=name, weights=file, trust=trust)
+    return ModelConfig(model=word, pretrained=pretrained and not is_factory(word))
+
+
+def _by_share(found: list[Square]) -> dict[str, dict[str, float]]:
+    return {f"{share:.0%}": square._asdict() for share, square in zip(SHARES, found, strict=True)}

@@ -1,0 +1,116 @@
+"""`kdpipe index`: shards to an index."""
+
+import json
+from typing import Any
+
+import click
+
+from kdpipe.errors import IndexFileError
+from kdpipe.shards import Index, build_index
+from kdpipe.shards.document import MAX_CLASSES
+from kdpipe.shards.samples import Check
+from kdpipe_stages.progress import Progress
+
+
+@click.command()
+@click.argument("source")
+@click.option("--out", required=True, type=click.Path(), help="The index, a folder.")
+@click.option("--block-size", type=click.IntRange(1), default=256, show_default=True, help="Samples a block.")
+@click.option("--num-classes", type=click.IntRange(1, MAX_CLASSES), help="Refuse labels that are not below it.")
+@click.option("--label-key", help="Field of .json that holds the label; by default .cls, or the field 'label'.")
+@click.option("--split", help="Split of timm's _info.json.")
+@click.option("--skip-bad", is_flag=True, help="Leave bad samples out and list them in the index.")
+@click.option(
+    "--check",
+    type=click.Choice(["decode", "header"]),
+    default="decode",
+    show_default=True,
+    help="Decode every image, or read its header only.",
+)
+@click.option("--limit", type=click.IntRange(1), help="Index the first so many samples.")
+@click.option("--workers", type=click.IntRange(1), help="Threads; by default one a core.")
+@click.option("--force", is_flag=True, help="Replace another index.")
+@click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
+def index(
+    source: str,
+    out: str,
+    block_size: int,
+    num_classes: int | None,
+    label_key: str | None,
+    split: str | None,
+    skip_bad: bool,
+    check: Check,
+    limit: int | None,
+    workers: int | None,
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Index the WebDataset shards of SOURCE, checking every sample.
+
+    SOURCE is a brace pattern ('train-{0000..0019}.tar'), a folder, a glob, an fsspec URL of these, timm's
+    _info.json, or a .txt file with a URL a line, presigned ones for example. Quote patterns, so that the shell leaves
+    them alone. The index keeps no user, password or query of a URL: later commands take credentials from the
+    environment, or fresh URLs by `kdpipe --shard-urls`.
+    """
+    before = _digest(out)
+    bar: Progress | None = None
+
+    def progress(done: int, total: int, samples: int) -> None:
+        nonlocal bar
+        bar = bar or Progress(total, "shards", "index")
+        bar.advance(done - bar.done, samples=samples)
+
+    try:
+        made = build_index(
+            source,
+            out,
+            block_size=block_size,
+            num_classes=num_classes,
+            label_key=label_key,
+            split=split,
+            skip_bad=skip_bad,
+            check=check,
+            limit=limit,
+            workers=workers,
+            force=force,
+            progress=progress,
+        )
+    finally:
+        if bar is not None:
+            bar.close()
+    for line in made.warnings():
+        click.echo(f"warning: {line}", err=True)
+    summary = summarise(made) | {"index": out, "unchanged": made.digest == before}
+    click.echo(json.dumps(summary) if as_json else _text(summary))
+
+
+def summarise(made: Index) -> dict[str, Any]:
+    """What an index holds, in a few numbers."""
+    labels = made.labels
+    return {
+        "shards": len(made.shards),
+        "samples": len(made),
+        "blocks": made.blocks,
+        "classes": made.num_classes or int(labels.max()) + 1,
+        "unlabelled": made.unlabelled,
+        "skipped": made.skipped,
+        "bytes": made.bytes,
+        "fingerprint": made.fingerprint,
+        "warnings": made.warnings(),
+    }
+
+
+def _text(summary: dict[str, Any]) -> str:
+    classes = "no labels" if not summary["classes"] else f"{summary['classes']} classes"
+    return (
+        f"{summary['index']}{' (unchanged)' if summary['unchanged'] else ''}: {summary['shards']} shards, "
+        f"{summary['samples']} samples, {classes}, {summary['unlabelled']} unlabelled, "
+        f"{len(summary['skipped'])} skipped, {summary['bytes']} bytes\nfingerprint {summary['fingerprint']}"
+    )
+
+
+def _digest(path: str) -> str | None:
+    try:
+        return Index.open(path).digest
+    except IndexFileError:  # nothing there yet, or something that build_index judges
+        return None

@@ -1,0 +1,134 @@
+"""`kdpipe plan`: what a cache would weigh and take, before anything is spent on it."""
+
+import json
+import sys
+import time
+from typing import Any
+
+import click
+
+from kdpipe.estimate.forecast import forecast, sampled
+from kdpipe.estimate.measure import Measured, measure
+from kdpipe.errors import ConfigError
+from kdpipe.shards import Index
+from kdpipe.teacher import Teacher, devices_here
+from kdpipe.trainer import Job
+from kdpipe.trainer.forecast import forecast_student
+from kdpipe_stages import settings as params
+from kdpipe_stages.caching_options import caching_options, overrides, parse_views
+from kdpipe_stages.plan_text import show
+
+
+@click.command()
+@click.option("--shards", required=True, help="Index of the shards, from kdpipe index.")
+@caching_options
+@click.option("--limit", type=int, help="Only the first N samples.")
+@click.option("--student", help="timm name of a student: also forecast its training, with the cache and without.")
+@click.option("--epochs", type=int, help="Of the student.")
+@click.option("--student-batch-size", type=int, help="Samples a step of the student.")
+@click.option("--machines", default="1,2,4,8", show_default=True, help="Numbers of machines like this one.")
+@click.option("--seconds", type=click.FloatRange(min=1), default=60, show_default=True, help="To spend on measuring.")
+@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON; seconds and bytes.")
+@params.options
+def plan(
+    shards: str,
+    views: str,
+    limit: int | None,
+    machines: str,
+    seconds: float,
+    as_json: bool,
+    params_file: str | None,
+    sets: tuple[str, ...],
+    epochs: int | None,
+    student: str | None,
+    student_batch_size: int | None,
+    **flags: Any,
+) -> None:
+    """Forecast bytes and hours of a cache from 2 % of the samples and a minute; nothing is written.
+
+    Takes the options of cache-teacher. Ranges come from the spread of what was measured.
+    """
+    training = {"student.model": student, "train.epochs": epochs, "train.batch_size": student_batch_size}
+    settings = params.load(params_file, sets, overrides(flags) | training)
+    counts, wanted = _machines(machines), parse_views(views)
+    needs = settings.objective.needs
+    if student is not None and (not needs.targets or needs.features):
+        what = "takes more than logits from a teacher, which only a cache has" if needs.features else "takes nothing"
+        raise ConfigError(
+            f"a student's steps can't be rehearsed: the objective {what}",
+            where="objective.name",
+            found=settings.objective.name,
+            allowed="kd, nkd, dkd, dist and the like",
+            do="Plan with --set objective.name=kd: most of a step is the student",
+        )
+    if student is not None and settings.targets.kind == "none":
+        what = "a student's steps can't be rehearsed without logits"
+        raise ConfigError(what, where="--targets", found="none", do="Plan the student with --targets dense")
+    index = Index.open(shards).limit(limit)
+    began = time.monotonic()
+    teacher = Teacher(settings.teacher, index.num_classes)
+    loading = time.monotonic() - began
+    seconds = max(1.0, seconds - loading)
+    measured = measure(
+        index,
+        settings.views,
+        teacher,
+        settings.targets,
+        wanted,
+        caching=settings.caching,
+        seconds=seconds * (0.75 if student else 1.0),
+        say=lambda what: click.echo(f"plan: {what}", err=True) if sys.stderr.isatty() else None,
+    )
+    encoding = measured.encoding
+    report: dict[str, Any] = {
+        "shards": str(index.path),
+        "view_spec": views,
+        "teacher": {**teacher.built.metadata(), "device": str(teacher.device), "render_threads": measured.threads},
+        "sampled": sampled(index, measured),
+        **forecast(index, measured, encoding, wanted, counts, loading),
+        "student": None,
+    }
+    if student is not None:
+        job = Job(index, settings.views, settings.student, settings.objective, settings.train, settings.loader)
+        alone = forecast(index, measured, encoding, wanted, [1], loading)["machines"][0]["seconds"]
+        report["student"] = forecast_student(job, measured, encoding, teacher.built, alone, 0.25 * seconds)
+    report["remarks"] = _remarks(report, measured, settings.teacher.form, settings.views.remarks())
+    if as_json:
+        click.echo(json.dumps(report))
+    else:
+        show(report)
+
+
+# Seconds of the device from which on the search for the fastest form has the minute that compiling takes.
+_LONG = 3000.0
+
+
+def _machines(text: str) -> list[int]:
+    try:
+        found = [int(word) for word in text.split(",")]
+    except ValueError:
+        found = [0]
+    if min(found) < 1:
+        raise ConfigError("not numbers of machines", where="--machines", found=text, allowed="1,2,4,8")
+    return found
+
+
+def _remarks(report: dict[str, Any], measured: Measured, form: str, others: list[str]) -> list[str]:
+    device, threads = report["teacher"]["device"], measured.threads
+    found = [*others, f"a machine is counted with what was measured here: one {device}, {threads} render threads"]
+    gpus = len(devices_here())
+    if device != "cpu" and gpus > 1:
+        found.append(f"cache-teacher uses all {gpus} GPUs here: while the teacher binds, as fast as {gpus} machines")
+    alone = report["seconds_alone"]
+    if device == "cpu":
+        found.append("teacher and rendering share the cores: cache-teacher --workers N on one machine gains little")
+    elif alone["rendering"] > alone["teacher"]:
+        waits = 100 * (1 - alone["teacher"] / alone["rendering"])
+        found.append(f"render threads bind: the device waits {waits:.0f} % of the time; give it more cores")
+    if form == "fastest" and report["device_seconds"]["mid"] > _LONG:
+        found.append("a run as long as this one tries to compile the teacher, which this forecast has not: it may gain")
+    if report["sampled"]["share"] > 0.02:
+        found.append("the set is small: more than 2 % of it was looked at")
+    if len(measured.sample) < 2:
+        found.append("a single block: its spread, and so the ranges of bytes, are unknown")
+    return found

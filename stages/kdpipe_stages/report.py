@@ -1,0 +1,192 @@
+"""`kdpipe report`: teacher, students and twins in one table."""
+
+import json
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+
+from kdpipe.errors import ConfigError
+from kdpipe._util.files import whole
+from kdpipe._util.untrusted import load_json
+
+# Named here, not imported: a report needs none of what trains and caches, and DVC shouldn't repeat it for that.
+_SUMMARY, _WEIGHTS = "summary.json", "best.safetensors"
+_NO_TEACHER = "none"  # the objective of twins
+_BYTES = 2**24  # of a file, at most
+
+
+class _Part(BaseModel):
+    """What a report needs of a document, which holds more. Other commands wrote it, or anybody."""
+
+    model_config = ConfigDict(strict=True, extra="ignore", allow_inf_nan=False)
+
+
+class _Quality(_Part):
+    teacher_top1: float | None
+    encoding_loss: float
+
+
+class _Record(_Part):
+    teacher: str
+    samples: int = Field(ge=1)
+    views: list[int | str] = Field(min_length=1)
+    bytes: int = Field(ge=0)
+    quality: _Quality
+
+
+class _Scores(_Part):
+    top1: float | None
+    nll: float | None
+    agreement_top1: float | None = None
+    kl: float | None = None
+
+
+class _Objective(_Part):
+    name: str
+
+
+class _Config(_Part):
+    student: dict[str, JsonValue]
+
+
+class _Summary(_Part):
+    student: str
+    objective: _Objective
+    steps: int
+    config: _Config
+
+
+_Document = TypeVar("_Document", bound=_Part)
+
+
+@click.command()
+@click.argument("runs")
+@click.option("--evaluations", required=True, help="Folder of NAME.json, what kdpipe evaluate --json said of a run.")
+@click.option("--cache", help="Record of the cache the students learnt from: its bytes and losses.")
+@click.option("--teacher", help="Record of a cache of the evaluated views: the teacher's own score there.")
+@click.option("--out", required=True, type=click.Path(), help="The table, a Markdown file.")
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+def report(runs: str, evaluations: str, cache: str | None, teacher: str | None, out: str, as_json: bool) -> None:
+    """Compare the runs in the folder RUNS: a table of accuracy, agreement with the teacher, gain and bytes.
+
+    A twin is a run of the same model without a teacher (--objective none). A student's gain is over its twin.
+    """
+    document = build(Path(runs), Path(evaluations), cache, teacher)
+    text = markdown(document)
+    try:
+        with whole(Path(out).absolute()) as partial:
+            partial.write_text(text)
+    except OSError as e:
+        raise ConfigError(f"can't be written: {e.strerror}", where=out, do="Choose another --out") from e
+    click.echo(json.dumps(document) if as_json else text, nl=as_json)
+
+
+def build(runs: Path, evaluations: Path, cache: str | None, teacher: str | None) -> dict[str, Any]:
+    """The report: `students` by name, the twins among them, and `teacher` and `cache`, None where nothing was given."""
+    names = sorted(path.stem for path in evaluations.glob("*.json"))
+    if not names:
+        raise ConfigError("no evaluations there", where=evaluations, do="kdpipe evaluate --json > NAME.json makes one")
+    students = {name: _row(runs / name, evaluations / f"{name}.json") for name in names}
+    twins = {row["model_digest"]: name for name, row in students.items() if row["objective"] == _NO_TEACHER}
+    for row in students.values():
+        twin = twins.get(row.pop("model_digest"))
+        alone = None if twin is None or row["objective"] == _NO_TEACHER else students[twin]["top1"]
+        row["twin"] = twin if alone is not None else None
+        row["gain_points"] = None if alone is None or row["top1"] is None else 100 * (row["top1"] - alone)
+    said = _read(Path(teacher), _Record, _NO_RECORD) if teacher else None
+    kept = _read(Path(cache), _Record, _NO_RECORD) if cache else None
+    return {
+        "teacher": said and {"model": said.teacher, "top1": said.quality.teacher_top1},
+        "students": students,
+        "cache": kept and _cache(kept),
+    }
+
+
+def markdown(document: dict[str, Any]) -> str:
+    """The report as a Markdown table and a line about the cache."""
+    lines = [
+        "| | model | objective | steps | top-1 % | agreement % | gain over twin, points | weights, bytes |",
+        "|---|---|---|---:|---:|---:|---:|---:|",
+    ]
+    if document["teacher"]:
+        teacher = document["teacher"]
+        lines.append(f"| teacher | {_name(teacher['model'])} | | | {_percent(teacher['top1'])} | | | |")
+    for name, row in document["students"].items():
+        gain = "" if row["gain_points"] is None else f"{row['gain_points']:+.2f}"
+        lines.append(
+            f"| {_name(name)} | {_name(row['model'])} | {_name(row['objective'])} | {row['steps']} "
+            f"| {_percent(row['top1'])} | {_percent(row['agreement_top1'])} | {gain} | {row['weights_bytes']} |"
+        )
+    cache = document["cache"]
+    if cache:
+        lines += [
+            "",
+            f"Cache: {cache['samples']} samples x {cache['views']} views, {cache['bytes']} bytes, "
+            f"{cache['bytes_per_view']:.1f} a view, encoding loss {cache['encoding_loss']:.3g} nats.",
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def _cache(record: _Record) -> dict[str, Any]:
+    views = record.samples * len(record.views)
+    return {
+        "samples": record.samples,
+        "views": len(record.views),
+        "bytes": record.bytes,
+        "bytes_per_view": record.bytes / views,
+        "encoding_loss": record.quality.encoding_loss,
+    }
+
+
+def _row(run: Path, evaluation: Path) -> dict[str, Any]:
+    summary = _read(run / _SUMMARY, _Summary, "not a finished run")
+    scores = _read(evaluation, _Scores, "not an evaluation")
+    try:
+        size = (run / _WEIGHTS).stat().st_size
+    except OSError as e:
+        raise ConfigError(f"not a finished run: {e.strerror}", where=run / _WEIGHTS) from e
+    return {
+        "model": summary.student,
+        # Twins have the same arguments and classes too, not the name alone.
+        "model_digest": json.dumps(summary.config.student, sort_keys=True),
+        "objective": summary.objective.name,
+        "steps": summary.steps,
+        "top1": scores.top1,
+        "nll": scores.nll,
+        "agreement_top1": scores.agreement_top1,
+        "kl": scores.kl,
+        "weights_bytes": size,
+    }
+
+
+_NO_RECORD = "no record of a cache"
+
+
+def _read(path: Path, kind: type[_Document], otherwise: str) -> _Document:
+    """A JSON file, of which only what is needed is kept; `otherwise` is what it is if that isn't there."""
+    do = "Name a --record of cache-teacher, runs as RUNS/NAME and their evaluations as EVALUATIONS/NAME.json"
+    try:
+        with path.open("rb") as file:
+            data = file.read(_BYTES + 1)
+        if len(data) > _BYTES:
+            raise ValueError(f"more than {_BYTES} bytes")
+        found = load_json(data)
+    except (OSError, ValueError) as e:
+        raise ConfigError("can't be read as JSON", where=path, do=do) from e
+    try:
+        return kind.model_validate(found)
+    except ValidationError as e:
+        first = e.errors()[0]
+        key = ".".join(map(str, first["loc"])) or "the document"
+        raise ConfigError(f"{otherwise}: {key}: {first['msg'].lower()}", where=path, do=do) from e
+
+
+def _name(text: str) -> str:
+    """A name in a table: it ends neither its cell nor its line, and a terminal shows all of it."""
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text).replace("|", "\\|")
+
+
+def _percent(share: float | None) -> str:
+    return "" if share is None else f"{100 * share:.2f}"

@@ -1,0 +1,183 @@
+"""Where settings come from: defaults, then --params FILE, then --set section.key=value, then a command's own flags."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar, get_args
+
+import click
+from pydantic import Field, ValidationError
+
+from kdpipe.caching.run import CachingConfig
+from kdpipe.config import Config
+from kdpipe.errors import ConfigError
+from kdpipe.loader import LoaderConfig
+from kdpipe.models import ModelConfig, runs_code
+from kdpipe.losses import ObjectiveConfig
+from kdpipe.targets import TargetsConfig
+from kdpipe.teacher import TeacherConfig
+from kdpipe.trainer import TrainConfig
+from kdpipe._util.untrusted import YAML_BYTES, load_yaml
+from kdpipe.views import ViewsConfig
+
+# Characters of a wrong value that a message repeats.
+_SHOWN = 200
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class Params(Config):
+    """Every stage's config by name; the sections of params.yaml."""
+
+    views: ViewsConfig = Field(default_factory=ViewsConfig)
+    teacher: TeacherConfig = Field(default_factory=TeacherConfig)
+    targets: TargetsConfig = Field(default_factory=TargetsConfig)
+    caching: CachingConfig = Field(default_factory=CachingConfig)
+    loader: LoaderConfig = Field(default_factory=LoaderConfig)
+    student: ModelConfig = Field(default_factory=ModelConfig)
+    objective: ObjectiveConfig = Field(default_factory=ObjectiveConfig)
+    train: TrainConfig = Field(default_factory=TrainConfig)
+
+
+def load(
+    params_file: str | None,
+    sets: tuple[str, ...] = (),
+    overrides: dict[str, Any] | None = None,
+    without: tuple[str, ...] = (),
+) -> Params:
+    """Merge the sources and check them.
+
+    Args:
+        params_file: a YAML file of sections, or None.
+        sets: "section.key=value" words; the value is YAML.
+        overrides: by dotted key, a command's flags; None means not given.
+        without: dotted keys of the file that don't concern this command.
+
+    Raises:
+        ConfigError: names the key, what was found and what is allowed.
+    """
+    tree = _read(params_file) if params_file else {}
+    named = _names(tree)
+    for dotted in without:
+        section, key = dotted.split(".")
+        if isinstance(tree.get(section), dict):
+            tree[section].pop(key, None)
+    for word in sets:
+        key, equals, text = word.partition("=")
+        if not equals or "." not in key:
+            raise ConfigError("not a setting", where=f"--set {word}", allowed="section.key=value")
+        _put(tree, key, _value(text, f"--set {key}"))
+    for key, value in (overrides or {}).items():
+        if value is not None:
+            _put(tree, key, value)
+    named |= _names(tree)
+    try:
+        settings = Params.model_validate(tree)
+    except ValidationError as e:
+        raise _explain(e, params_file) from e
+    # Code that the user names for one model may be named by the file of another: a student's weights are evaluated,
+    # and its teacher's last stage is read, by commands whose settings are about somebody else.
+    trust = tuple(sorted({*settings.teacher.trust, *settings.student.trust, *filter(runs_code, named)}))
+    trusting = {name: getattr(settings, name).model_copy(update={"trust": trust}) for name in ("teacher", "student")}
+    return settings.model_copy(update=trusting)
+
+
+def options(function: F) -> F:
+    """Add --params and --set to a command, which takes them as `params_file` and `sets`."""
+    function = click.option(
+        "--set",
+        "sets",
+        multiple=True,
+        metavar="SECTION.KEY=VALUE",
+        help="One setting, over --params; repeatable.",
+    )(function)
+    return click.option("--params", "params_file", type=click.Path(), help="YAML file of settings by section.")(
+        function
+    )
+
+
+def trust_option(function: F) -> F:
+    """Add --trust to a command that builds what files describe; `trusting` gives the settings that it stands for."""
+    return click.option(
+        "--trust",
+        multiple=True,
+        metavar="NAME",
+        help="Code that files may name: a package, package.module:factory or hub name; repeatable.",
+    )(function)
+
+
+def trusting(names: tuple[str, ...]) -> dict[str, Any]:
+    """The settings that --trust stands for, for `load`."""
+    return {f"{section}.trust": list(names) or None for section in ("teacher", "student")}
+
+
+def key_values(words: tuple[str, ...]) -> dict[str, Any] | None:
+    """--model-kwargs words "key=value" with YAML values -> a dict; None when there are none."""
+    found = {}
+    for word in words:
+        key, equals, text = word.partition("=")
+        if not equals:
+            raise ConfigError("not an argument", where=f"--model-kwargs {word}", allowed="key=value")
+        found[key] = _value(text, f"--model-kwargs {key}")
+    return found or None
+
+
+def _value(text: str, where: str) -> Any:
+    try:
+        return load_yaml(text)
+    except ValueError as e:
+        raise ConfigError(f"value is not YAML: {str(e)[:200]}", where=where, found=text[:100]) from e
+
+
+def _read(path: str) -> dict[str, Any]:
+    try:
+        with Path(path).open("rb") as file:
+            tree = load_yaml(file.read(YAML_BYTES + 1).decode()) or {}
+    except OSError as e:
+        raise ConfigError(f"params can't be read: {e.strerror}", where=path, do="Check --params") from e
+    except ValueError as e:  # a UnicodeDecodeError too
+        raise ConfigError(f"params are not YAML: {str(e)[:200]}", where=path) from e
+    if not isinstance(tree, dict):
+        raise ConfigError("params have no sections", where=path, found=type(tree).__name__)
+    return tree
+
+
+def _names(tree: dict[str, Any]) -> set[str]:
+    """What the settings call models, before they are checked."""
+    found: list[Any] = []
+    for section in ("teacher", "student"):
+        of_it = tree.get(section)
+        if isinstance(of_it, dict):
+            members = of_it.get("members")
+            models = [of_it, *(members if isinstance(members, list) else ())]
+            found += [model.get("model") for model in models if isinstance(model, dict)]
+    return {name for name in found if isinstance(name, str)}
+
+
+def _put(tree: dict[str, Any], dotted: str, value: Any) -> None:
+    *sections, key = dotted.split(".")
+    for section in sections:
+        tree = tree.setdefault(section, {})
+        if not isinstance(tree, dict):
+            raise ConfigError("not a section", where=dotted, found=section)
+    tree[key] = value
+
+
+def _explain(error: ValidationError, path: str | None) -> ConfigError:
+    first = error.errors()[0]
+    key = ".".join(map(str, first["loc"]))[:_SHOWN]
+    where = f"{path}: {key}" if path else key
+    if first["type"] == "extra_forbidden":
+        fields: dict[str, Any] = Params.model_fields
+        for part in first["loc"][:-1]:
+            # A place in a list names no field: those of its entries are there already.
+            if isinstance(part, str):
+                kind = fields[part].annotation
+                fields = getattr(next(iter(get_args(kind)), kind), "model_fields", {})
+        return ConfigError("unknown key in params", where=where, allowed=", ".join(sorted(fields)))
+    found = first["input"]
+    if not isinstance(found, str | int | float | bool | None):
+        found = json.dumps(found, default=str, skipkeys=True)  # YAML makes dates of what looks like one
+    if isinstance(found, str):
+        found = found[:_SHOWN]
+    return ConfigError(first["msg"][0].lower() + first["msg"][1:], where=where, found=found)

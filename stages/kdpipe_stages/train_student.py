@@ -1,0 +1,163 @@
+"""`kdpipe train-student`: train one student, from a cache or without a teacher."""
+
+import json
+from typing import Any
+
+import click
+
+from kdpipe.errors import ConfigError
+from kdpipe.losses import OBJECTIVES, ObjectiveConfig
+from kdpipe.shards import Index
+from kdpipe.trainer import Job, train
+from kdpipe.trainer import Progress as Step
+from kdpipe_stages import settings as params
+from kdpipe_stages.progress import Progress
+from kdpipe_stages.signals import asked
+
+# Flags and the settings they stand for.
+FLAGS = {
+    "student": "student.model",
+    "weights": "student.weights",
+    "pretrained": "student.pretrained",
+    "num_classes": "student.num_classes",
+    "input_size": "student.input_size",
+    "objective": "objective.name",
+    "epochs": "train.epochs",
+    "batch_size": "train.batch_size",
+    "lr": "train.lr",
+    "seed": "train.seed",
+    "amp_dtype": "train.amp_dtype",
+    "workers": "loader.workers",
+    "views_per_decode": "loader.views_per_decode",
+    "view_schedule": "loader.view_schedule",
+    "pixels": "loader.pixels",
+}
+
+
+@click.command("train-student")
+@click.option("--shards", required=True, help="Index of the training shards, from kdpipe index.")
+@click.option("--val", help="Index of the validation shards.")
+@click.option(
+    "--cache",
+    "caches",
+    multiple=True,
+    help="A teacher's targets, from kdpipe cache-teacher: a cache, or its --record. Repeat it for several teachers.",
+)
+@click.option("--student", help="timm name, hub name, or package.module:factory.")
+@click.option("--weights", help="Weights to start from [default: random].")
+@click.option("--pretrained", is_flag=True, default=None, help="Start from timm's published weights.")
+@click.option("--model-kwargs", multiple=True, metavar="KEY=VALUE", help="Argument of the model; repeatable.")
+@click.option("--num-classes", type=int, help="Classes, where cache, weights and index don't say.")
+@click.option("--input-size", type=int, help="Side the student sees, pixels [default: the model's own].")
+@click.option("--objective", help="Loss, see kdpipe objectives; several joined by +: kd+fd.")
+@click.option("--temperature", type=float, help="T of every objective that has one; other than 1: dense targets.")
+@click.option("--alpha", type=float, help="Alpha of every objective that has one; of kd its weight against labels.")
+@click.option("--epochs", type=int)
+@click.option("--batch-size", type=int, help="Samples a step, over all processes.")
+@click.option("--lr", type=float, help="Learning rate.")
+@click.option("--seed", type=int, help="Of weights, order and dropout; the views have their own.")
+@click.option("--amp-dtype", type=click.Choice(["float32", "bfloat16", "float16"]), help="Autocast dtype.")
+@click.option("--workers", type=int, help="Loader processes.")
+@click.option("--views-per-decode", type=int, help="Views of a sample that follow each other, decoded once.")
+@click.option("--view-schedule", type=click.Choice(["cycle", "strict"]), help="When epochs outnumber cached views.")
+@click.option("--pixels", type=click.Choice(["exact", "within-1"]), help="How the cache's canaries must look here.")
+@click.option("--limit", type=int, help="Only the first N training samples.")
+@click.option("--out", required=True, help="Folder of the run; an unfinished one goes on.")
+@click.option("--replace", is_flag=True, help="Delete a run of another job in --out, instead of refusing it.")
+@click.option("--dvclive", is_flag=True, help="Log each epoch with dvclive too, in OUT/dvclive.")
+@click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
+@params.trust_option
+@params.options
+def train_student(
+    shards: str,
+    val: str | None,
+    caches: tuple[str, ...],
+    limit: int | None,
+    out: str,
+    replace: bool,
+    dvclive: bool,
+    as_json: bool,
+    params_file: str | None,
+    sets: tuple[str, ...],
+    model_kwargs: tuple[str, ...],
+    trust: tuple[str, ...],
+    **flags: Any,
+) -> None:
+    """Train a student, with a teacher's cached targets or with labels only.
+
+    Leaves best.safetensors, last.safetensors, metrics.jsonl and summary.json in --out. Repeat the command after
+    an interruption: it goes on from its checkpoint. Start it under torchrun for several processes.
+    """
+    overrides = {setting: flags[flag] for flag, setting in FLAGS.items()} | params.trusting(trust)
+    overrides["student.model_kwargs"] = params.key_values(model_kwargs)
+    numbers = {name: flags[name] for name in ("temperature", "alpha") if flags[name] is not None}
+    settings = params.load(params_file, sets, overrides)
+    if numbers:
+        overrides |= of_objective(settings.objective, numbers)
+        settings = params.load(params_file, sets, overrides)
+    job = Job(
+        index=Index.open(shards).limit(limit),
+        validation=Index.open(val) if val else None,
+        caches=caches,
+        views=settings.views,
+        student=settings.student,
+        objective=settings.objective,
+        train=settings.train,
+        loader=settings.loader,
+    )
+    with _Shown() as shown, asked() as stop:
+        summary = train(job, out, say=shown.say, on_step=shown.step, stop=stop, replace=replace, dvclive=dvclive)
+    if summary is None:
+        raise stop.stopped()
+    click.echo(json.dumps(summary) if as_json else _text(summary, out))
+
+
+def _text(summary: dict[str, Any], out: str) -> str:
+    best = summary["best"]
+    scores = best["validation"]
+    score = f", top-1 {100 * scores['top1']:.2f} %" if scores and scores["top1"] is not None else ""
+    return f"{out}/best.safetensors: {summary['student']} after epoch {best['epoch']} of {summary['epochs']}{score}"
+
+
+class _Shown:
+    """Remarks and progress on stderr; stdout is for the result."""
+
+    def __init__(self) -> None:
+        self._progress: Progress | None = None
+        self._samples = 0
+
+    def __enter__(self) -> "_Shown":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._progress is not None:
+            self._progress.close()
+
+    def say(self, text: str) -> None:
+        """A line."""
+        if self._progress is not None:
+            self._progress.say(text)
+        else:
+            click.echo(text, err=True)
+
+    def step(self, step: Step) -> None:
+        """A step; the first tells how much there is to do."""
+        if self._progress is None:
+            self._progress = Progress(step.total - step.before, "images", "training")
+            self._samples = step.before
+        count, self._samples = step.samples - self._samples, step.samples
+        self._progress.advance(count, epoch=f"{step.epoch}/{step.epochs}", loss=step.loss)
+
+
+def of_objective(objective: ObjectiveConfig, numbers: dict[str, float]) -> dict[str, float]:
+    """The settings that --temperature and --alpha stand for: those of the objectives that have them."""
+    found: dict[str, float] = {}
+    for number, value in numbers.items():
+        having = [o.name for o in objective.objectives if number in o.Config.model_fields]
+        if not having:
+            all_ = [name for name, o in OBJECTIVES.items() if number in o.Config.model_fields]
+            raise ConfigError(
+                f"objective {objective.name} has no {number}", where=f"--{number}", found=value, allowed=", ".join(all_)
+            )
+        found |= {f"objective.{name.replace('-', '_')}.{number}": value for name in having}
+    return found
