@@ -1,5 +1,1 @@
-"""`kdpipe bench`: every claim of speed, size and exactness, as a command."""
-
-from benchmarks.cli import bench
-
-__all__ = ["bench"]
+"""Every claim of speed, size and exactness as a command: `python -m benchmarks NAME`, from the root of a checkout."""

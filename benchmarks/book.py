@@ -4,10 +4,10 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from kdpipe.errors import ConfigError
-from kdpipe._util.files import whole
 from benchmarks.page import Reports, draw
 from benchmarks.sections import SECTIONS
+from kdpipe._util.files import whole
+from kdpipe.errors import ConfigError
 
 
 def record_path(out: str, option: str = "--out") -> Path:

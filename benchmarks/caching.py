@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from timm.data import create_transform
 
+from benchmarks.measure import ratio, rounds, spread
 from kdpipe.cache import Store, add_segment, commit_task, create
 from kdpipe.cache.layout import Segment
 from kdpipe.caching import make_identity
@@ -17,7 +18,6 @@ from kdpipe.shards import BlockReader, Index
 from kdpipe.targets import Encoding, TargetsConfig
 from kdpipe.teacher import Teacher, TeacherConfig
 from kdpipe.views import ViewsConfig
-from benchmarks.measure import ratio, rounds, spread
 
 PER_IMAGE_VIEWS = 4
 

@@ -1,4 +1,4 @@
-"""The commands `kdpipe bench NAME`; each imports its bench when it runs, so that `--help` is quick."""
+"""`python -m benchmarks NAME`; each imports its bench when it runs, so that `--help` is quick."""
 
 from collections.abc import Callable
 from typing import Any
@@ -6,9 +6,10 @@ from typing import Any
 import click
 
 from benchmarks.sections import SECTIONS
+from kdpipe_stages.cli import ErrorGroup
 
 
-@click.group()
+@click.group(cls=ErrorGroup, context_settings={"help_option_names": ["-h", "--help"]})
 def bench() -> None:
     """Measure what the documentation claims: our figure and a peer's from the same run, as a ratio.
 
@@ -155,9 +156,9 @@ def teacher(
 @_json
 def workers(shards: str | None, limit: int | None, workers: int, size: int, repeats: int, as_json: bool) -> None:
     """Dask workers against as many raw processes that run the same forward."""
-    from kdpipe.shards import Index
     from benchmarks.data import workplace
     from benchmarks.workers import workers as run
+    from kdpipe.shards import Index
 
     index = None if shards is None else Index.open(shards).limit(limit)
     with workplace() as folder:

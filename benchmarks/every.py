@@ -3,6 +3,7 @@
 import json
 import shlex
 import subprocess
+import sys
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -10,7 +11,6 @@ from typing import Any
 import click
 
 from benchmarks import book
-from benchmarks.measure import KDPIPE
 from benchmarks.sections import Section
 
 
@@ -37,7 +37,7 @@ def run_benches(sections: Sequence[Section], shards: str | None, out: str) -> li
     for number, section in enumerate(sections, 1):
         given = shards is not None and section.photographs
         words = [*section.words, *(["--shards", str(shards)] if given else [])]
-        click.echo(f"[{number}/{len(sections)}] {shlex.join(['kdpipe', 'bench', *words])}", err=True)
+        click.echo(f"[{number}/{len(sections)}] {shlex.join(['python', '-m', 'benchmarks', *words])}", err=True)
         began = time.monotonic()
         report = run_bench(words)
         taken = f"{time.monotonic() - began:.0f} s"
@@ -47,15 +47,15 @@ def run_benches(sections: Sequence[Section], shards: str | None, out: str) -> li
             continue
         click.echo(f"{section.name}: {taken}", err=True)
         if given:  # where an index lies is nothing to publish
-            report["command"] = shlex.join(["kdpipe", "bench", *section.words, "--shards", "PHOTOS"])
+            report["command"] = shlex.join(["python", "-m", "benchmarks", *section.words, "--shards", "PHOTOS"])
         reports[section.name] = report
         book.write(out, reports)
     return failed
 
 
 def run_bench(words: Sequence[str]) -> dict[str, Any] | None:
-    """The report of `kdpipe bench WORDS --json` in a process of its own; None if it failed. Its stderr is ours."""
-    command = [*KDPIPE, "bench", *words, "--json"]
+    """The report of `python -m benchmarks WORDS --json` in a process of its own, None if it failed; stderr is ours."""
+    command = [sys.executable, "-m", "benchmarks", *words, "--json"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
             said, _ = process.communicate()

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from benchmarks.measure import KDPIPE, spread
 from kdpipe.shards import build_index
 from kdpipe.shards.pack import Item, write_shards
-from benchmarks.measure import KDPIPE, spread
 
 _BOUND = 1.1
 

@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.large import CLASSES, made_up_index
+from benchmarks.measure import spread
 from kdpipe.errors import ConfigError
 from kdpipe.loader import Loader
 from kdpipe.shards import Index
 from kdpipe.views import ViewsConfig
-from benchmarks.large import CLASSES, made_up_index
-from benchmarks.measure import spread
 
 # What is promised at 14 million samples.
 _SECONDS, _MB = 2.0, 600.0

@@ -16,7 +16,7 @@ _INTRODUCTION = (
     " are medians of the repeats, with minimum and maximum in brackets. Core time is the processor's clock over all"
     " threads. Trust ratios more than times: other work on a machine slows both. A bound is what we promise, and says"
     " of which figure; the last column says whether it is met. Nothing here was measured on a GPU.",
-    "`make bench PHOTOS=INDEX`, which is `kdpipe bench all --shards INDEX --out docs/benchmarks.md`, measures"
+    "`make bench PHOTOS=INDEX`, which is `python -m benchmarks all --shards INDEX --out docs/benchmarks.md`, measures"
     " everything again and draws this document; with `--only NAME` one section. The figures are in"
     " [{record}]({record}), which holds the last report of every bench: don't edit them here. `PHOTOS` in"
     " a command is an index of photographs, made by `kdpipe index`.",

@@ -9,17 +9,17 @@ import torch
 from timm import create_model
 from timm.task import LogitDistillationTask
 
+from benchmarks.data import RECIPE
 from kdpipe.cache import CacheReader
 from kdpipe.caching import cache_views
 from kdpipe.loader import Batch, Loader, LoaderConfig
-from kdpipe.models import ModelConfig, write_weights
 from kdpipe.losses import Answer, Context, ObjectiveConfig
+from kdpipe.models import ModelConfig, write_weights
 from kdpipe.shards import Index
 from kdpipe.targets import Targets, TargetsConfig
 from kdpipe.teacher import Teacher, TeacherConfig
 from kdpipe.trainer import Learner, Step, TrainConfig, build_student
 from kdpipe.views import Normalize, ViewsConfig
-from benchmarks.data import RECIPE
 
 _CROP = ViewsConfig(seed=1, scale=(0.3, 1.0), crop_pct=1.0)
 # Crop and flip alone; and the papers' recipe.

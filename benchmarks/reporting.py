@@ -55,7 +55,7 @@ def circumstances() -> dict[str, Any]:
 
 def _command(context: click.Context) -> str:
     """As a user types it: the options that were given, but for how to print."""
-    words = ["kdpipe", "bench", str(context.info_name)]
+    words = ["python", "-m", "benchmarks", str(context.info_name)]
     for param in context.command.params:
         name = str(param.name)
         if name != "as_json" and context.get_parameter_source(name) is ParameterSource.COMMANDLINE:

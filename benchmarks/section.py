@@ -37,7 +37,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Section:
-    """One bench as `kdpipe bench all` runs it, and its part of the document.
+    """One bench as `python -m benchmarks all` runs it, and its part of the document.
 
     `text` and `note`, before and after the table, may hold figures of the report in braces.
     """

@@ -19,6 +19,7 @@ from distributed import Client, Security
 from PIL import Image
 from torch import nn
 
+from benchmarks.workers import CLASSES
 from kdpipe.caching import CachingConfig, Progress, cache_views
 from kdpipe.caching.clients import SilentScheduler, SilentWorker
 from kdpipe.caching.cluster import Cluster
@@ -27,7 +28,6 @@ from kdpipe.shards.pack import Item, write_shards
 from kdpipe.targets import TargetsConfig
 from kdpipe.teacher import Teacher, TeacherConfig
 from kdpipe.views import ViewsConfig
-from benchmarks.workers import CLASSES
 
 # Workers of one process: they sleep most of the time, and what they do besides must not wait for another.
 _A_PROCESS = 4

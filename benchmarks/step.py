@@ -5,17 +5,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from benchmarks.measure import core_seconds, spread
 from kdpipe.cache import CacheReader
 from kdpipe.caching import cache_views
 from kdpipe.loader import Batch, Loader
-from kdpipe.models import ModelConfig
 from kdpipe.losses import ObjectiveConfig
+from kdpipe.models import ModelConfig
 from kdpipe.shards import Index
 from kdpipe.targets import TargetsConfig
 from kdpipe.teacher import Teacher, TeacherConfig
 from kdpipe.trainer import Learner, Step, TrainConfig, build_student
 from kdpipe.views import ViewsConfig
-from benchmarks.measure import core_seconds, spread
 
 CLASSES, VIEWS = 1000, ViewsConfig()
 

@@ -6,6 +6,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.data import made_up_logits
+from benchmarks.measure import interleaved, ratio
 from kdpipe.cache import Cache, Store, add_segment, commit_task, create
 from kdpipe.cache.layout import Segment
 from kdpipe.cache.read import ArrayReader
@@ -15,8 +17,6 @@ from kdpipe.loader.worker import TargetRows
 from kdpipe.targets import Encoding, TargetsConfig, quality
 from kdpipe.teacher import TeacherOutput
 from kdpipe.views.canaries import Canary
-from benchmarks.data import made_up_logits
-from benchmarks.measure import interleaved, ratio
 
 CLASSES, BLOCK, BATCH = 1000, 256, 256
 

@@ -12,12 +12,12 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.measure import spread
 from kdpipe.models import inputs_seen
 from kdpipe.teacher import resolve_device
 from kdpipe.teacher.reparameterisation import merge
 from kdpipe.teacher.runner import Runner
 from kdpipe.teacher.tune.search import PLAIN, kinds, timed, ways_to_run
-from benchmarks.measure import spread
 
 # A matrix product large enough for a device to show what it can, and a copy that no cache holds.
 _MATRIX, _COPY = 4096, 2**28

@@ -13,6 +13,8 @@ from PIL import Image
 from timm.data import create_transform
 from timm.data.auto_augment import LEVEL_TO_ARG, NAME_TO_OP
 
+from benchmarks.data import RECIPE
+from benchmarks.measure import interleaved, ratio
 from kdpipe.shards import BlockReader, Index
 from kdpipe.shards.images import decode
 from kdpipe.views import ViewsConfig
@@ -20,8 +22,6 @@ from kdpipe.views.block import block_views, decode_sample
 from kdpipe.views.ops import RAND_OPS
 from kdpipe.views.policy import Interpolation
 from kdpipe.views.resize import flip, resize
-from benchmarks.data import RECIPE
-from benchmarks.measure import interleaved, ratio
 
 Work = Callable[[], Any]
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.measure import spread
 from kdpipe.caching import CachingConfig, cache_views
 from kdpipe.caching.clients import local_client
 from kdpipe.caching.cluster import Cluster
@@ -20,7 +21,6 @@ from kdpipe.shards.prepare import prepare_digits
 from kdpipe.targets import TargetsConfig
 from kdpipe.teacher import TeacherConfig
 from kdpipe.views import ViewsConfig
-from benchmarks.measure import spread
 
 MODEL, CLASSES, BATCH = "convnext_tiny", 1000, 16
 # Of the digits: a batch each, so that neither side waits longer than one batch for the last of its own.

@@ -15,10 +15,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from kdpipe._util.files import whole
-from kdpipe._util.machine import cores
 from benchmarks.page import grid, wrapped
 from benchmarks.reporting import processor
+from kdpipe._util.files import whole
+from kdpipe._util.machine import cores
 
 DOCUMENT = Path(__file__).parent.parent / "docs" / "reliability.md"
 # By name in the JSON: the section's title, and how to make it.

@@ -72,7 +72,8 @@ def test_commands_parse(path, words, capsys):
     parse(words)
 
 
-@pytest.mark.parametrize("path", DOCUMENTS, **ids)
+# The changelog speaks of commands that are gone, too.
+@pytest.mark.parametrize("path", [path for path in DOCUMENTS if path.name != "CHANGELOG.md"], **ids)
 def test_mentioned_commands_options_and_targets_exist(path):
     text = FENCE.sub("", path.read_text())
     targets = set(TARGET.findall((ROOT / "Makefile").read_text()))

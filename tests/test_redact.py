@@ -4,8 +4,8 @@ import pickle
 
 import pytest
 
-from kdpipe.errors import KdpipeError, ShardError
 from kdpipe._util.redact import bare_url, redact, showable
+from kdpipe.errors import KdpipeError, ShardError
 
 SECRETS = ["hunter2", "SIGNATURE", "user"]
 

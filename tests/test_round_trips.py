@@ -8,13 +8,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kdpipe._util.untrusted import load_json, load_yaml
 from kdpipe.cache.sealed import seal, unseal
 from kdpipe.errors import CorruptionError, ShardError
 from kdpipe.shards.samples import MAX_LABEL, Rules, examine
 from kdpipe.shards.tar import Member
 from kdpipe.targets import Encoding
 from kdpipe.targets.features import Feature
-from kdpipe._util.untrusted import load_json, load_yaml
 from tests.shards.making import encode
 
 SEEDED = settings(derandomize=True, deadline=None, max_examples=150, database=None)

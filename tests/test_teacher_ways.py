@@ -15,11 +15,11 @@ from kdpipe.errors import IdentityError, TeacherError
 from kdpipe.models import Cropped, crop, croppable
 from kdpipe.targets import TargetsConfig
 from kdpipe.teacher import Teacher, TeacherConfig
-from kdpipe.teacher.tune import search
 from kdpipe.teacher import teacher as teachers
+from kdpipe.teacher.tune import search
+from kdpipe.teacher.tune.kernels import WAYS, Way, ways_of
 from kdpipe.teacher.tune.plan import apply
 from kdpipe.teacher.tune.search import Kind, interleaved, kinds
-from kdpipe.teacher.tune.kernels import WAYS, Way, ways_of
 from tests.stages.running import kdpipe
 from tests.tiny import CLASSES, SIZE, VIEWS, teacher
 

@@ -1,1 +1,1 @@
-"""`kdpipe bench objectives`: one student, one cache, one budget, and every objective in turn."""
+"""`python -m benchmarks objectives`: one student, one cache, one budget, and every objective in turn."""

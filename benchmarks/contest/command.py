@@ -1,4 +1,4 @@
-"""What `kdpipe bench objectives` does."""
+"""What `python -m benchmarks objectives` does."""
 
 from pathlib import Path
 from typing import Any
@@ -6,14 +6,14 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from kdpipe.errors import ConfigError
-from kdpipe.models import ModelConfig
-from kdpipe_stages import settings as params
 from benchmarks.contest import material
 from benchmarks.contest.contest import STUDENT, STUDENT_KWARGS, Budget, contest
 from benchmarks.contest.page import about
 from benchmarks.contest.table import HEADS, cells, reading
 from benchmarks.reporting import say
+from kdpipe.errors import ConfigError
+from kdpipe.models import ModelConfig
+from kdpipe_stages import settings as params
 
 
 def measure(

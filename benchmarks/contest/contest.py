@@ -7,17 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kdpipe.cache import Cache, CacheReader, Want
-from kdpipe.caching import cache_views
-from kdpipe.loader import LoaderConfig
-from kdpipe.models import ModelConfig, build
-from kdpipe.losses import Needs
-from kdpipe.targets import TargetsConfig
-from kdpipe.teacher import Teacher
-from kdpipe.trainer import Job, Say, TrainConfig
 from benchmarks.contest.material import Material, top1
 from benchmarks.contest.rows import ALONE, Row, rows
 from benchmarks.contest.runs import Outcome, Run, run_all
+from kdpipe.cache import Cache, CacheReader, Want
+from kdpipe.caching import cache_views
+from kdpipe.loader import LoaderConfig
+from kdpipe.losses import Needs
+from kdpipe.models import ModelConfig, build
+from kdpipe.targets import TargetsConfig
+from kdpipe.teacher import Teacher
+from kdpipe.trainer import Job, Say, TrainConfig
 
 EVERYTHING = TargetsConfig(kind="dense", dtype="float16", pooled="float16", map="float16", tail=True)
 # A ResNet, because NORM can only be merged into networks of its kind; 4 x 4 positions are left of 32 pixels.

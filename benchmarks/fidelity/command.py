@@ -1,4 +1,4 @@
-"""What `kdpipe bench fidelity` does with its options."""
+"""What `python -m benchmarks fidelity` does with its options."""
 
 import json
 import shutil
@@ -7,18 +7,18 @@ from typing import Any
 
 import click
 
-from kdpipe.errors import ConfigError
-from kdpipe._util.files import whole
-from kdpipe.shards import Index
-from kdpipe.teacher import Teacher, TeacherConfig
-from kdpipe.views import ViewsConfig
-from kdpipe_stages import settings as params
 from benchmarks import book
 from benchmarks.fidelity import page
 from benchmarks.fidelity.numbers import VIEWS, numbers_index, train_numbers_teacher
 from benchmarks.fidelity.run import Size, fidelity
 from benchmarks.fidelity.scene import make_scene
 from benchmarks.reporting import circumstances, say
+from kdpipe._util.files import whole
+from kdpipe.errors import ConfigError
+from kdpipe.shards import Index
+from kdpipe.teacher import Teacher, TeacherConfig
+from kdpipe.views import ViewsConfig
+from kdpipe_stages import settings as params
 
 # As it is trained, or merged: a search for faster ways would cost more than it saves.
 _RUN = {"form": "merged", "device": "cpu"}

@@ -5,14 +5,14 @@ from typing import Any
 
 import torch
 
+from benchmarks.fidelity.scene import Scene
+from benchmarks.fidelity.student import Trained
+from benchmarks.fidelity.uses import Use
 from kdpipe.caching import CachingConfig, cache_views
 from kdpipe.loader import Batch, Loader, LoaderConfig
 from kdpipe.targets import Targets, TargetsConfig
 from kdpipe.trainer import Learner, Step, TrainConfig
 from kdpipe.trainer.teachers import Teachers
-from benchmarks.fidelity.scene import Scene
-from benchmarks.fidelity.student import Trained
-from benchmarks.fidelity.uses import Use
 
 STEPS, BATCH, SAMPLES = 20, 16, 64
 

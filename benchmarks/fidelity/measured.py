@@ -5,12 +5,12 @@ from typing import Any
 
 import torch
 
-from kdpipe.targets import Targets
 from benchmarks.fidelity.scene import Shown
 from benchmarks.fidelity.student import Probe, Trained
 from benchmarks.fidelity.uses import Use, of_bucket
 from benchmarks.fidelity.ways import Way, passed_off, renormalised
 from benchmarks.measure import spread
+from kdpipe.targets import Targets
 
 Gradients = list[dict[str, torch.Tensor]]
 

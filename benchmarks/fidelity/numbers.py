@@ -5,14 +5,14 @@ from typing import Any, cast
 
 import torch
 
+from benchmarks.numbers import NUMBERS, SIZE, prepare_numbers
 from kdpipe.loader import LoaderConfig
+from kdpipe.losses import ObjectiveConfig
 from kdpipe.models import ModelConfig, write_weights
 from kdpipe.models.build import build
-from kdpipe.losses import ObjectiveConfig
 from kdpipe.shards import Index, build_index
 from kdpipe.trainer import Job, Say, TrainConfig, train
 from kdpipe.views import ViewsConfig
-from benchmarks.numbers import NUMBERS, SIZE, prepare_numbers
 
 # A digit fills its place, and a mirrored 2 is no 2.
 VIEWS = ViewsConfig(seed=0, scale=(0.5, 1.0), hflip=0.0, interpolation="bilinear", crop_pct=1.0)

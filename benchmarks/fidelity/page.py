@@ -15,7 +15,7 @@ _INTRODUCTION = (
     " would drown: kd and bucket-kd with alpha 1, nkd and scalekd without their ce, and of all others the loss minus"
     " its ce. Where an objective takes several kinds of targets, one is encoded and the others are exact.",
     "The figures are in [{record}]({record}), with minima and maxima, the errors of the adapters, and each objective's"
-    " parity: don't edit them here. `kdpipe bench fidelity --out docs/fidelity.md` measures on the numbers 000"
+    " parity: don't edit them here. `python -m benchmarks fidelity --out docs/fidelity.md` measures on the numbers 000"
     " to 999, each three handwritten digits side by side, for which it trains a teacher first: real images, a thousand"
     " classes, real confusions. With `--shards INDEX --weights FILE` it measures a teacher of yours, on your images.",
 )

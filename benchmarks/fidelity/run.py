@@ -8,14 +8,14 @@ from typing import Any
 
 import torch
 
-from kdpipe.targets import Targets
-from kdpipe.trainer import Say
 from benchmarks.fidelity import live
 from benchmarks.fidelity.measured import Measured, off
 from benchmarks.fidelity.scene import Scene, Shown, of_rank
 from benchmarks.fidelity.student import MODEL, NAME, Probe, Trained
 from benchmarks.fidelity.uses import Use, of_bucket, plain_kd, uses
 from benchmarks.fidelity.ways import KS, Way, bytes_of, retained, ways
+from kdpipe.targets import Targets
+from kdpipe.trainer import Say
 
 
 @dataclass(frozen=True)

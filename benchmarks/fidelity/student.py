@@ -7,13 +7,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from kdpipe.models import Built, ModelConfig
+from benchmarks.fidelity.scene import Scene, Shown
+from benchmarks.fidelity.uses import Use
 from kdpipe.losses import Context, ObjectiveConfig
+from kdpipe.models import Built, ModelConfig
 from kdpipe.targets import Targets
 from kdpipe.trainer import Learner, Step, TrainConfig, build_student
 from kdpipe.views import Normalize
-from benchmarks.fidelity.scene import Scene, Shown
-from benchmarks.fidelity.uses import Use
 
 # A ResNet, because NORM asks for a plain mean before the classifier; its final map is 2 x 2 of 32 pixels.
 MODEL = {"channels": [16, 32, 48, 64], "stem_width": 16, "output_stride": 16}

@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 
+from benchmarks.fidelity.scene import Scene, Shown, of_rank
 from kdpipe.estimate.sampling import Answered
 from kdpipe.estimate.sizes import Scales
 from kdpipe.losses.target_class import with_label
 from kdpipe.targets import Encoding, Targets, TargetsConfig
-from benchmarks.fidelity.scene import Scene, Shown, of_rank
 
 KS = (1, 5, 10, 16, 32, 64, 100)
 # Far below every log-probability of a class that was kept, and still a number.

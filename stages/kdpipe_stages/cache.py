@@ -9,12 +9,12 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from kdpipe._util.redact import redact, showable
 from kdpipe.cache import Cache
 from kdpipe.cache.layout import describe
 from kdpipe.cache.tools.ls import find_caches, summarise
 from kdpipe.cache.tools.merge import merge as run_merge
 from kdpipe.cache.tools.transfer import transfer
-from kdpipe._util.redact import redact, showable
 from kdpipe_stages.cache_gc import drop_views, gc
 from kdpipe_stages.cache_shared import json_option, say, showing
 from kdpipe_stages.caching_options import parse_views

@@ -7,15 +7,15 @@ from typing import Any
 
 import click
 
+from kdpipe._util.redact import redact
 from kdpipe.cache import Cache, Store
+from kdpipe.cache.layout import describe
+from kdpipe.cache.locks import alone
 from kdpipe.cache.tools.drop_views import drop_views as run_drop
 from kdpipe.cache.tools.drop_views import plan_drop
-from kdpipe.cache.layout import describe
-from kdpipe.cache.tools.ls import find_caches
-from kdpipe.cache.locks import alone
 from kdpipe.cache.tools.gc import orphans, remove_cache, remove_orphans, wanted
+from kdpipe.cache.tools.ls import find_caches
 from kdpipe.errors import CacheError, ConfigError
-from kdpipe._util.redact import redact
 from kdpipe_stages.cache_shared import json_option, say, showing
 from kdpipe_stages.caching_options import parse_views
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import click
 
-from kdpipe.cache.tools.copy import OnTask
 from kdpipe._util.redact import redact
+from kdpipe.cache.tools.copy import OnTask
 from kdpipe_stages.progress import Progress
 
 

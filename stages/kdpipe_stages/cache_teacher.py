@@ -7,6 +7,8 @@ from typing import Any
 
 import click
 
+from kdpipe._util.machine import cores, few_arenas
+from kdpipe._util.redact import redact, showable
 from kdpipe.cache import Cache
 from kdpipe.cache.layout import describe
 from kdpipe.cache.manifest import CacheRecord
@@ -14,8 +16,6 @@ from kdpipe.caching import Progress as Step
 from kdpipe.caching import Report, cache_views
 from kdpipe.caching.backend import Backend
 from kdpipe.errors import ConfigError
-from kdpipe._util.machine import cores, few_arenas
-from kdpipe._util.redact import redact, showable
 from kdpipe.shards import Index
 from kdpipe.targets import Encoding, Quality
 from kdpipe.teacher import Teacher, TeacherConfig, devices_here

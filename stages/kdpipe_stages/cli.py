@@ -8,8 +8,8 @@ from typing import Any
 
 import click
 
-from kdpipe.errors import ConfigError, KdpipeError
 from kdpipe._util.redact import SHARD_URLS, showable
+from kdpipe.errors import ConfigError, KdpipeError
 from kdpipe_stages.signals import Stopped, stopping
 
 # Where each command lives and what it does. They are imported when called: torch and timm take seconds to
@@ -29,7 +29,6 @@ COMMANDS = {
     "erf": ("kdpipe_stages.erf:erf", "Draw and measure models' effective receptive fields."),
     "report": ("kdpipe_stages.report:report", "Compare teacher, students and twins in one table."),
     "demo": ("kdpipe_stages.demo:demo", "All of it on scikit-learn's digits, in minutes."),
-    "bench": ("benchmarks:bench", "Measure what the documentation claims."),
 }
 
 
@@ -40,24 +39,8 @@ class _Remarks(logging.Handler):
         click.echo(showable(record.getMessage()), err=True)
 
 
-class Stages(click.Group):
-    """A click group whose commands are imported on demand and whose errors are one line, exit code 2."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        """In the order in which one runs them."""
-        return list(COMMANDS)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Import a stage."""
-        if cmd_name not in COMMANDS:
-            return None
-        module, _, attribute = COMMANDS[cmd_name][0].partition(":")
-        return getattr(importlib.import_module(module), attribute)
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """The list in `kdpipe --help`, without importing a stage."""
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, summary) for name, (_, summary) in COMMANDS.items()])
+class ErrorGroup(click.Group):
+    """A click group whose commands end with one line on stderr: exit code 2 for a user's mistake."""
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run, turning a user's mistake, or a signal, into one line on stderr."""
@@ -100,6 +83,26 @@ def _of_output(error: OSError) -> bool:
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
     return trace is not None and trace.tb_frame.f_globals["__name__"] in ("click.utils", "rich.console", __name__)
+
+
+class Stages(ErrorGroup):
+    """Commands that are imported on demand."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """In the order in which one runs them."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import a stage."""
+        if cmd_name not in COMMANDS:
+            return None
+        module, _, attribute = COMMANDS[cmd_name][0].partition(":")
+        return getattr(importlib.import_module(module), attribute)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The list in `kdpipe --help`, without importing a stage."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, summary) for name, (_, summary) in COMMANDS.items()])
 
 
 @click.group(cls=Stages, context_settings={"help_option_names": ["-h", "--help"]})

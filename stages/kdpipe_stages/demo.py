@@ -15,19 +15,18 @@ from rich.console import Console
 from rich.table import Table
 
 from kdpipe.cache import Cache, Store
-from kdpipe.verify import check_integrity
 from kdpipe.caching import cache_views
-from kdpipe.verify import check_truth
 from kdpipe.errors import ConfigError, KdpipeError
 from kdpipe.loader import LoaderConfig
-from kdpipe.models import ModelConfig
 from kdpipe.losses import ObjectiveConfig
 from kdpipe.losses.logit import KdConfig
+from kdpipe.models import ModelConfig
 from kdpipe.shards import Index, build_index
 from kdpipe.shards.prepare import prepare_digits
 from kdpipe.targets import TargetsConfig
 from kdpipe.teacher import Teacher, TeacherConfig
 from kdpipe.trainer import Job, TrainConfig, train
+from kdpipe.verify import check_integrity, check_truth
 from kdpipe.views import ViewsConfig
 
 VIEWS = ViewsConfig(seed=0, scale=(0.6, 1.0), hflip=0.0, interpolation="bilinear", crop_pct=1.0)

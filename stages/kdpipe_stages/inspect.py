@@ -5,13 +5,13 @@ from typing import Any
 
 import click
 
+from kdpipe._util.redact import redact
 from kdpipe.cache import Cache, Store
 from kdpipe.cache.commit import read_provenance
-from kdpipe.cache.tools.label_statistics import ViewLabels
 from kdpipe.cache.layout import describe
+from kdpipe.cache.tools.label_statistics import ViewLabels
 from kdpipe.cache.tools.statistics import choose_blocks, committed_blocks, read_statistics, with_logits
 from kdpipe.errors import CacheError, KdpipeError
-from kdpipe._util.redact import redact
 from kdpipe.shards import Index
 from kdpipe_stages.inspect_tables import print_records, print_statistics
 from kdpipe_stages.progress import Progress

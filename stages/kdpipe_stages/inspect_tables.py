@@ -9,8 +9,8 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from kdpipe.cache.tools.view_statistics import BINS, calibration_error
 from kdpipe._util.redact import showable
+from kdpipe.cache.tools.view_statistics import BINS, calibration_error
 
 _BAR = 24
 _NAMES = 3  # of missing shards

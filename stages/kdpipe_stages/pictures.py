@@ -4,8 +4,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from kdpipe.errors import ConfigError
 from kdpipe._util.files import whole
+from kdpipe.errors import ConfigError
 
 
 def save(picture: Image.Image, out: str, what: str) -> None:

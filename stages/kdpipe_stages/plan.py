@@ -7,9 +7,9 @@ from typing import Any
 
 import click
 
+from kdpipe.errors import ConfigError
 from kdpipe.estimate.forecast import forecast, sampled
 from kdpipe.estimate.measure import Measured, measure
-from kdpipe.errors import ConfigError
 from kdpipe.shards import Index
 from kdpipe.teacher import Teacher, devices_here
 from kdpipe.trainer import Job

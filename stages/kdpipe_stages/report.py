@@ -7,9 +7,9 @@ from typing import Any, TypeVar
 import click
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
-from kdpipe.errors import ConfigError
 from kdpipe._util.files import whole
 from kdpipe._util.untrusted import load_json
+from kdpipe.errors import ConfigError
 
 # Named here, not imported: a report needs none of what trains and caches, and DVC shouldn't repeat it for that.
 _SUMMARY, _WEIGHTS = "summary.json", "best.safetensors"

@@ -8,16 +8,16 @@ from typing import Any, TypeVar, get_args
 import click
 from pydantic import Field, ValidationError
 
+from kdpipe._util.untrusted import YAML_BYTES, load_yaml
 from kdpipe.caching.run import CachingConfig
 from kdpipe.config import Config
 from kdpipe.errors import ConfigError
 from kdpipe.loader import LoaderConfig
-from kdpipe.models import ModelConfig, runs_code
 from kdpipe.losses import ObjectiveConfig
+from kdpipe.models import ModelConfig, runs_code
 from kdpipe.targets import TargetsConfig
 from kdpipe.teacher import TeacherConfig
 from kdpipe.trainer import TrainConfig
-from kdpipe._util.untrusted import YAML_BYTES, load_yaml
 from kdpipe.views import ViewsConfig
 
 # Characters of a wrong value that a message repeats.

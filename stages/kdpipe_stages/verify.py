@@ -6,19 +6,18 @@ from typing import Any
 
 import click
 
+from kdpipe._util.fingerprint import fingerprint
 from kdpipe.cache import Cache, Segment, Store, require_identity
-from kdpipe.verify import check_integrity
 from kdpipe.cache.commit import read_provenance
 from kdpipe.cache.layout import PROVENANCE
 from kdpipe.caching import check_canaries, make_identity
-from kdpipe.verify import check_truth
 from kdpipe.caching.identity import is_nondeterministic
-from kdpipe.verify.modules import check_parts
-from kdpipe.verify.replay import join
 from kdpipe.errors import CacheError, IdentityError, KdpipeError, TeacherError
-from kdpipe._util.fingerprint import fingerprint
 from kdpipe.shards import Index
 from kdpipe.teacher import Teacher, TeacherConfig
+from kdpipe.verify import check_integrity, check_truth
+from kdpipe.verify.modules import check_parts
+from kdpipe.verify.replay import join
 from kdpipe.views import ViewsConfig
 from kdpipe_stages import settings as params
 

@@ -5,8 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from kdpipe.cache.sealed import seal
 from kdpipe._util.fingerprint import fingerprint, sha256
+from kdpipe.cache.sealed import seal
 
 
 def sealed(path: Path) -> bool:

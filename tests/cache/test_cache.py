@@ -12,12 +12,12 @@ import zarr
 from PIL import Image
 
 from kdpipe.cache import ArrayReader, Cache, CacheReader, Store, Want
-from kdpipe.verify import check_integrity
 from kdpipe.cache.locks import alone
 from kdpipe.errors import CacheError, IdentityError, IndexFileError, TargetsError
 from kdpipe.loader import Loader
 from kdpipe.shards import Index, build_index
 from kdpipe.targets import Encoding, TargetsConfig
+from kdpipe.verify import check_integrity
 from kdpipe.views import BlockViews, ViewsConfig
 from kdpipe.views.block import decode_sample
 from tests.shards.making import encode, write_tar

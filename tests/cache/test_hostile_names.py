@@ -12,13 +12,13 @@ import pytest
 import torch
 
 from kdpipe.cache import Cache, Store, create, read_canaries
-from kdpipe.verify import check_integrity
 from kdpipe.cache.layout import CANARY_CHUNK, part_file, part_record
+from kdpipe.cache.modules import put_part
 from kdpipe.cache.tools.gc import remove_orphans
 from kdpipe.cache.tools.merge import merge
-from kdpipe.cache.modules import put_part
 from kdpipe.cache.tools.transfer import transfer
 from kdpipe.errors import CacheError, CorruptionError
+from kdpipe.verify import check_integrity
 from tests.cache.resealing import rewrite
 from tests.stages.running import kdpipe, refused
 from tests.tiny import make_cache, tree

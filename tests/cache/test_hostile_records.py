@@ -12,17 +12,17 @@ import numpy as np
 import pytest
 from numcodecs import blosc
 
+from kdpipe._util.fingerprint import sha256
 from kdpipe.cache import Cache, CacheReader, Store, create, read_canaries
-from kdpipe.verify import check_integrity
 from kdpipe.cache.chunks import ChecksumError, decoded
 from kdpipe.cache.commit import read_provenance
-from kdpipe.cache.modules import calibration_name, put_part, read_calibration, read_part
 from kdpipe.cache.manifest import CacheRecord
+from kdpipe.cache.modules import calibration_name, put_part, read_calibration, read_part
 from kdpipe.cache.sealed import seal
 from kdpipe.cache.tools.transfer import transfer
 from kdpipe.errors import CacheError, CorruptionError, KdpipeError
-from kdpipe._util.fingerprint import sha256
 from kdpipe.targets import Calibration, TargetsConfig
+from kdpipe.verify import check_integrity
 from tests.cache.resealing import document, rewrite
 from tests.caching.featured import TINY
 from tests.tiny import VIEWS, World, make_cache, tree

@@ -12,12 +12,12 @@ import kdpipe.cache.commit as commit
 import kdpipe.caching.backend as backend
 import kdpipe.caching.task as task
 from kdpipe.cache import Store
-from kdpipe.verify import check_integrity
 from kdpipe.cache.sealed import seal
 from kdpipe.cache.store import PARTIAL
 from kdpipe.shards import Index
 from kdpipe.targets import TargetsConfig
 from kdpipe.teacher import Teacher
+from kdpipe.verify import check_integrity
 from tests import children
 from tests.caching.featured import TINY
 from tests.tiny import RECIPE, World, make_cache, tree

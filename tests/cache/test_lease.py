@@ -8,9 +8,9 @@ from collections.abc import Iterator
 import fsspec
 import pytest
 
+import kdpipe._util.files as files
 import kdpipe.cache.lease as leases
 import kdpipe.cache.locks as locks
-import kdpipe._util.files as files
 from kdpipe.cache import Store
 from kdpipe.cache.lease import Lease
 from kdpipe.cache.locks import adding, alone, committing, writing

@@ -1,10 +1,10 @@
 """The teacher's classifier belongs to pooled features: a cache that lost it is not whole."""
 
 from kdpipe.cache import Cache
-from kdpipe.verify import check_integrity
 from kdpipe.cache.layout import part_file, part_record
-from kdpipe.verify.modules import check_parts
 from kdpipe.targets import TargetsConfig
+from kdpipe.verify import check_integrity
+from kdpipe.verify.modules import check_parts
 from tests.caching.featured import TINY
 from tests.tiny import make_cache, teacher, tree
 

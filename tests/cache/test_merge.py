@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 
 from kdpipe.cache import Cache, CacheReader, Store, read_canaries
-from kdpipe.verify import check_integrity
 from kdpipe.cache.commit import read_provenance
 from kdpipe.cache.tools.merge import merge
 from kdpipe.caching import check_canaries
 from kdpipe.errors import CacheError, ConfigError, CorruptionError, IdentityError
 from kdpipe.targets import Quality, TargetsConfig
+from kdpipe.verify import check_integrity
 from tests.cache.parts import part, survives_kills, targets_tree
 from tests.tiny import RECIPE, VIEWS, World, make_cache, make_world, network, recommit, tree
 

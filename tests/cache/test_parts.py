@@ -8,15 +8,15 @@ import pytest
 import torch
 
 from kdpipe.cache import Cache, CacheReader, Store, Want
-from kdpipe.verify import check_integrity
-from kdpipe.cache.tools.drop_views import drop_views
 from kdpipe.cache.layout import part_file, part_record
+from kdpipe.cache.modules import put_calibration, put_part, read_part
+from kdpipe.cache.tools.drop_views import drop_views
 from kdpipe.cache.tools.gc import orphans, remove_orphans
 from kdpipe.cache.tools.merge import merge
-from kdpipe.cache.modules import put_calibration, put_part, read_part
 from kdpipe.cache.tools.transfer import transfer
 from kdpipe.errors import CacheError, CorruptionError
 from kdpipe.targets import Calibration, TargetsConfig
+from kdpipe.verify import check_integrity
 from tests.cache.parts import survives_kills
 from tests.caching.featured import TINY, stored
 from tests.tiny import VIEWS, World, make_cache, tree

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from kdpipe.cache import Cache, CacheReader, Segment, Store, add_segment
-from kdpipe.verify import check_integrity
 from kdpipe.cache.tools.copy import Source
 from kdpipe.cache.tools.transfer import transfer
 from kdpipe.errors import CacheError, ConfigError, CorruptionError, IdentityError
+from kdpipe.verify import check_integrity
 from tests.cache.parts import part, survives_kills
 from tests.tiny import VIEWS, make_cache, tree
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from kdpipe.verify.compare import ORTHONORMAL, Agreement, compare_feature, orthonormal_error
 from kdpipe.targets import Calibration, Feature
+from kdpipe.verify.compare import ORTHONORMAL, Agreement, compare_feature, orthonormal_error
 
 VIEWS, SIDE, WIDTH, RANK = 6, 3, 20, 5
 PLACES = [f"view {i}" for i in range(VIEWS)]

@@ -12,7 +12,6 @@ from distributed.scheduler import KilledWorker
 
 import kdpipe.caching.backend as backend
 from kdpipe.cache import Cache, Store
-from kdpipe.verify import check_integrity
 from kdpipe.caching import CachingConfig, cache_views
 from kdpipe.caching.clients import local_client
 from kdpipe.caching.cluster import Cluster
@@ -20,6 +19,7 @@ from kdpipe.caching.worker import TeacherPlugin
 from kdpipe.errors import CacheError, IdentityError, ShardError, TeacherError
 from kdpipe.targets import TargetsConfig
 from kdpipe.teacher import TeacherConfig
+from kdpipe.verify import check_integrity
 from tests.caching.featured import TINY
 from tests.tiny import RECIPE, SETTINGS, make_cache, tree
 

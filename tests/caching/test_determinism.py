@@ -9,16 +9,16 @@ from distributed import Client, LocalCluster
 
 from kdpipe.cache import ArrayReader, Cache, Store
 from kdpipe.caching import CachingConfig, cache_views
-from kdpipe.verify import check_truth
-from kdpipe.verify.compare import SLACK
-from kdpipe.verify.averages import Averages
 from kdpipe.caching.cluster import Cluster
 from kdpipe.caching.determinism import FLOOR, compute_dtype, rounding, run_again
-from kdpipe.verify.replay import join
 from kdpipe.errors import TeacherError
 from kdpipe.shards import Index
 from kdpipe.targets import TargetsConfig
 from kdpipe.teacher import NOT_A_FUNCTION, TeacherConfig
+from kdpipe.verify import check_truth
+from kdpipe.verify.averages import Averages
+from kdpipe.verify.compare import SLACK
+from kdpipe.verify.replay import join
 from tests.caching import featured
 from tests.caching.stochastic import KINDS, change, old_cache, roll, settings
 from tests.stages.running import kdpipe, refused

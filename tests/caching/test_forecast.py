@@ -10,11 +10,11 @@ from torch import nn
 
 from kdpipe.cache import Store
 from kdpipe.caching import CachingConfig, cache_views
-from kdpipe.estimate.interval import Estimate
+from kdpipe.errors import ShardError, TeacherError
 from kdpipe.estimate.forecast import forecast, sampled
+from kdpipe.estimate.interval import Estimate
 from kdpipe.estimate.measure import measure
 from kdpipe.estimate.sampling import choose_blocks, choose_views
-from kdpipe.errors import ShardError, TeacherError
 from kdpipe.shards import build_index
 from kdpipe.targets import Encoding, TargetsConfig
 from tests.shards.making import write_shards

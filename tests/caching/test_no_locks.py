@@ -12,14 +12,13 @@ import pytest
 import kdpipe.cache.store as stores
 import kdpipe.caching.run as run
 from kdpipe.cache import Cache, Store, add_segment
-from kdpipe.verify import check_integrity
-from kdpipe.cache.tools.merge import merge
 from kdpipe.cache.sealed import read_record, seal
+from kdpipe.cache.tools.merge import merge
 from kdpipe.cache.tools.transfer import transfer
 from kdpipe.caching import CachingConfig, cache_views
-from kdpipe.verify import check_truth
 from kdpipe.errors import CacheError
 from kdpipe.targets import TargetsConfig
+from kdpipe.verify import check_integrity, check_truth
 from tests.caching.featured import TINY
 from tests.tiny import VIEWS, World, teacher
 

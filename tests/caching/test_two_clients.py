@@ -14,18 +14,18 @@ import fsspec
 import numpy as np
 import pytest
 
+import kdpipe._util.files as files
 import kdpipe.cache.lease as lease
 import kdpipe.cache.locks as locks
 import kdpipe.cache.store as stores
 import kdpipe.caching.backend as backend
 import kdpipe.caching.run as run
-import kdpipe._util.files as files
 from kdpipe.cache import ArrayReader, Cache, Store
-from kdpipe.verify import check_integrity
 from kdpipe.caching import cache_views
 from kdpipe.caching.backend import Described, InProcess
 from kdpipe.errors import CacheError, IdentityError, KdpipeError
 from kdpipe.targets import Quality, TargetsConfig
+from kdpipe.verify import check_integrity
 from kdpipe.views.canaries import Canary
 from tests.tiny import CLASSES, VIEWS, World, make_world
 

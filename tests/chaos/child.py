@@ -21,8 +21,22 @@ _PATIENCE = 180.0
 _STOPPED = 0.3
 # What the server imports, unless other tests have started it already.
 _MODULES = (
-    *("kdpipe_stages.cli", "kdpipe_stages.cache", "kdpipe_stages.cache_teacher", "kdpipe_stages.erf", "kdpipe_stages.evaluate", "kdpipe_stages.index"),
-    *("kdpipe_stages.prepare", "kdpipe_stages.report", "kdpipe_stages.train_student", "kdpipe_stages.verify", "kdpipe_stages.view", "kdpipe_stages.inspect"),
+    *(
+        "kdpipe_stages.cli",
+        "kdpipe_stages.cache",
+        "kdpipe_stages.cache_teacher",
+        "kdpipe_stages.erf",
+        "kdpipe_stages.evaluate",
+        "kdpipe_stages.index",
+    ),
+    *(
+        "kdpipe_stages.prepare",
+        "kdpipe_stages.report",
+        "kdpipe_stages.train_student",
+        "kdpipe_stages.verify",
+        "kdpipe_stages.view",
+        "kdpipe_stages.inspect",
+    ),
     *("s3fs", "distributed", "kdpipe.caching.cluster", "tests.chaos.moments", "tests.chaos.processes"),
 )
 

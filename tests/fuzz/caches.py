@@ -7,16 +7,16 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+from kdpipe._util.fingerprint import sha256
 from kdpipe.cache import CacheReader, Store, Want, read_canaries
-from kdpipe.verify import check_integrity
 from kdpipe.cache.commit import read_provenance
-from kdpipe.cache.tools.ls import summarise
 from kdpipe.cache.manifest import CacheRecord
 from kdpipe.cache.sealed import seal
+from kdpipe.cache.tools.ls import summarise
 from kdpipe.cache.tools.transfer import transfer
 from kdpipe.errors import CacheError
-from kdpipe._util.fingerprint import sha256
 from kdpipe.shards import Index
+from kdpipe.verify import check_integrity
 from tests.fuzz.files import join, replaced
 from tests.fuzz.small import make_world
 from tests.fuzz.target import Changed

@@ -46,7 +46,7 @@ def _main(name: str, seed: int, executions: int, seconds: float, place: Path, ke
     assert zarr  # what these import is large, and looking at it for what is to be instrumented takes a minute
     (place / "files").mkdir()
     # Before anything of it is imported otherwise.
-    with atheris.instrument_imports(include=["pipeline"], enable_loader_override=False):
+    with atheris.instrument_imports(include=["kdpipe"], enable_loader_override=False):
         target: Target = make(name, place / "files")
     out = place / "tally.json"
     executions = target.guided if executions < 0 else min(executions, target.guided)

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
+from kdpipe._util.tensors import write
 from kdpipe.models import ModelConfig, build
 from kdpipe.models.weights import METADATA_KEY
-from kdpipe._util.tensors import write
 from kdpipe.trainer import Job, Progress, train
 from kdpipe.trainer.files import BEST, RunFolder
 from tests.fuzz.mutate import mutate_bytes, mutate_tree

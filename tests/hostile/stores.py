@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from kdpipe.cache.sealed import seal
 from kdpipe._util.fingerprint import canonical_json, fingerprint, sha256
+from kdpipe.cache.sealed import seal
 from tests.fuzz.mutate import CODE, ESCAPED
 from tests.hostile.kinds import CONTROL, DEEP, Kind, code, nobody, only
 from tests.hostile.world import SECRET, World

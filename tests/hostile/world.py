@@ -12,8 +12,8 @@ from kdpipe.cache import Cache
 from kdpipe.cache.manifest import CacheRecord
 from kdpipe.caching import CachingConfig, cache_views
 from kdpipe.loader import LoaderConfig
-from kdpipe.models import ModelConfig
 from kdpipe.losses import ObjectiveConfig
+from kdpipe.models import ModelConfig
 from kdpipe.shards import Index, build_index
 from kdpipe.targets import Encoding, TargetsConfig
 from kdpipe.teacher import Teacher, TeacherConfig

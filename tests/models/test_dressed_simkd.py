@@ -11,8 +11,8 @@ from torch import nn
 
 from kdpipe.errors import TrainingError
 from kdpipe.models.build import Built, ModelConfig, build
-from kdpipe.models.wrappers.simkd import PROJECTED, SimkdStudent, kept, simkd_student
 from kdpipe.models.weights import METADATA_KEY
+from kdpipe.models.wrappers.simkd import PROJECTED, SimkdStudent, kept, simkd_student
 from tests.models.small import difference, images, shuffled
 
 CLASSES, TEACHER = 7, 10

@@ -10,11 +10,11 @@ from pydantic import ValidationError
 from torch.autograd import gradcheck
 
 from kdpipe.errors import TargetsError, TrainingError
-from kdpipe.models.build import ModelConfig, build
-from kdpipe.models.wrappers.norm import NormStudent
-from kdpipe.models.hooks import Taps
 from kdpipe.losses.inputs import Student, Teaching
 from kdpipe.losses.norm import Norm, NormConfig, norm
+from kdpipe.models.build import ModelConfig, build
+from kdpipe.models.hooks import Taps
+from kdpipe.models.wrappers.norm import NormStudent
 from kdpipe.targets import Targets
 from tests.objectives.features import WIDE, C, N, answer, call, drawn, float64, maps
 from tests.objectives.logits import softmax

@@ -9,12 +9,12 @@ from torch import nn
 from torch.autograd import gradcheck
 
 from kdpipe.errors import TargetsError
-from kdpipe.models.build import ModelConfig, build
-from kdpipe.models.wrappers.simkd import SimkdStudent
-from kdpipe.models.hooks import Taps
 from kdpipe.losses.fitnets import squared_error
 from kdpipe.losses.inputs import Student, Teaching
 from kdpipe.losses.simkd import Simkd, SimkdConfig
+from kdpipe.models.build import ModelConfig, build
+from kdpipe.models.hooks import Taps
+from kdpipe.models.wrappers.simkd import SimkdStudent
 from kdpipe.targets import Targets
 from tests.objectives.features import WIDE, C, N, answer, average_by, call, drawn, float64, in_two_parts
 

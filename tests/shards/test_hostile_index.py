@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kdpipe.errors import IndexFileError, KdpipeError
 from kdpipe._util.fingerprint import canonical_json, fingerprint, sha256
+from kdpipe.errors import IndexFileError, KdpipeError
 from kdpipe.shards import BlockReader, Index, build_index
 from kdpipe.shards.document import DTYPES, MAX_BYTES, MAX_CLASSES
 from tests.shards.making import write_shards

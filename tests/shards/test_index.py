@@ -17,8 +17,8 @@ import pytest
 from PIL import Image
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
-from kdpipe.errors import IndexFileError, ShardError
 from kdpipe._util.fingerprint import differences
+from kdpipe.errors import IndexFileError, ShardError
 from kdpipe.shards import BlockReader, Index, build_index
 from tests.shards.making import encode, photo, shard_members, write_shards, write_tar
 

@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
+from benchmarks.large import made_up_index
 from kdpipe.loader import Loader, LoaderConfig
 from kdpipe.shards import Index, build_index
 from kdpipe.views import ViewsConfig
-from benchmarks.large import made_up_index
 from tests.shards.making import write_shards
 
 SAMPLES = 200_000

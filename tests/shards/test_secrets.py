@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from kdpipe.errors import IndexFileError, KdpipeError, ShardError
 from kdpipe._util.fingerprint import canonical_json, fingerprint
-from kdpipe.loader import Loader, LoaderConfig
 from kdpipe._util.redact import SHARD_URLS
+from kdpipe.errors import IndexFileError, KdpipeError, ShardError
+from kdpipe.loader import Loader, LoaderConfig
 from kdpipe.shards import BlockReader, Index, build_index
 from kdpipe.shards.sources import expand, name_of
 from kdpipe.views import ViewsConfig

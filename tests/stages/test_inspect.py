@@ -190,9 +190,7 @@ def test_a_damaged_chunk_is_named(cache_path, tmp_path):
 
 def test_a_cache_of_an_earlier_policy(cache_path, world, monkeypatch):
     """Its records and distributions can be looked at; its labels might be of other mixtures."""
-    monkeypatch.setattr(
-        "kdpipe.cache.cache.POLICY_VERSION", Cache(Store(cache_path)).identity["views"]["version"] + 1
-    )
+    monkeypatch.setattr("kdpipe.cache.cache.POLICY_VERSION", Cache(Store(cache_path)).identity["views"]["version"] + 1)
     found = inspected(cache_path)["statistics"]
     assert "another policy version" in found["remark"]
     assert len(found["views"]) == 4

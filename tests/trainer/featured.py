@@ -9,8 +9,8 @@ from safetensors.torch import save_file
 
 from kdpipe.caching import CachingConfig, cache_views
 from kdpipe.loader import LoaderConfig
-from kdpipe.models import ModelConfig
 from kdpipe.losses import ObjectiveConfig
+from kdpipe.models import ModelConfig
 from kdpipe.shards import Index, build_index
 from kdpipe.targets import TargetsConfig
 from kdpipe.teacher import Teacher, TeacherConfig

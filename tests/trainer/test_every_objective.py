@@ -9,13 +9,13 @@ import timm
 import torch
 
 from kdpipe.cache import Cache, CacheReader, Store
-from kdpipe.cache.modules import put_part, read_part
 from kdpipe.cache.manifest import CacheRecord
+from kdpipe.cache.modules import put_part, read_part
 from kdpipe.errors import IdentityError, TrainingError
 from kdpipe.loader import Batch, Loader, LoaderConfig
+from kdpipe.losses import OBJECTIVES, ObjectiveConfig
 from kdpipe.models import ModelConfig
 from kdpipe.models.build import build
-from kdpipe.losses import OBJECTIVES, ObjectiveConfig
 from kdpipe.shards import Index
 from kdpipe.targets import Targets, TargetsConfig
 from kdpipe.trainer import Learner, Step, TrainConfig, build_student, train

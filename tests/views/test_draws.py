@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from kdpipe.errors import ViewError
 from kdpipe._util.fingerprint import fingerprint
+from kdpipe.errors import ViewError
 from kdpipe.views import BlockViews, ViewsConfig
 from kdpipe.views.draws import permutation, philox, stream_hash, uniform, words
 

@@ -1,0 +1,1 @@
+"""What every package may use: files, digests, bounded parsing, redaction, the machine."""

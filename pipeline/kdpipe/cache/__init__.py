@@ -1,13 +1,12 @@
-"""The cache: immutable segments, atomic task commits, reading, integrity."""
+"""The cache: immutable segments, atomic task commits, reading."""
 
 from kdpipe.cache.cache import Cache, check_files, require_identity
 from kdpipe.cache.commit import add_segment, commit_task, create, read_canaries
-from kdpipe.verify.integrity import check_integrity
-from kdpipe.cache.several import JointReader
 from kdpipe.cache.layout import Segment
 from kdpipe.cache.read import ArrayReader
 from kdpipe.cache.reader import CacheReader, require_match
 from kdpipe.cache.select import Selection, Want
+from kdpipe.cache.several import JointReader
 from kdpipe.cache.store import Store
 
 __all__ = [
@@ -21,7 +20,6 @@ __all__ = [
     "Want",
     "add_segment",
     "check_files",
-    "check_integrity",
     "commit_task",
     "create",
     "read_canaries",

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from kdpipe._util.fingerprint import canonical_json, differences, fingerprint, sha256
 from kdpipe.cache.checked import (
     check_segment,
     parse_canaries,
@@ -16,7 +17,6 @@ from kdpipe.cache.names import is_folder, shown
 from kdpipe.cache.schema import wrong
 from kdpipe.cache.store import Store
 from kdpipe.errors import CacheError, CorruptionError, IdentityError
-from kdpipe._util.fingerprint import canonical_json, differences, fingerprint, sha256
 from kdpipe.targets import Quality
 from kdpipe.views import View, ViewsConfig
 from kdpipe.views.policy import POLICY_VERSION

@@ -20,9 +20,9 @@ from kdpipe.cache.layout import (
 )
 from kdpipe.cache.metadata import check_array, check_group, check_pixels, load_document
 from kdpipe.cache.names import is_file, shown
-from kdpipe.cache.sealed import read_record, unseal
 from kdpipe.cache.schema import validated, wrong
 from kdpipe.cache.schemas import CanaryLabels, PartRecord, SegmentRecord, StoreRecord, TaskRecord
+from kdpipe.cache.sealed import read_record, unseal
 from kdpipe.cache.store import Store
 from kdpipe.errors import CacheError
 

@@ -14,6 +14,8 @@ from zarr.buffer.cpu import Buffer
 from zarr.codecs import BloscCodec, Crc32cCodec
 from zarr.storage import MemoryStore
 
+from kdpipe._util.fingerprint import canonical_json, fingerprint, sha256
+from kdpipe._util.untrusted import load_json
 from kdpipe.cache.cache import Cache, check_files, require_identity
 from kdpipe.cache.checked import check_identity, read_segment, read_task
 from kdpipe.cache.chunks import ChecksumError, decoded
@@ -35,16 +37,14 @@ from kdpipe.cache.layout import (
 from kdpipe.cache.lease import LOCKS
 from kdpipe.cache.locks import Held, committing
 from kdpipe.cache.metadata import MOST_BYTES
-from kdpipe.cache.names import fits_shard, shown
 from kdpipe.cache.modules import spare
-from kdpipe.cache.sealed import read_record, seal
+from kdpipe.cache.names import fits_shard, shown
 from kdpipe.cache.schema import validated
 from kdpipe.cache.schemas import Provenance
+from kdpipe.cache.sealed import read_record, seal
 from kdpipe.cache.store import PARTIAL, Store
 from kdpipe.errors import CacheError, CorruptionError
-from kdpipe._util.fingerprint import canonical_json, fingerprint, sha256
 from kdpipe.targets import Quality
-from kdpipe._util.untrusted import load_json
 from kdpipe.views.canaries import Canary
 
 # Of zstd. Features are large and nearly noise: more than the least effort takes them several times as long for 3 %.

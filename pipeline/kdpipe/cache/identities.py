@@ -4,8 +4,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints, field_validator
 
-from kdpipe.cache.schema import BLOCK, SAMPLES, Classes, Count, Json, Record, Sha256, ShardName, Side, Text
 from kdpipe._util.fingerprint import canonical_json
+from kdpipe.cache.schema import BLOCK, SAMPLES, Classes, Count, Json, Record, Sha256, ShardName, Side, Text
 from kdpipe.views import ViewsConfig
 from kdpipe.views.policy import POLICY_VERSION
 

@@ -13,10 +13,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
+from kdpipe._util.files import FolderLock
 from kdpipe.cache.lease import LOCKS, WRITING, Lease, Watch, living, present
 from kdpipe.cache.store import Store
 from kdpipe.errors import CacheError
-from kdpipe._util.files import FolderLock
 
 # Nobody is alone for long: it takes to open the cache, render its canaries and delete leftovers; or, where a cache was
 # made on other devices, to find out how the teacher is run on these.

@@ -9,21 +9,21 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
+from kdpipe._util.files import whole
+from kdpipe._util.fingerprint import fingerprint
+from kdpipe._util.redact import bare_url
+from kdpipe._util.untrusted import load_json
 from kdpipe.cache.cache import Cache, record_digest
 from kdpipe.cache.layout import Segment, in_order
 from kdpipe.cache.modules import needed
 from kdpipe.cache.reader import CacheReader
-from kdpipe.cache.sealed import JSON_BYTES
 from kdpipe.cache.schema import validated
 from kdpipe.cache.schemas import CacheRecordFile
+from kdpipe.cache.sealed import JSON_BYTES
 from kdpipe.cache.select import Want
 from kdpipe.errors import CacheError, IdentityError, KdpipeError, TargetsError
-from kdpipe._util.files import whole
-from kdpipe._util.fingerprint import fingerprint
-from kdpipe._util.redact import bare_url
 from kdpipe.shards import Index
 from kdpipe.targets import Encoding, Quality
-from kdpipe._util.untrusted import load_json
 from kdpipe.views import View, ViewsConfig
 
 PLACE = "{identity}"

@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from kdpipe.cache.layout import Segment, fill_value
-from kdpipe.cache.sealed import JSON_BYTES
-from kdpipe.cache.schema import wrong
 from kdpipe._util.fingerprint import canonical_json, differences
-from kdpipe.targets import ArrayField
 from kdpipe._util.untrusted import load_json
+from kdpipe.cache.layout import Segment, fill_value
+from kdpipe.cache.schema import wrong
+from kdpipe.cache.sealed import JSON_BYTES
+from kdpipe.targets import ArrayField
 
 # Of blosc's buffers.
 MOST_BYTES = 2**31 - 2**10

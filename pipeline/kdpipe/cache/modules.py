@@ -11,16 +11,16 @@ from typing import Any
 import torch
 from safetensors.torch import save
 
+from kdpipe._util.fingerprint import sha256
+from kdpipe._util.tensors import parse
+from kdpipe._util.untrusted import load_json
 from kdpipe.cache.cache import Cache
 from kdpipe.cache.checked import check_part, read_part_record
 from kdpipe.cache.layout import CALIBRATION, Segment, part_file, part_record
 from kdpipe.cache.names import is_file
 from kdpipe.cache.sealed import seal
 from kdpipe.errors import CacheError, CorruptionError
-from kdpipe._util.fingerprint import sha256
 from kdpipe.targets import Calibration, Encoding
-from kdpipe._util.tensors import parse
-from kdpipe._util.untrusted import load_json
 
 _REPEAT = "Repeat the kdpipe cache-teacher that made it"
 _MEND = "Delete its record, and repeat the kdpipe cache-teacher that made it"

@@ -2,10 +2,10 @@
 
 from typing import Any
 
-from kdpipe.cache.store import Store
-from kdpipe.errors import CorruptionError
 from kdpipe._util.fingerprint import canonical_json, fingerprint
 from kdpipe._util.untrusted import load_json
+from kdpipe.cache.store import Store
+from kdpipe.errors import CorruptionError
 
 # More than 100,000 shards take in zarr.json; parsed, it is below a GB whatever it holds.
 JSON_BYTES = 2**25

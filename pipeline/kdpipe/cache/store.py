@@ -21,9 +21,9 @@ from fsspec import AbstractFileSystem
 from fsspec.asyn import AsyncFileSystem
 from fsspec.dircache import DirCache
 
+from kdpipe._util.files import fsync
 from kdpipe.cache import names
 from kdpipe.errors import CacheError, CorruptionError, KdpipeError
-from kdpipe._util.files import fsync
 
 # Blosc's worker threads append their parts as they finish, which makes the bytes depend on timing.
 numcodecs.blosc.use_threads = False

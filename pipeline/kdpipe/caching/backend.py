@@ -6,6 +6,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from kdpipe._util.machine import cores
 from kdpipe.cache import Cache, Segment, Store, commit_task
 from kdpipe.cache.commit import finished
 from kdpipe.cache.locks import writing
@@ -14,7 +15,6 @@ from kdpipe.caching.modules import Sample, calibrate, extract, try_extracting
 from kdpipe.caching.task import run_task
 from kdpipe.caching.trial import try_batch
 from kdpipe.errors import CacheError, IdentityError, KdpipeError
-from kdpipe._util.machine import cores
 from kdpipe.shards import Index
 from kdpipe.shards.index import Shard
 from kdpipe.targets import Encoding, Quality

@@ -4,9 +4,9 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from kdpipe._util.fingerprint import fingerprint
 from kdpipe.cache import Cache, read_canaries
 from kdpipe.errors import ViewError
-from kdpipe._util.fingerprint import fingerprint
 from kdpipe.shards import BlockReader, Index
 from kdpipe.views import View, ViewsConfig
 from kdpipe.views.block import paired_index, render_rows

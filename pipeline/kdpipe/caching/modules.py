@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from kdpipe._util.machine import cores
 from kdpipe.cache import Cache, read_canaries
 from kdpipe.cache.layout import in_order
 from kdpipe.cache.modules import put_calibration, put_part
 from kdpipe.cache.select import HEAD, TAIL
 from kdpipe.caching.output_checks import require_finite
-from kdpipe._util.machine import cores
 from kdpipe.shards import BlockReader, Index
 from kdpipe.targets import Calibration, TargetsConfig
 from kdpipe.teacher import Teacher, head_parts, tail_parts

@@ -12,6 +12,7 @@ from typing import Any
 import cv2
 from pydantic import Field
 
+from kdpipe._util.fingerprint import fingerprint
 from kdpipe.cache import Cache, Segment, Store, create
 from kdpipe.cache.cache import require_identity
 from kdpipe.cache.commit import finished, sweep, write_provenance
@@ -24,7 +25,6 @@ from kdpipe.caching.identity import check_canaries, make_identity, render_canari
 from kdpipe.caching.modules import parts_of
 from kdpipe.caching.segments import layers_asked, segments_for, settled
 from kdpipe.config import Config
-from kdpipe._util.fingerprint import fingerprint
 from kdpipe.shards import Index, images
 from kdpipe.targets import Encoding, Quality, TargetsConfig
 from kdpipe.teacher import Teacher

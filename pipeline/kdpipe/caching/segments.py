@@ -5,11 +5,11 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
+from kdpipe._util.fingerprint import differences
 from kdpipe.cache import Cache, Segment, add_segment
 from kdpipe.cache.layout import padded_rows, runs
 from kdpipe.caching.backend import Backend, Described
 from kdpipe.errors import IdentityError, TeacherError
-from kdpipe._util.fingerprint import differences
 from kdpipe.targets import Encoding
 from kdpipe.teacher import Plan
 from kdpipe.views import View

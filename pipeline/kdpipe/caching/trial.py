@@ -6,11 +6,11 @@ from dataclasses import replace
 
 import torch
 
-from kdpipe.caching.determinism import require_deterministic
-from kdpipe.caching.output_checks import require_finite, require_fit
-from kdpipe.caching.modules import Sample
-from kdpipe.errors import ImageError, ShardError
 from kdpipe._util.machine import cores
+from kdpipe.caching.determinism import require_deterministic
+from kdpipe.caching.modules import Sample
+from kdpipe.caching.output_checks import require_finite, require_fit
+from kdpipe.errors import ImageError, ShardError
 from kdpipe.shards import BlockReader
 from kdpipe.targets import Encoding
 from kdpipe.teacher import Teacher

@@ -13,13 +13,13 @@ from typing import Any
 from distributed import WorkerPlugin
 
 from kdpipe._util import remote
+from kdpipe._util.fingerprint import differences
+from kdpipe._util.machine import few_arenas
 from kdpipe.cache import Cache
 from kdpipe.caching.backend import Described, Job, do, settle
 from kdpipe.caching.modules import calibrate, extract, try_extracting
 from kdpipe.caching.trial import try_batch
 from kdpipe.errors import IdentityError
-from kdpipe._util.fingerprint import differences
-from kdpipe._util.machine import few_arenas
 from kdpipe.targets import Encoding
 from kdpipe.teacher import Plan, Teacher, TeacherConfig
 from kdpipe.views import View

@@ -8,9 +8,9 @@ import numpy as np
 
 from kdpipe.cache import Segment
 from kdpipe.cache.layout import padded_rows
+from kdpipe.caching.segments import portions
 from kdpipe.estimate.interval import Estimate
 from kdpipe.estimate.measure import Measured
-from kdpipe.caching.segments import portions
 from kdpipe.estimate.sizes import Weight, index_bytes, loss
 from kdpipe.shards import Index
 from kdpipe.targets import Encoding, Quality

@@ -7,15 +7,15 @@ from dataclasses import dataclass
 
 import torch
 
-from kdpipe.estimate.candidates import encodings, largest_rank
+from kdpipe._util.machine import cores
 from kdpipe.caching.backend import Described
-from kdpipe.estimate.throughput import Pace, rehearse
 from kdpipe.caching.modules import VIEWS, Sample, parts_of, try_extracting
 from kdpipe.caching.run import CachingConfig
-from kdpipe.estimate.sampling import Answered
 from kdpipe.caching.trial import try_batch
+from kdpipe.estimate.candidates import encodings, largest_rank
+from kdpipe.estimate.sampling import Answered
 from kdpipe.estimate.sizes import Scales, Weight, Writing, measure_writing
-from kdpipe._util.machine import cores
+from kdpipe.estimate.throughput import Pace, rehearse
 from kdpipe.shards import Index
 from kdpipe.targets import Calibration, Encoding, TargetsConfig
 from kdpipe.teacher import Teacher

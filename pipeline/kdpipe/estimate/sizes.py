@@ -13,9 +13,9 @@ import numpy as np
 
 from kdpipe.cache import ArrayReader, Cache, Segment, Store, add_segment, commit_task, create
 from kdpipe.cache.layout import padded_rows
+from kdpipe.caching.identity import scratch_identity
 from kdpipe.estimate.candidates import keeping
 from kdpipe.estimate.interval import Estimate
-from kdpipe.caching.identity import scratch_identity
 from kdpipe.estimate.sampling import Answered
 from kdpipe.targets import Calibration, Encoding, Quality, quality
 from kdpipe.views import View

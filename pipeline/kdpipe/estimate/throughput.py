@@ -10,10 +10,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from kdpipe.estimate.interval import Estimate
-from kdpipe.estimate.sampling import Answered, choose_blocks, choose_views, cut
 from kdpipe.caching.task import one_ahead, views_a_step
 from kdpipe.errors import TeacherError
+from kdpipe.estimate.interval import Estimate
+from kdpipe.estimate.sampling import Answered, choose_blocks, choose_views, cut
 from kdpipe.shards import BlockReader, Index
 from kdpipe.targets import Calibration, Encoding, quality
 from kdpipe.teacher import Teacher, TeacherOutput

@@ -14,10 +14,10 @@ from kdpipe.config import Config
 from kdpipe.errors import TargetsError, TrainingError
 from kdpipe.loader.batch import Batch, join
 from kdpipe.loader.blocks import RowBlocks
-from kdpipe.loader.order import Order, epoch_order, lane_count, plain_order
 from kdpipe.loader.mixing_pairs import Pairs, pair_units
-from kdpipe.loader.worker import RowReader
+from kdpipe.loader.order import Order, epoch_order, lane_count, plain_order
 from kdpipe.loader.schedule import ViewSchedule, views_of
+from kdpipe.loader.worker import RowReader
 from kdpipe.loader.worker_share import Share, known
 from kdpipe.shards import Index
 from kdpipe.views import View, ViewsConfig

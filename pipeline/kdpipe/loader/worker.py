@@ -7,9 +7,9 @@ import torch
 
 from kdpipe.cache import CacheReader, JointReader
 from kdpipe.loader.batch import Batch, view_code
-from kdpipe.loader.worker_share import Share
 from kdpipe.loader.block_spill import Spool, Spooled
 from kdpipe.loader.target_rows import TargetRows
+from kdpipe.loader.worker_share import Share
 from kdpipe.shards import BlockReader, Index
 from kdpipe.shards.sources import is_local
 from kdpipe.views import BlockViews, Erased, View, ViewsConfig

@@ -8,8 +8,8 @@ from torch import nn
 
 from kdpipe.config import Config
 from kdpipe.errors import TargetsError
-from kdpipe.models import Built
 from kdpipe.losses.inputs import Answer, Context, Needs, Student, Teaching
+from kdpipe.models import Built
 from kdpipe.targets import Labels, Targets
 
 

@@ -8,13 +8,13 @@ from pydantic import Field, model_validator
 from torch import nn
 
 from kdpipe.errors import TargetsError, TrainingError
-from kdpipe.models import Built
-from kdpipe.models.wrappers.logits import standardised
-from kdpipe.models.wrappers.norm import EXPANDED, NormStudent
 from kdpipe.losses.align import map_shapes, missing, same_grid
 from kdpipe.losses.base import Objective, TermConfig, float32, require_targets
 from kdpipe.losses.inputs import Answer, Context, Needs, Student, Teaching
 from kdpipe.losses.logit import cross_entropy, kd
+from kdpipe.models import Built
+from kdpipe.models.wrappers.logits import standardised
+from kdpipe.models.wrappers.norm import EXPANDED, NormStudent
 from kdpipe.targets import Labels, Targets
 
 # A channel that varied less than this share of the mean deviation has none worth the name: it is divided by the mean.

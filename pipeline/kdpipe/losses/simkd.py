@@ -7,12 +7,12 @@ from pydantic import Field
 from torch import nn
 
 from kdpipe.errors import TargetsError
-from kdpipe.models import Built
-from kdpipe.models.wrappers.simkd import PROJECTED, SimkdStudent, kept
 from kdpipe.losses.align import require_nonnegative, same_grid, teacher_head
 from kdpipe.losses.base import Objective, TermConfig, float32, require_targets
 from kdpipe.losses.fitnets import squared_error
 from kdpipe.losses.inputs import Answer, Context, Needs, Teaching
+from kdpipe.models import Built
+from kdpipe.models.wrappers.simkd import PROJECTED, SimkdStudent, kept
 from kdpipe.targets import Labels, Targets
 
 # Relative difference of the mean of a cached map from the cached pooled feature, roundings of both included.

@@ -18,12 +18,12 @@ from kdpipe.config import Config
 from kdpipe.errors import KdpipeError, TeacherError
 from kdpipe.models.bounded import outline, require_size
 from kdpipe.models.class_map import keep_classes, read_class_map
-from kdpipe.models.wrappers.logits import standardised
-from kdpipe.models.matching import fit, fitted
-from kdpipe.models.header import CLASSES, CLASSES_OF_FILE, SIDE, Header, read_header
 from kdpipe.models.converters import implied_kwargs
+from kdpipe.models.header import CLASSES, CLASSES_OF_FILE, SIDE, Header, read_header
+from kdpipe.models.matching import fit, fitted
 from kdpipe.models.state import read_state
 from kdpipe.models.trust import HUB, WRAPPERS, is_factory, require_trusted, runs_code
+from kdpipe.models.wrappers.logits import standardised
 
 
 class ModelConfig(Config):

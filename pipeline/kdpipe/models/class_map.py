@@ -5,8 +5,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from kdpipe.errors import TeacherError
 from kdpipe._util.untrusted import load_json
+from kdpipe.errors import TeacherError
 
 _BYTES, _ROWS = 2**23, 2**20
 

@@ -9,9 +9,9 @@ from timm.layers import ClassifierHead, DropPath
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import nn
 
-from kdpipe.models.large_kernel import Branch, ConvBn, LargeKernelConv, folded_before
-from kdpipe.models.converters import from_published
 from kdpipe.models.backbone import FEATURES, Stage, StagedNet, drop_path_rates, pretrained_cfg
+from kdpipe.models.converters import from_published
+from kdpipe.models.large_kernel import Branch, ConvBn, LargeKernelConv, folded_before
 
 _PAPER = {
     "license": "mit",

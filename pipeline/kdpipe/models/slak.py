@@ -8,9 +8,9 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from timm.models.convnext import ConvNeXt
 from torch import nn
 
-from kdpipe.models.large_kernel import Branch, LargeKernelConv
-from kdpipe.models.converters import from_published
 from kdpipe.models.backbone import FEATURES, pretrained_cfg
+from kdpipe.models.converters import from_published
+from kdpipe.models.large_kernel import Branch, LargeKernelConv
 
 _PAPER = {
     "license": "mit",

@@ -16,11 +16,8 @@ from kdpipe.errors import TeacherError
 
 HUB = ("hf-hub:", "hf_hub:", "local-dir:")
 # Networks of ours that are no entry of timm's registry, by the names that files give them: functions that
-# `kdpipe.models.build` knows. The second is what files were given before there was this table.
-WRAPPERS = {
-    "kdpipe:simkd_student": "simkd_student",
-    "kdpipe.models.wrappers.simkd:simkd_student": "simkd_student",
-}
+# `kdpipe.models.build` knows.
+WRAPPERS = {"kdpipe:simkd_student": "simkd_student"}
 # Arguments that are no part of an architecture: they make timm read files and URLs, or build something else than the
 # network of that name, elsewhere.
 _NOT_OF_FILES = frozenset(

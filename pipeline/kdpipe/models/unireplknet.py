@@ -8,8 +8,8 @@ from timm.layers import LayerNorm2d, NormMlpClassifierHead, trunc_normal_
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import nn
 
-from kdpipe.models.converters import from_published
 from kdpipe.models.backbone import FEATURES, Stage, StagedNet, drop_path_rates, pretrained_cfg
+from kdpipe.models.converters import from_published
 from kdpipe.models.unireplknet_block import UniRepLKBlock
 
 _norm = partial(LayerNorm2d, eps=1e-6)

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from kdpipe.errors import IndexFileError
 from kdpipe._util.files import open_regular
 from kdpipe._util.fingerprint import file_sha256
+from kdpipe.errors import IndexFileError
 from kdpipe.shards.document import DTYPES, MAX_CLASSES
 
 _AGAIN = "Make it again by `kdpipe index --force`"

@@ -9,8 +9,8 @@ import numpy as np
 from dask.base import compute
 from dask.delayed import delayed
 
-from kdpipe.errors import ConfigError, ShardError
 from kdpipe._util.redact import bare_url
+from kdpipe.errors import ConfigError, ShardError
 from kdpipe.shards import layout
 from kdpipe.shards.document import MAX_CLASSES
 from kdpipe.shards.index import Index

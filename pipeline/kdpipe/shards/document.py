@@ -10,13 +10,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, ValidationError
 
-from kdpipe.config import Config
-from kdpipe.errors import IndexFileError
 from kdpipe._util.files import read_bounded
 from kdpipe._util.redact import bare_url
+from kdpipe._util.untrusted import load_json
+from kdpipe.config import Config
+from kdpipe.errors import IndexFileError
 from kdpipe.shards.remote import refuse_chain
 from kdpipe.shards.sources import is_name, name_of
-from kdpipe._util.untrusted import load_json
 
 # Of index.json: some 200,000 shards, or as many samples that were left out.
 MAX_BYTES = 2**26

@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from kdpipe.errors import IndexFileError, ShardError
 from kdpipe._util.fingerprint import fingerprint
 from kdpipe._util.redact import SHARD_URLS
+from kdpipe.errors import IndexFileError, ShardError
 from kdpipe.shards import layout
 from kdpipe.shards.arrays import Arrays
 from kdpipe.shards.sources import addresses

@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from kdpipe.errors import IndexFileError
 from kdpipe._util.files import fsync
 from kdpipe._util.fingerprint import canonical_json, fingerprint, sha256
+from kdpipe.errors import IndexFileError
 from kdpipe.shards.arrays import Arrays
 from kdpipe.shards.document import DTYPES, MAX_BYTES, check, read
 

@@ -13,8 +13,8 @@ from dask.base import compute
 from dask.delayed import delayed
 from PIL import Image
 
-from kdpipe.errors import ImageError, ShardError
 from kdpipe._util.files import fsync
+from kdpipe.errors import ImageError, ShardError
 from kdpipe.shards import images
 
 

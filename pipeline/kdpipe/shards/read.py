@@ -7,8 +7,8 @@ import threading
 from collections import OrderedDict
 from pathlib import Path
 
-from kdpipe.errors import IndexFileError, ShardError
 from kdpipe._util.files import open_regular
+from kdpipe.errors import IndexFileError, ShardError
 from kdpipe.shards import remote
 from kdpipe.shards.index import Index, Shard
 from kdpipe.shards.sources import is_local

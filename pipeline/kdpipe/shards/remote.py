@@ -12,8 +12,8 @@ from typing import Any
 
 import fsspec
 
-from kdpipe.errors import ShardError
 from kdpipe._util.redact import is_http
+from kdpipe.errors import ShardError
 
 CONNECT_SECONDS, READ_SECONDS = 20, 60
 

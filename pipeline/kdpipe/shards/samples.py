@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, Literal
 
+from kdpipe._util.untrusted import load_json
 from kdpipe.errors import ImageError, ShardError
 from kdpipe.shards import images
 from kdpipe.shards.document import MAX_CLASSES
 from kdpipe.shards.tar import Member
-from kdpipe._util.untrusted import load_json
 
 Check = Literal["decode", "header"]
 UNLABELLED = -1

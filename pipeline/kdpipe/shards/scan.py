@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from kdpipe.errors import ShardError
 from kdpipe._util.files import open_regular
+from kdpipe.errors import ShardError
 from kdpipe.shards import remote
 from kdpipe.shards.samples import BadSample, Group, Rules, Sample, clashes, examine, grouped
 from kdpipe.shards.sources import is_local, name_of

@@ -10,11 +10,11 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from kdpipe.errors import ShardError
 from kdpipe._util.files import read_bounded
 from kdpipe._util.redact import SHARD_URLS, is_http
-from kdpipe.shards import remote
 from kdpipe._util.untrusted import load_json
+from kdpipe.errors import ShardError
+from kdpipe.shards import remote
 
 # Of an _info.json or a list of URLs.
 MAX_TEXT_BYTES = 2**26

@@ -9,8 +9,8 @@ from torch import nn
 
 from kdpipe.errors import TeacherError
 from kdpipe.models import Built, first_line
-from kdpipe.teacher.outputs import channels_last
 from kdpipe.teacher.modules import TOLERANCE, Tail, answers, gap, shape_of
+from kdpipe.teacher.outputs import channels_last
 
 _NO_TAIL = "Leave out targets.tail: cap-dfm does without one. Networks of ConvNeXt's, Swin's and ResNet's kind have one"
 _NO_HEAD = "Cache the logits themselves: --targets dense"

@@ -8,8 +8,8 @@ from torch import nn
 
 from kdpipe.errors import TeacherError
 from kdpipe.models import Built, ModelConfig, build, is_factory, weights_digest
-from kdpipe.teacher.outputs import Answering, TeacherOutput
 from kdpipe.teacher.config import TeacherConfig
+from kdpipe.teacher.outputs import Answering, TeacherOutput
 from kdpipe.teacher.reparameterisation import Form, check_merged, merge
 from kdpipe.teacher.runner import Runner
 from kdpipe.views import Erased, Normalize

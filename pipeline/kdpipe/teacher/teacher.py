@@ -8,14 +8,14 @@ import numpy as np
 import torch
 from torch import nn
 
-from kdpipe.errors import TeacherError
 from kdpipe._util.fingerprint import fingerprint
+from kdpipe.errors import TeacherError
 from kdpipe.models import Built
-from kdpipe.teacher.outputs import FEATURES, TeacherOutput, without
 from kdpipe.teacher.config import TeacherConfig
 from kdpipe.teacher.device import resolve_device
 from kdpipe.teacher.ensemble import joined, load
 from kdpipe.teacher.network import Network
+from kdpipe.teacher.outputs import FEATURES, TeacherOutput, without
 from kdpipe.teacher.tune.plan import Plan
 from kdpipe.views import Erased
 

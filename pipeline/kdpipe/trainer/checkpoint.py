@@ -4,9 +4,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
+from kdpipe._util.untrusted import load_json
 from kdpipe.config import Config
 from kdpipe.errors import CheckpointError
-from kdpipe._util.untrusted import load_json
 
 FORMAT = 1
 _DO = "Choose another --out, or delete the folder to begin anew"

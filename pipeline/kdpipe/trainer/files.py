@@ -19,10 +19,10 @@ import torch
 from safetensors import SafetensorError
 
 from kdpipe._util import tensors as tensor_files
-from kdpipe.errors import CheckpointError
 from kdpipe._util.files import FolderLock, fsync
-from kdpipe.trainer.checkpoint import FORMAT, check_state
 from kdpipe._util.untrusted import load_json
+from kdpipe.errors import CheckpointError
+from kdpipe.trainer.checkpoint import FORMAT, check_state
 
 PARTIAL = ".partial"
 CHECKPOINT, LAST, BEST = "checkpoint.safetensors", "last.safetensors", "best.safetensors"

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from kdpipe._util.machine import cores
 from kdpipe.estimate.interval import Estimate
 from kdpipe.estimate.measure import Measured
-from kdpipe.estimate.throughput import repeat
 from kdpipe.estimate.sampling import Answered
+from kdpipe.estimate.throughput import repeat
 from kdpipe.loader import Batch
-from kdpipe._util.machine import cores
 from kdpipe.models import Built
 from kdpipe.shards import BlockReader
 from kdpipe.targets import Encoding

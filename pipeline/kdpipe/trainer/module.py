@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 from kdpipe.errors import KdpipeError, TrainingError
+from kdpipe.losses import Answer, Context, Objective, ObjectiveConfig, Student, Teaching, build_objective
 from kdpipe.models import Built, first_line
 from kdpipe.models.hooks import Taps, usual_maps
-from kdpipe.losses import Answer, Context, Objective, ObjectiveConfig, Student, Teaching, build_objective
 from kdpipe.targets import Labels
 
 

@@ -7,15 +7,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from kdpipe.errors import TrainingError
 from kdpipe._util.fingerprint import canonical_json
+from kdpipe.errors import TrainingError
 from kdpipe.loader import Loader, LoaderConfig
-from kdpipe.models import Built, ModelConfig, weights_digest
 from kdpipe.losses import Needs, ObjectiveConfig
+from kdpipe.models import Built, ModelConfig, weights_digest
 from kdpipe.shards import Index
 from kdpipe.trainer.config import TrainConfig
-from kdpipe.trainer.module import Learner
 from kdpipe.trainer.distributed import Ranks
+from kdpipe.trainer.module import Learner
 from kdpipe.trainer.step import Step, build_student, stable_seed
 from kdpipe.trainer.teachers import Say, Teachers
 from kdpipe.views import ViewsConfig

@@ -7,11 +7,11 @@ from typing import Any
 import torch
 
 from kdpipe._util.fingerprint import differences
+from kdpipe.trainer.distributed import joined
 from kdpipe.trainer.files import RunFolder
 from kdpipe.trainer.loggers import LiveLog
 from kdpipe.trainer.loop import OnStep, Run
 from kdpipe.trainer.prepare import Job, Say, prepare
-from kdpipe.trainer.distributed import joined
 
 
 def train(

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from kdpipe.errors import CheckpointError, TrainingError
 from kdpipe._util.fingerprint import differences
+from kdpipe.errors import CheckpointError, TrainingError
 from kdpipe.trainer.step import Step, parameter_names
 
 Tensors = dict[str, torch.Tensor]

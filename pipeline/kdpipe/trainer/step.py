@@ -10,16 +10,16 @@ from timm.utils import ModelEmaV3
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from kdpipe.errors import KdpipeError, TrainingError
 from kdpipe._util.fingerprint import fingerprint
+from kdpipe.errors import KdpipeError, TrainingError
 from kdpipe.loader import Batch
+from kdpipe.losses import Context
 from kdpipe.models import Built, ModelConfig, build, first_line
 from kdpipe.models.wrappers.logits import standardised
-from kdpipe.losses import Context
 from kdpipe.teacher import resolve_device
 from kdpipe.trainer.config import TrainConfig
-from kdpipe.trainer.module import Learner
 from kdpipe.trainer.distributed import Ranks
+from kdpipe.trainer.module import Learner
 from kdpipe.views import Erased, Normalize
 
 # What the teacher says of a batch: Targets decoded from the cache, or asked of a live teacher; of several a tuple.

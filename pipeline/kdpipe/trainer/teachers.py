@@ -3,15 +3,15 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from kdpipe._util.fingerprint import fingerprint
+from kdpipe._util.redact import redact
 from kdpipe.cache import CacheReader, JointReader, Want
 from kdpipe.cache.manifest import open_reader
 from kdpipe.caching.identity import check_readers_canaries
 from kdpipe.errors import ConfigError, IdentityError, TargetsError, TrainingError
-from kdpipe._util.fingerprint import fingerprint
 from kdpipe.loader import Batch, LoaderConfig
-from kdpipe.models import Built
 from kdpipe.losses import ObjectiveConfig, Teaching, average
-from kdpipe._util.redact import redact
+from kdpipe.models import Built
 from kdpipe.shards import Index
 from kdpipe.targets import Targets, mix_targets
 from kdpipe.trainer.step import TargetsOf

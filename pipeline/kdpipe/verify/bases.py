@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 
-from kdpipe.verify.compare import ORTHONORMAL, SLACK, orthonormal_error
 from kdpipe.caching.determinism import FLOOR
 from kdpipe.targets import Calibration, Feature
+from kdpipe.verify.compare import ORTHONORMAL, SLACK, orthonormal_error
 
 # A calibration may be fitted to views of a few classes, or of other shards, and what is looked at may be a batch of
 # one class: so the batch that suits it best is judged, of no fewer than these, and only one of no fewer views.

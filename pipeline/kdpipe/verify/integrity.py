@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
+from kdpipe._util.fingerprint import fingerprint, sha256
 from kdpipe.cache.cache import tasks_by_segment
 from kdpipe.cache.checked import (
     check_segment,
@@ -29,12 +30,11 @@ from kdpipe.cache.layout import (
     part_record,
 )
 from kdpipe.cache.lease import LOCKS
-from kdpipe.cache.names import is_folder
 from kdpipe.cache.modules import calibration_name, load_tensors, needed
+from kdpipe.cache.names import is_folder
 from kdpipe.cache.select import HEAD
 from kdpipe.cache.store import Store
 from kdpipe.errors import CacheError
-from kdpipe._util.fingerprint import fingerprint, sha256
 from kdpipe.targets import ArrayField
 
 Problem = dict[str, str]

@@ -11,18 +11,18 @@ from typing import Any
 
 import torch
 
+from kdpipe._util.machine import cores
 from kdpipe.cache import ArrayReader, Cache, Segment
 from kdpipe.cache.modules import read_calibration
-from kdpipe.verify.compare import Agreement, compare_feature, compare_logits
-from kdpipe.verify.averages import BATCHES
-from kdpipe.verify.bases import CalibrationTruth
 from kdpipe.caching.determinism import compute_dtype, run_again
 from kdpipe.caching.identity import is_nondeterministic
-from kdpipe._util.machine import cores
 from kdpipe.shards import BlockReader, Index
 from kdpipe.shards.index import Shard
 from kdpipe.targets import GROUPS, Calibration, Feature
 from kdpipe.teacher import Teacher
+from kdpipe.verify.averages import BATCHES
+from kdpipe.verify.bases import CalibrationTruth
+from kdpipe.verify.compare import Agreement, compare_feature, compare_logits
 from kdpipe.views import View, ViewsConfig
 from kdpipe.views.block import paired_index, render_rows
 from kdpipe.views.draws import permutation

@@ -7,8 +7,8 @@ from random import Random
 
 import numpy as np
 
-from kdpipe.errors import IndexFileError
 from kdpipe._util.fingerprint import canonical_json, fingerprint, sha256
+from kdpipe.errors import IndexFileError
 from kdpipe.shards import layout
 from tests.fuzz.files import join, of_content, replaced, split
 from tests.fuzz.mutate import NUMBERS, mutate_bytes, mutate_tree

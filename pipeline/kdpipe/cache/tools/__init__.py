@@ -1,0 +1,1 @@
+"""Looking after caches: list, merge, copy, drop views, delete what nothing refers to, statistics."""

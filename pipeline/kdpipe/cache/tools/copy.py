@@ -9,13 +9,13 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from kdpipe._util.fingerprint import sha256
 from kdpipe.cache.cache import Cache
 from kdpipe.cache.commit import commit_files, lay_out
 from kdpipe.cache.layout import Segment, padded_rows
 from kdpipe.cache.read import ArrayReader
 from kdpipe.cache.store import Store
 from kdpipe.errors import CorruptionError
-from kdpipe._util.fingerprint import sha256
 from kdpipe.targets import Quality
 from kdpipe.views import View
 

@@ -12,14 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from kdpipe._util.untrusted import load_json
 from kdpipe.cache.cache import Cache
 from kdpipe.cache.layout import CANARY_LABELS, PROVENANCE, ROOT, STORE_RECORD, part_file, part_record
 from kdpipe.cache.lease import LOCKS
-from kdpipe.cache.tools.ls import is_cache, place_of
 from kdpipe.cache.modules import spare
 from kdpipe.cache.store import Store
+from kdpipe.cache.tools.ls import is_cache, place_of
 from kdpipe.errors import CacheError, ConfigError
-from kdpipe._util.untrusted import load_json
 
 
 def orphans(cache: Cache) -> dict[str, int]:

@@ -7,6 +7,8 @@ from typing import Any
 
 import fsspec
 
+from kdpipe._util.fingerprint import fingerprint
+from kdpipe._util.untrusted import load_json
 from kdpipe.cache.cache import Cache
 from kdpipe.cache.commit import read_provenance
 from kdpipe.cache.layout import ROOT, describe
@@ -14,8 +16,6 @@ from kdpipe.cache.names import is_plain
 from kdpipe.cache.sealed import JSON_BYTES
 from kdpipe.cache.store import Store
 from kdpipe.errors import CacheError, KdpipeError
-from kdpipe._util.fingerprint import fingerprint
-from kdpipe._util.untrusted import load_json
 from kdpipe.views import ViewsConfig
 
 

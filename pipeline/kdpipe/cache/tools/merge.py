@@ -6,18 +6,18 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+from kdpipe._util.fingerprint import differences
 from kdpipe.cache.cache import Cache
 from kdpipe.cache.commit import add_segment, create, read_canaries, read_provenance
-from kdpipe.cache.tools.copy import OnTask, Source, rows_of
 from kdpipe.cache.layout import PROVENANCE, STORE_RECORD, Segment, runs
-from kdpipe.cache.tools.ls import place_of
 from kdpipe.cache.locks import alone
-from kdpipe.cache.tools.gc import remove_orphans
 from kdpipe.cache.modules import copy_parts, needed, with_calibration
 from kdpipe.cache.sealed import seal
 from kdpipe.cache.store import Store
+from kdpipe.cache.tools.copy import OnTask, Source, rows_of
+from kdpipe.cache.tools.gc import remove_orphans
+from kdpipe.cache.tools.ls import place_of
 from kdpipe.errors import CacheError, ConfigError, IdentityError
-from kdpipe._util.fingerprint import differences
 from kdpipe.targets import Encoding
 from kdpipe.views import View
 from kdpipe.views.canaries import COUNT, Canary, spread

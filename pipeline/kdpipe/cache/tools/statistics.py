@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from kdpipe.cache.cache import Cache
-from kdpipe.cache.tools.label_statistics import Judged, ViewLabels
 from kdpipe.cache.layout import Segment
 from kdpipe.cache.read import ArrayReader
+from kdpipe.cache.tools.label_statistics import Judged, ViewLabels
 from kdpipe.cache.tools.view_statistics import Answers, Tally
 from kdpipe.views.draws import permutation
 

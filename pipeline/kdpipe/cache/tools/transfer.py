@@ -5,17 +5,17 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 
+from kdpipe._util.fingerprint import differences
 from kdpipe.cache.cache import Cache, require_identity
 from kdpipe.cache.commit import add_segment, put_store, read_provenance, require_empty
-from kdpipe.cache.tools.copy import OnTask, Source, read_checked, rows_of
 from kdpipe.cache.layout import PROVENANCE, STORE_RECORD, Segment, describe, in_order, runs
-from kdpipe.cache.tools.ls import place_of
 from kdpipe.cache.locks import alone
 from kdpipe.cache.modules import copy_parts
 from kdpipe.cache.sealed import seal
 from kdpipe.cache.store import Store
+from kdpipe.cache.tools.copy import OnTask, Source, read_checked, rows_of
+from kdpipe.cache.tools.ls import place_of
 from kdpipe.errors import CacheError, ConfigError, IdentityError
-from kdpipe._util.fingerprint import differences
 from kdpipe.views import View
 
 # Object stores answer slowly and many at once; but so many bytes are in memory.

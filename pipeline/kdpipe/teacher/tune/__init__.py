@@ -1,0 +1,1 @@
+"""Finding the fastest way to compute each layer on a device."""

@@ -10,11 +10,6 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from kdpipe.losses import OBJECTIVES
-from kdpipe.shards import Index, build_index
-from kdpipe.targets import Targets
-from kdpipe.teacher import Teacher, TeacherConfig
-from kdpipe.views import ViewsConfig
 from benchmarks.fidelity import command, live, numbers, page
 from benchmarks.fidelity.advice import advice
 from benchmarks.fidelity.run import Size, fidelity
@@ -22,8 +17,13 @@ from benchmarks.fidelity.scene import Scene, make_scene
 from benchmarks.fidelity.student import Probe, Trained
 from benchmarks.fidelity.uses import uses
 from benchmarks.fidelity.ways import renormalised, ways
+from kdpipe.losses import OBJECTIVES
+from kdpipe.shards import Index, build_index
+from kdpipe.targets import Targets
+from kdpipe.teacher import Teacher, TeacherConfig
+from kdpipe.views import ViewsConfig
+from tests.benchmarks.running import benchmark, refused
 from tests.shards.making import write_shards
-from tests.stages.running import kdpipe, refused
 from tests.threads import one_thread
 
 SIZE, CLASSES = 32, 24
@@ -84,7 +84,7 @@ def report(scene: Scene, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
         patch.setattr(live, "differences", lambda scene, student, _, *more: differences(scene, student, some, *more))
         found = fidelity(scene, tmp_path_factory.mktemp("fidelity"), QUICK)
     # As a file gives it back.
-    return json.loads(json.dumps({"bench": "fidelity", **found, "command": "kdpipe bench fidelity", **HERE}))
+    return json.loads(json.dumps({"bench": "fidelity", **found, "command": "python -m benchmarks fidelity", **HERE}))
 
 
 def error(report: dict[str, Any], objective: str, way: str) -> float:
@@ -191,7 +191,9 @@ def test_a_teacher_without_features_is_measured_as_far_as_it_goes(index, tmp_pat
     found = fidelity(scene, tmp_path, QUICK)
     assert {*found["errors"]} == {*found["parity"]} == {"kd"}
     assert "pooled" in found["absent"]["rkd"] or "forward" in found["absent"]["rkd"]
-    text = page.draw({"plain": {"bench": "fidelity", **found, "command": "kdpipe bench fidelity", **HERE}}, "f.json")
+    text = page.draw(
+        {"plain": {"bench": "fidelity", **found, "command": "python -m benchmarks fidelity", **HERE}}, "f.json"
+    )
     assert "rkd: " in text
     assert "Final maps" not in text
 
@@ -199,7 +201,7 @@ def test_a_teacher_without_features_is_measured_as_far_as_it_goes(index, tmp_pat
 def test_the_document(report):
     text = page.draw({"few": report}, "fidelity.json")
     assert "[fidelity.json](fidelity.json)" in text
-    assert "\n## few\n\n    kdpipe bench fidelity\n" in text
+    assert "\n## few\n\n    python -m benchmarks fidelity\n" in text
     assert "2026-03-02, Abacus, 7 beads; python 3.11.7" in " ".join(text.split())
     top = f"{error(report, 'kd', 'top16-float16'):.2g}"
     row = next(line for line in text.splitlines() if line.startswith("| top16-float16 |"))
@@ -237,17 +239,17 @@ def test_the_command(index, weights, tmp_path, monkeypatch):
     out = tmp_path / "fidelity.md"
     quick = ["--steps", 3, "--batches", 1, "--rows", 16]
     data = ["--shards", index.path, "--weights", weights, "--params", settings]
-    made = kdpipe("bench", "fidelity", *data, *quick, "--out", out, "--json")
+    made = benchmark("fidelity", *data, *quick, "--out", out, "--json")
     assert made.code == 0, made.err
     report = json.loads(made.out)
     assert {*report["errors"]} == {"kd"}
-    assert report["command"].startswith("kdpipe bench fidelity --shards ")
+    assert report["command"].startswith("python -m benchmarks fidelity --shards ")
     assert json.loads((tmp_path / "fidelity.json").read_text()) == {"train": report}
     assert "\n## train\n" in out.read_text()
     assert "parity" in made.err
     # Another teacher's figures come beside them, and the document is drawn from both.
     monkeypatch.setattr("benchmarks.fidelity.command.fidelity", lambda *_: report)
-    again = kdpipe("bench", "fidelity", *data, *quick, "--out", out, "--name", "second")
+    again = benchmark("fidelity", *data, *quick, "--out", out, "--name", "second")
     assert again.code == 0, again.err
     assert "top16-float16" in again.out
     assert {*json.loads((tmp_path / "fidelity.json").read_text())} == {"train", "second"}
@@ -255,15 +257,15 @@ def test_the_command(index, weights, tmp_path, monkeypatch):
 
 
 def test_refusals(index, weights, tmp_path):
-    assert "--weights" in refused("bench", "fidelity", "--shards", index.path)
-    assert "--params" in refused("bench", "fidelity", "--params", tmp_path / "x.yaml")
-    assert "NAME.md" in refused("bench", "fidelity", "--shards", index.path, "--weights", weights, "--out", "x.txt")
-    assert "no index" in refused("bench", "fidelity", "--shards", tmp_path / "no", "--weights", weights)
+    assert "--weights" in refused("fidelity", "--shards", index.path)
+    assert "--params" in refused("fidelity", "--params", tmp_path / "x.yaml")
+    assert "NAME.md" in refused("fidelity", "--shards", index.path, "--weights", weights, "--out", "x.txt")
+    assert "no index" in refused("fidelity", "--shards", tmp_path / "no", "--weights", weights)
     mixed = tmp_path / "mixed.yaml"
     model = json.dumps({"model": "convnext_atto", "model_kwargs": TEACHER, "num_classes": CLASSES, "input_size": SIZE})
     mixed.write_text(f"views: {{mixup: 0.8, mix: targets}}\nteacher: {model}\n")
     words = ("--shards", index.path, "--weights", weights, "--params", mixed)
-    assert "views.mix" in refused("bench", "fidelity", *words)
+    assert "views.mix" in refused("fidelity", *words)
 
 
 def test_the_teacher_of_the_numbers_is_kept(tmp_path, monkeypatch):

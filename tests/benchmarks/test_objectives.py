@@ -10,19 +10,19 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
-from kdpipe.models import ModelConfig
-from kdpipe.losses import OBJECTIVES
-from kdpipe.shards import build_index
-from kdpipe.shards.prepare import prepare_digits
-from kdpipe.teacher import TeacherConfig
-from kdpipe.views import ViewsConfig
 from benchmarks.contest.contest import STUDENT, STUDENT_KWARGS, Budget, job
 from benchmarks.contest.material import Material
 from benchmarks.contest.page import draw
 from benchmarks.contest.rows import ALONE, rows
 from benchmarks.contest.runs import Run, run_one
 from benchmarks.contest.table import cells, reading
-from tests.stages.running import kdpipe, refused
+from kdpipe.losses import OBJECTIVES
+from kdpipe.models import ModelConfig
+from kdpipe.shards import build_index
+from kdpipe.shards.prepare import prepare_digits
+from kdpipe.teacher import TeacherConfig
+from kdpipe.views import ViewsConfig
+from tests.benchmarks.running import benchmark, refused
 
 DOCS = Path(__file__).parent.parent.parent / "docs"
 SIZE = 16
@@ -59,19 +59,19 @@ def words(folder: Path) -> list[object]:
     page = folder / "docs" / "page.md"
     page.parent.mkdir()
     words = [
-        *("bench", "objectives", "--shards", folder / "train.index", "--limit", 64, "--val", folder / "val.index"),
+        *("objectives", "--shards", folder / "train.index", "--limit", 64, "--val", folder / "val.index"),
         *("--val-limit", 20, "--weights", folder / "teacher.safetensors", "--params", folder / "params.yaml"),
         *("--epochs", 1, "--batch-size", 32, "--seeds", 1, "--jobs", 1, "--only", "kd", "--only", "fitnets"),
         *("--out", folder / "runs", "--page", page, "--title", "A few digits", "--json"),
     ]
-    assert kdpipe(*words).code == 0
+    assert benchmark(*words).code == 0
     return words
 
 
 def test_the_command(folder: Path, words: list[object]) -> None:
     page = folder / "docs" / "page.md"
     first = json.loads((folder / "docs" / "page.json").read_text())["A few digits"]
-    result = kdpipe(*words)
+    result = benchmark(*words)
     assert result.code == 0, result.err
     report = json.loads(result.out)
     assert [row["label"] for row in report["rows"]] == [ALONE, "kd", "kd, CIFAR", "ce+fitnets"]
@@ -166,8 +166,8 @@ def test_what_three_seeds_can_tell() -> None:
 
 
 def test_options_that_do_not_go_together() -> None:
-    assert "--val" in refused("bench", "objectives", "--shards", "x")
-    assert "Pass --shards too" in refused("bench", "objectives", "--weights", "x")
+    assert "--val" in refused("objectives", "--shards", "x")
+    assert "Pass --shards too" in refused("objectives", "--weights", "x")
 
 
 def test_the_document_is_drawn_from_its_record() -> None:

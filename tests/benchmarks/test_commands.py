@@ -10,14 +10,14 @@ from unittest.mock import create_autospec
 import click
 import pytest
 
-from kdpipe.views.ops import RAND_OPS
 from benchmarks.cli import bench
 from benchmarks.parity import POLICIES
-from tests.stages.running import kdpipe
+from kdpipe.views.ops import RAND_OPS
+from tests.benchmarks.running import benchmark
 
 
 def figures(*args: object) -> dict:
-    result = kdpipe("bench", *args, "--json")
+    result = benchmark(*args, "--json")
     assert result.code == 0, result.err
     return json.loads(result.out)
 
@@ -32,7 +32,7 @@ def no_time(monkeypatch):
 def test_a_report_says_when_how_and_with_what(no_time):
     report = figures("targets", "--k", 4)
     assert (report["bench"], report["k"]) == ("targets", 4)
-    assert report["command"] == "kdpipe bench targets --k 4"
+    assert report["command"] == "python -m benchmarks targets --k 4"
     assert re.fullmatch(r"\d{4}-\d\d-\d\d", report["date"])
     assert re.fullmatch(r".+, \d+ cores", report["machine"])
     packages = ["python", "torch", "timm", "zarr", "numcodecs", "Pillow", "opencv", "numpy", "distributed"]
@@ -41,9 +41,9 @@ def test_a_report_says_when_how_and_with_what(no_time):
 
 
 def test_a_report_in_lines(no_time):
-    lines = kdpipe("bench", "targets").out.splitlines()
+    lines = benchmark("targets").out.splitlines()
     assert "core_us_per_row: 2.5 (2 to 4)" in lines
-    assert "command: kdpipe bench targets" in lines
+    assert "command: python -m benchmarks targets" in lines
     assert any(line.startswith("versions: python ") for line in lines)
 
 
@@ -92,10 +92,10 @@ def test_targets():
 @pytest.mark.slow
 def test_all_measures_and_draws(tmp_path):
     out = tmp_path / "docs" / "benchmarks.md"
-    result = kdpipe("bench", "all", "--only", "targets", "--out", out)
+    result = benchmark("all", "--only", "targets", "--out", out)
     assert result.code == 0, result.err
     report = json.loads(out.with_suffix(".json").read_text())["targets"]
-    assert report["command"] == "kdpipe bench targets"
+    assert report["command"] == "python -m benchmarks targets"
     assert f"{report['bytes_per_view']:.1f} | 68.0 |" in out.read_text()
 
 

@@ -3,13 +3,12 @@
 import json
 from pathlib import Path
 
-import click
 import pytest
 
 from benchmarks import book, every, page
+from benchmarks.cli import bench
 from benchmarks.sections import SECTIONS
-from kdpipe_stages.cli import main
-from tests.stages.running import kdpipe, refused
+from tests.benchmarks.running import benchmark, refused
 
 ROOT = Path(__file__).parents[2]
 HERE = {"date": "2026-03-02", "machine": "Abacus, 7 beads", "versions": {"python": "3.11.7", "torch": "2.15.0"}}
@@ -22,7 +21,7 @@ def spread(median: float) -> dict[str, float]:
 def step(ratio: float, **changes: object) -> dict:
     figures = {"ratio_spread": spread(ratio), "core_ms_with_cache": spread(21), "core_ms_alone": spread(20)}
     details = {"student": "resnet18", "size": 64, "batch": 8, "classes": 10, "steps": 5}
-    return {**figures, **details, "command": "kdpipe bench step --steps 5", **HERE, **changes}
+    return {**figures, **details, "command": "python -m benchmarks step --steps 5", **HERE, **changes}
 
 
 def draw(**reports: dict) -> str:
@@ -38,7 +37,7 @@ def test_a_section():
     assert "Measured on 2026-03-02, Abacus, 7 beads; python 3.11.7, torch 2.15.0, unless" in text
     drawn = section(text, "A student's step from the cache")
     assert "resnet18 at 64 pixels, batches of 8, loading included, 5 steps" in drawn
-    assert "\n    kdpipe bench step --steps 5\n" in drawn
+    assert "\n    python -m benchmarks step --steps 5\n" in drawn
     assert "|  | ours | peer | ours / peer | bound |  |" in drawn
     assert "| core-ms a step | 21 (21–22) | 20 (20–20) | 1.04 (0.79–1.54) | ratio ≤ 1.05 | met |" in drawn
     assert "2026" not in drawn
@@ -81,9 +80,10 @@ def test_what_is_missing_is_a_dash():
 
 
 def test_views_on_the_digits_and_their_operations():
-    photographs = {"command": "kdpipe bench views --shards PHOTOS", "image_kb": 110.2, **HERE}
+    photographs = {"command": "python -m benchmarks views --shards PHOTOS", "image_kb": 110.2, **HERE}
     operations = {"Rotate": {"ms": 0.5, "pil_ms": 2.0}, "Invert": {"ms": 0.1}}
-    text = draw(views={**photographs, "operations": operations}, caching={"command": "kdpipe bench caching", **HERE})
+    caching = {"command": "python -m benchmarks caching", **HERE}
+    text = draw(views={**photographs, "operations": operations}, caching=caching)
     drawn = section(text, "Views: the papers' recipe beside timm's transform")
     assert "110 kB in the mean" in drawn
     assert "digits" not in drawn
@@ -94,7 +94,7 @@ def test_views_on_the_digits_and_their_operations():
 @pytest.fixture
 def out(tmp_path, monkeypatch) -> Path:
     """A document, and benches that take no time: step works, targets fails."""
-    reports = {"step": step(0.5, command="kdpipe bench step"), "views": {"command": "?", **HERE}}
+    reports = {"step": step(0.5, command="python -m benchmarks step"), "views": {"command": "?", **HERE}}
     monkeypatch.setattr(every, "run_bench", lambda words: reports.get(words[0]))
     return tmp_path / "docs" / "figures.md"
 
@@ -102,9 +102,9 @@ def out(tmp_path, monkeypatch) -> Path:
 def test_a_bench_that_fails_or_is_left_out_keeps_its_section(out):
     book.write(str(out), {"targets": {"ratio": 1.25, **HERE}, "parity": {"max_loss_difference": 2.0, **HERE}})
     before = out.read_text()
-    result = kdpipe("bench", "all", "--only", "step", "--only", "targets", "--out", out)
+    result = benchmark("all", "--only", "step", "--only", "targets", "--out", out)
     assert result.code == 1
-    assert result.err.splitlines()[0] == "[1/2] kdpipe bench targets"
+    assert result.err.splitlines()[0] == "[1/2] python -m benchmarks targets"
     assert result.err.splitlines()[-1] == f"{out}: failed: targets"
     after = out.read_text()
     for title in ("Targets: size, and reading them in epoch order", "Parity under crop and flip"):
@@ -116,26 +116,26 @@ def test_a_bench_that_fails_or_is_left_out_keeps_its_section(out):
 
 
 def test_an_index_is_for_those_that_need_it_and_is_not_published(out, world):
-    result = kdpipe("bench", "all", "--only", "step", "--only", "views", "--shards", world.index_path, "--out", out)
+    result = benchmark("all", "--only", "step", "--only", "views", "--shards", world.index_path, "--out", out)
     assert (result.code, result.out) == (0, f"{out}\n")
     ran = [line for line in result.err.splitlines() if line.startswith("[")]
     assert world.index_path in ran[0]
-    assert ran[1] == "[2/2] kdpipe bench step"
+    assert ran[1] == "[2/2] python -m benchmarks step"
     text = out.read_text()
-    assert "\n    kdpipe bench views --limit 120 --repeats 5 --shards PHOTOS\n" in text
+    assert "\n    python -m benchmarks views --limit 120 --repeats 5 --shards PHOTOS\n" in text
     assert world.index_path not in text + out.with_suffix(".json").read_text()
 
 
 def test_mistakes_are_found_before_anything_runs(out, tmp_path, monkeypatch):
     monkeypatch.setattr(every, "run_bench", None)
-    assert "NAME.md" in refused("bench", "all", "--out", tmp_path / "figures.json")
-    refused("bench", "all", "--shards", tmp_path / "none", "--out", out)
+    assert "NAME.md" in refused("all", "--out", tmp_path / "figures.json")
+    refused("all", "--shards", tmp_path / "none", "--out", out)
     assert not out.exists()
     (tmp_path / "file").touch()
-    assert "can't be" in refused("bench", "all", "--out", tmp_path / "file" / "figures.md")
+    assert "can't be" in refused("all", "--out", tmp_path / "file" / "figures.md")
     for text in ("{", "[]", '{"step": 1}'):
         (tmp_path / "figures.json").write_text(text)
-        assert "figures.json" in refused("bench", "all", "--out", tmp_path / "figures.md")
+        assert "figures.json" in refused("all", "--out", tmp_path / "figures.md")
     assert not (tmp_path / "figures.md").exists()
 
 
@@ -146,18 +146,16 @@ def test_a_bench_that_stops_is_no_report(capfd):
 
 @pytest.mark.parametrize("each", SECTIONS, ids=lambda each: each.name)
 def test_the_commands_of_the_sections_exist(each):
-    group = main.get_command(click.Context(main), "bench")
-    command = group.commands[each.words[0]]
+    command = bench.commands[each.words[0]]
     command.make_context("kdpipe", [*each.words[1:], *(["--shards", "PHOTOS"] if each.photographs else [])])
 
 
 def test_every_bench_has_a_section():
-    group = main.get_command(click.Context(main), "bench")
     elsewhere = {"objectives", "fidelity"}  # which have documents of their own
-    assert {each.words[0] for each in SECTIONS} == group.commands.keys() - {"all"} - elsewhere
+    assert {each.words[0] for each in SECTIONS} == bench.commands.keys() - {"all"} - elsewhere
 
 
 def test_the_document_is_what_its_record_draws():
-    """Nobody edits a figure by hand: `kdpipe bench all --only NAME --out docs/benchmarks.md` measures it."""
+    """Nobody edits a figure by hand: `python -m benchmarks all --only NAME --out docs/benchmarks.md` measures it."""
     path = ROOT / "docs" / "benchmarks.md"
     assert path.read_text() == page.draw(book.read(str(path)), "benchmarks.json")
