@@ -1,5 +1,6 @@
 """Many executions of one target, in processes of their own: a finding that ends its process ends nothing else."""
 
+import math
 import multiprocessing
 import os
 import tempfile
@@ -53,14 +54,15 @@ def folder() -> Any:
     return tempfile.TemporaryDirectory(prefix="kdpipe-fuzz-", dir=_MEMORY if _MEMORY.is_dir() else None)
 
 
-def execute(name: str, seed: int, numbers: Sequence[int], until: float | None = None) -> Iterator[Tally]:
-    """Execute these inputs in this process, no longer than until a time of `time.monotonic`; a tally now and then."""
+def execute(name: str, seed: int, numbers: Sequence[int], seconds: float | None = None) -> Iterator[Tally]:
+    """Execute these inputs in this process, for so long at most once it has begun; a tally now and then."""
     with folder() as place, guarded():
         target = make(name, Path(place))
         guard, tally, told = Guard(target), Tally(), time.monotonic()
+        until = told + (math.inf if seconds is None else seconds)
         for number in numbers:
             now = time.monotonic()
-            if until is not None and now > until:
+            if now > until:
                 break
             if now > told + _TELL:
                 yield tally
@@ -72,12 +74,11 @@ def execute(name: str, seed: int, numbers: Sequence[int], until: float | None = 
 
 def run(name: str, seed: int, executions: int, processes: int = 2, seconds: float | None = None) -> Tally:
     """Execute inputs 0 to `executions` - 1 in several processes; what kills or blocks one is a finding of its input."""
-    until = None if seconds is None else time.monotonic() + seconds
     waiting = [range(first, executions, processes) for first in range(min(processes, executions))]
     total, running = Tally(), list[_Child]()
     while waiting or running:
         while waiting and len(running) < processes:
-            running.append(_Child(name, seed, waiting.pop(), until))
+            running.append(_Child(name, seed, waiting.pop(), seconds))
         for child in list(running):
             left = child.poll(total)
             if left is not None:
@@ -87,12 +88,12 @@ def run(name: str, seed: int, executions: int, processes: int = 2, seconds: floa
     return total
 
 
-def _child(name: str, seed: int, numbers: range, until: float | None, at: Any, pipe: Any) -> None:
+def _child(name: str, seed: int, numbers: range, seconds: float | None, at: Any, pipe: Any) -> None:
     global _at  # noqa: PLW0603
     _at = at
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # libjpeg and others write there what they think of their input
     try:
-        for tally in execute(name, seed, numbers, until):
+        for tally in execute(name, seed, numbers, seconds):
             pipe.send(tally)
         pipe.send(None)
     except Exception as e:
@@ -100,11 +101,11 @@ def _child(name: str, seed: int, numbers: range, until: float | None, at: Any, p
 
 
 class _Child:
-    def __init__(self, name: str, seed: int, numbers: range, until: float | None) -> None:
+    def __init__(self, name: str, seed: int, numbers: range, seconds: float | None) -> None:
         self._numbers, self._done, self._finished = numbers, 0, False
         self._at = _spawn.Value("q", -1, lock=False)
         self._pipe, other = _spawn.Pipe(duplex=False)
-        self._process = _spawn.Process(target=_child, args=(name, seed, numbers, until, self._at, other), daemon=True)
+        self._process = _spawn.Process(target=_child, args=(name, seed, numbers, seconds, self._at, other), daemon=True)
         self._process.start()
         other.close()
         self._seen, self._since = -1, time.monotonic()
