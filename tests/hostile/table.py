@@ -185,7 +185,7 @@ TABLE = {
 # Of whatever command: names of code, by the user.
 TEXTS = frozenset({"trust"})
 # With these, what is read of a cache is all that can be.
-CACHED = {"train-student": {"objective": "scalekd"}}
+CACHED = {("train-student", "cache"): {"objective": "scalekd"}, ("train-student", "record"): {"objective": "kd"}}
 
 
 def commands() -> Iterator[tuple[str, click.Command]]:
@@ -211,7 +211,7 @@ def takes_text(param: click.Parameter) -> bool:
 def line(name: str, command: click.Command, places: dict[str, str], param: str, value: str, category: str) -> list[str]:
     """The words of a command with a hostile value of one parameter."""
     table = TABLE[name]
-    values = {**table.sound, **(CACHED.get(name, {}) if category == "cache" else {}), param: value}
+    values = {**table.sound, **CACHED.get((name, category), {}), param: value}
     if param == "weights" and name == "evaluate":
         values |= {"model": "resnet10t", "model_kwargs": _KWARGS}
         values.pop("file")

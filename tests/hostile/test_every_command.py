@@ -26,14 +26,14 @@ COMMANDS = dict(commands())
 
 
 def cases() -> Iterator[Any]:
-    """Every pair. Of each option's files, one in five runs with the fast tests, another one for each option."""
+    """Every pair. Of each option's files, one in twelve runs with the fast tests, another one for each option."""
     turn = 0
     for name, entry in TABLE.items():
         for param, categories in entry.opens.items():
             for category in categories:
                 turn += 1
                 for number, kind in enumerate(KINDS[category]):
-                    marks = () if number % 5 == turn % 5 else (pytest.mark.slow,)
+                    marks = () if number % 12 == turn % 12 else (pytest.mark.slow,)
                     words = f"{name} {param} {category} {kind.name}"
                     yield pytest.param(name, param, category, kind, id=words.replace(" ", "-"), marks=marks)
 
