@@ -73,7 +73,6 @@ _STUDENT = {"student": "resnet10t", "model_kwargs": _KWARGS, "num_classes": "3",
 _TRAIN = {"shards": "{index}", **_STUDENT, "epochs": "1", "batch_size": "4", "out": "{out}"}
 _WARMUP = ("--set", "train.warmup_epochs=0", "--set", "train.device=cpu")
 _TLS = ("tls_ca", "tls_cert", "tls_key")
-_BENCH_INDEX = Line({}, {"shards": ("index",)}, _texts("device student model"))
 
 TABLE = {
     "prepare digits": Line({"out": "{out}"}, {}, _texts("out")),
@@ -167,20 +166,6 @@ TABLE = {
         _texts("out"),
     ),
     "demo": Line({"out": "{out}"}, {}, _texts("out")),
-    "bench all": Line({"out": "{out}.md", "only": "views"}, {"shards": ("index",)}, _texts("out")),
-    "bench objectives": Line(
-        {"shards": "{index}", "out": "{out}", "limit": "4", "epochs": "1", "only": "kd"},
-        {"shards": ("index",), "val": ("index",), "weights": ("weights",), "params_file": ("params",)},
-        _texts("student model_kwargs only out page title"),
-    ),
-    "bench fidelity": Line(
-        {"shards": "{index}"},
-        {"shards": ("index",), "weights": ("weights",), "params_file": ("params",)},
-        _texts("name out"),
-    ),
-    **{f"bench {name}": Line({}) for name in ("cluster", "memory", "opening", "targets")},
-    **{f"bench {name}": _BENCH_INDEX for name in ("caching", "parity", "step", "views", "workers")},
-    "bench teacher": Line({}, {}, _texts("model device")),
 }
 # Of whatever command: names of code, by the user.
 TEXTS = frozenset({"trust"})
@@ -216,7 +201,7 @@ def line(name: str, command: click.Command, places: dict[str, str], param: str, 
         values |= {"model": "resnet10t", "model_kwargs": _KWARGS}
         values.pop("file")
     if name == "cache gc" and param == "keep":
-        values["folder"] = places["out"]
+        values["folder"] = places["empty"]
     if name == "cache gc" and param == "folder":
         values["keep"] = places["cache"]
     if param in _TLS:  # all three, for a cluster that nobody has

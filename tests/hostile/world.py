@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,6 +44,7 @@ class World:
     manifest: Path
     class_map: Path
     params: Path
+    empty: Path
 
     @property
     def places(self) -> dict[str, str]:
@@ -71,9 +73,10 @@ def make(folder: Path) -> World:
         evaluations=_evaluations(inside),
         record=_record(inside, cache),
         images=_images(inside),
-        manifest=_manifest(inside / "shards"),
+        manifest=_manifest(inside),
         class_map=_text(inside / "map.json", "[2, 0, 1]"),
         params=_text(inside / "params.yaml", "views: {seed: 0}\n"),
+        empty=_folder(inside / "empty"),
     )
 
 
@@ -114,7 +117,7 @@ def _evaluations(inside: Path) -> Path:
 
 def _record(inside: Path, cache: Cache) -> Path:
     encoding: Encoding = cache.segments[0].encoding
-    CacheRecord.of(cache, encoding, [0, 1]).write(str(inside / "record.json"))
+    CacheRecord.of(cache, encoding, [0, 1, "center"]).write(str(inside / "record.json"))
     return inside / "record.json"
 
 
@@ -126,12 +129,16 @@ def _images(inside: Path) -> Path:
     return inside / "images"
 
 
-def _manifest(shards: Path) -> Path:
-    names = sorted(path.name for path in shards.glob("*.tar"))
-    return _text(
-        shards.parent / "manifest" / "_info.json",
-        json.dumps({"splits": {"train": {"filenames": [f"../shards/{n}" for n in names], "shard_lengths": [6, 3]}}}),
-    )
+def _manifest(inside: Path) -> Path:
+    shutil.copytree(inside / "shards", inside / "listed")
+    names = sorted(path.name for path in (inside / "listed").iterdir())
+    split = {"filenames": names, "shard_lengths": [6, 3]}
+    return _text(inside / "listed" / "_info.json", json.dumps({"splits": {"train": split}}))
+
+
+def _folder(path: Path) -> Path:
+    path.mkdir()
+    return path
 
 
 def _text(path: Path, text: str) -> Path:
