@@ -18,6 +18,7 @@ from kdpipe.errors import CacheError
 
 SEGMENT = "000-dense-float16-v0-1"
 SHARD = f"commits/{SEGMENT}/t.tar.json"
+FOLDER = f"segments/{SEGMENT}/logits/c/0/0/0"
 
 
 @pytest.fixture(params=["memory", "folder"])
@@ -86,7 +87,7 @@ def test_a_killed_holders_lease_ends(store, monkeypatch):
     assert gone.take()
     kill(gone)
     began = time.monotonic()
-    with committing(store, SEGMENT, "t.tar") as require:
+    with committing(store, SEGMENT, "t.tar", FOLDER) as require:
         assert time.monotonic() - began >= 0.3
         require()
         # Stopped and woken rather than killed: it must not go on, nor take away what is another's.
@@ -142,6 +143,6 @@ def test_a_file_system_without_hard_links_has_no_locks(tmp_path, monkeypatch):
     assert not store.put_new(SHARD, b"2")
     assert store.read(SHARD) == b"1"
     assert not store.conditional
-    with adding(store), committing(store, SEGMENT, "t.tar"), alone(store):
+    with adding(store), committing(store, SEGMENT, "t.tar", FOLDER), alone(store):
         pass
     assert store.files() == [SHARD]

@@ -11,11 +11,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from kdpipe.cache import lease
 from tests import children
 from tests.chaos.moments import Fault
 from tests.chaos.network import FAULT
 
 _PATIENCE = 60.0
+# Seconds after which a worker that waits for a stopped one goes on; the scheduler gives that up sooner.
+_LEASE = 5.0
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,7 @@ def _work(address: str, env: dict[str, str]) -> None:
 
     os.environ.update(env)
     _quiet()
+    lease.LEASE = _LEASE
 
     async def run() -> None:
         worker = await Worker(address, nthreads=1, memory_limit=0, host="127.0.0.1", death_timeout=20)

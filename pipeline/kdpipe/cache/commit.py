@@ -305,7 +305,9 @@ def commit_files(
     """
     store, identity = cache.store, cache.shards[shard]
     name = segment.commit(identity["name"])
-    with committing(store, segment.name, identity["name"]) as held:
+    # The folder of a task's first file is that task's alone.
+    folder = min(files).rpartition("/")[0]
+    with committing(store, segment.name, identity["name"], folder) as held:
         there = finished(cache, segment, shard)
         if there is None:
             # Arrays of another cache's segment, or of another segment of this name, lie at the same paths.
@@ -315,7 +317,16 @@ def commit_files(
                 # Of another segment or cache; it must not stand when its files go.
                 store.remove(name)
                 store.sync_folders(name)
-            entries = {file: _put_once(store, file, data, held) for file, data in files.items()}
+
+            def ours() -> None:
+                held()
+                if store.exists(name):
+                    # Who waited for long enough has gone on.
+                    raise CacheError(
+                        "another run has finished this task meanwhile", where=f"{store}/{name}", do=_REPEAT
+                    )
+
+            entries = {file: _put_once(store, file, data, ours) for file, data in files.items()}
             there = _record(cache, segment, identity, entries, quality)
             held()
             cache.require_current()

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from kdpipe._util.files import FolderLock
+from kdpipe.cache import lease as leases
 from kdpipe.cache.lease import LOCKS, WRITING, Lease, Watch, living, present
 from kdpipe.cache.store import Store
 from kdpipe.errors import CacheError
@@ -83,9 +84,16 @@ def adding(store: Store) -> Iterator[Held]:
 
 
 @contextmanager
-def committing(store: Store, segment: str, shard: str) -> Iterator[Held]:
-    """Be the only one that commits this task; others wait. `flock`s are those of a whole segment."""
-    with _exclusive(store, f"commits/{segment}", f"tasks/{segment}/{shard}") as held:
+def committing(store: Store, segment: str, shard: str, folder: str) -> Iterator[Held]:
+    """Be the only one that commits this task; others wait, as long as its holder may be alive.
+
+    Args:
+        store: where.
+        segment, shard: the task.
+        folder: one of its own, for a `flock`. That doesn't end while its holder is stopped; after LEASE seconds who
+            waits goes on beside it, as with a lease.
+    """
+    with _exclusive(store, folder, f"tasks/{segment}/{shard}", lambda: leases.LEASE) as held:
         yield held
 
 
@@ -140,7 +148,7 @@ def _alone_by_files(store: Store) -> Iterator[None]:
 
 
 @contextmanager
-def _exclusive(store: Store, folder: str, name: str) -> Iterator[Held]:
+def _exclusive(store: Store, folder: str, name: str, beside: Callable[[], float] | None = None) -> Iterator[Held]:
     place = _flocked(store, folder)
     if place is None:
         lease = Lease(store, name)
@@ -152,7 +160,7 @@ def _exclusive(store: Store, folder: str, name: str) -> Iterator[Held]:
         return
     lock = FolderLock(place)
     with store.writing(folder):
-        _patiently(store, lock.take)
+        _patiently(store, lock.take, beside)
     try:
         yield lambda: None
     finally:
@@ -195,10 +203,12 @@ def _either(lock: FolderLock) -> str | None:
     return "alone" if lock.take() else "beside others" if lock.take(shared=True) else None
 
 
-def _patiently(store: Store, attempt: Callable[[], T]) -> T:
-    """The first truthy answer of an attempt to lock."""
+def _patiently(store: Store, attempt: Callable[[], T], beside: Callable[[], float] | None = None) -> T:
+    """The first truthy answer of an attempt to lock; or the last one, after so many seconds, to go on beside others."""
     began = time.monotonic()
     while not (got := attempt()):
+        if beside is not None and time.monotonic() - began > beside():
+            break
         if time.monotonic() - began > _PATIENCE:
             raise _busy(store)
         _pause(store)
