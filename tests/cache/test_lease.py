@@ -146,3 +146,21 @@ def test_a_file_system_without_hard_links_has_no_locks(tmp_path, monkeypatch):
     with adding(store), committing(store, SEGMENT, "t.tar", FOLDER), alone(store):
         pass
     assert store.files() == [SHARD]
+
+
+def test_a_lock_that_cannot_be_deleted_ends_by_itself(store, monkeypatch):
+    def refuse(*_: object) -> None:
+        raise ConnectionError("Could not connect to the endpoint")
+
+    monkeypatch.setattr(leases, "LEASE", 0.3)
+    with monkeypatch.context() as m:
+        m.setattr(store._fs, "rm_file", refuse)
+        with pytest.raises(CacheError, match="can't be deleted: ConnectionError: Could not connect to the endpoint"):
+            store.remove(SHARD)
+        with writing(store):
+            pass
+    [left] = held(store)
+    assert left.startswith("locks/writing/")
+    with alone(store):
+        pass
+    assert held(store) == []

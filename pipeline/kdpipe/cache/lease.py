@@ -155,7 +155,8 @@ def present(store: Store) -> Iterator[None]:
         yield
     finally:
         renewing.stop()
-        store.remove(name)
+        with suppress(CacheError):  # it ends by itself, and the work is done
+            store.remove(name)
 
 
 def living(store: Store, folder: str, watch: Watch) -> list[str]:

@@ -299,13 +299,23 @@ class Store:
             fsync(self.local.absolute().parent)
 
     def remove(self, name: str) -> None:
-        """Delete a file, which may be a foreign one; of a link the link. Nothing if it has gone already."""
+        """Delete a file, which may be a foreign one; of a link the link. Nothing if it has gone already.
+
+        Raises:
+            CacheError: it can't be deleted.
+        """
         path = self.path(name, foreign=True, link=True)
         self._named.clear()  # its folder may go next, and come again
         try:
             self._fs.rm_file(path)
         except FileNotFoundError:
             return
+        except Exception as e:
+            raise CacheError(
+                f"can't be deleted: {_reason(e)}",
+                where=f"{self}/{name}",
+                do="Mend that, then repeat the command: finished tasks are kept",
+            ) from e
 
     def sweep(self) -> list[str]:
         """Delete what interrupted writes left behind; returns their names."""
@@ -359,8 +369,11 @@ def _walk(folder: str) -> Iterator[str]:
 
 def _unreadable(where: str, error: Exception) -> CacheError:
     """One line for whatever a file system raises; object stores have exceptions of their own."""
-    reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
-    return CacheError(f"can't be read: {reason}", where=where)
+    return CacheError(f"can't be read: {_reason(error)}", where=where)
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
 
 
 class _Writing:
@@ -372,9 +385,8 @@ class _Writing:
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         if isinstance(error, Exception) and not isinstance(error, KdpipeError | AssertionError):
-            reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
             raise CacheError(
-                f"can't be written: {reason}",
+                f"can't be written: {_reason(error)}",
                 where=self._where,
                 do="Free space or mend the permission, then repeat the command: finished tasks are kept",
             ) from error
