@@ -29,8 +29,7 @@ SEED = 1
 
 @pytest.fixture(scope="module", params=NAMES)
 def named(request: pytest.FixtureRequest) -> Iterator[tuple[str, Target]]:
-    with folder() as place, pytest.MonkeyPatch.context() as patch, guarded():
-        patch.chdir(place)
+    with folder() as place, guarded():
         yield request.param, make(request.param, Path(place))
 
 

@@ -1,7 +1,7 @@
 """The file that --record writes, and opening the cache that it names."""
 
+import contextlib
 import json
-import os
 from pathlib import Path
 from random import Random
 
@@ -14,7 +14,7 @@ from tests.fuzz.target import Changed, Target
 
 def make(folder: Path) -> Target:
     small = SmallCache(folder)
-    os.chdir(folder)  # a mutated path may be relative
+
     reader = CacheReader(str(small.path), small.index)
     path = folder / "record.json"
     record = CacheRecord.of(Cache(Store(small.path)), reader.encoding, reader.views)
@@ -23,7 +23,8 @@ def make(folder: Path) -> Target:
 
     def run(data: bytes) -> None:
         path.write_bytes(data)
-        opened = open_reader(str(path), small.index)
+        with contextlib.chdir(folder):  # a changed path may be relative
+            opened = open_reader(str(path), small.index)
         if not set(opened.views) <= views:
             raise Changed(f"other views than the cache has: {opened.views}")
 
