@@ -2,4 +2,5 @@
 
 from benchmarks.cli import bench
 
-bench(prog_name="python -m benchmarks")
+if __name__ == "__main__":  # processes that are spawned import this again
+    bench(prog_name="python -m benchmarks")

@@ -19,9 +19,10 @@ from distributed import Client, Security
 from PIL import Image
 from torch import nn
 
+from benchmarks.scheduler import schedule
 from benchmarks.workers import CLASSES
+from kdpipe._util.silent import SilentWorker
 from kdpipe.caching import CachingConfig, Progress, cache_views
-from kdpipe.caching.clients import SilentScheduler, SilentWorker
 from kdpipe.caching.cluster import Cluster
 from kdpipe.shards import Index, build_index
 from kdpipe.shards.pack import Item, write_shards
@@ -162,24 +163,12 @@ def _cluster(folder: Path, workers: int) -> Iterator[tuple[Client, psutil.Proces
             stack.callback(process.kill)
             return int(process.pid or 0)
 
-        scheduler = start(_schedule)
+        scheduler = start(schedule)
         for first in range(0, workers, _A_PROCESS):
             start(_work, min(_A_PROCESS, workers - first))
         client = stack.enter_context(Client(scheduler_file=str(file), security=security))
         client.wait_for_workers(workers, timeout=600)
         yield client, psutil.Process(scheduler)
-
-
-def _schedule(file: Path, security: Security) -> None:
-    logging.getLogger("distributed").setLevel(logging.CRITICAL)
-
-    async def run() -> None:
-        scheduler = await SilentScheduler(
-            scheduler_file=str(file), host="127.0.0.1", protocol="tls://", port=0, security=security
-        )
-        await scheduler.finished()
-
-    asyncio.run(run())
 
 
 def _work(file: Path, security: Security, count: int) -> None:

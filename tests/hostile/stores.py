@@ -223,7 +223,7 @@ INDEXES = [
     _index("block-of-no-shard", _of_array("block_shard", 0, 77)),
     _index("rows-backwards", _of_array("block_first", 1, 2**50)),
     _index("label-huge", _of_array("labels", 0, 2**31 - 1), only("cache-teacher", "train-student", "evaluate")),
-    _index("keys-cut", _of_array("key_stop", 3, 2**50), _READERS),
+    _index("keys-cut", _of_array("key_stop", 3, 2**50), _READERS - {"erf"}),
     _index("array-pickle", _pickled),
     _document("deep", DEEP.encode()),
     _document("nan", b'{"format": NaN}'),

@@ -4,6 +4,7 @@ A scheduler unpickles the function of every task. Were it in a module that needs
 first, for seconds in which nobody is served.
 """
 
+import pickle
 from typing import Any
 
 PLUGIN = "kdpipe-teacher"
@@ -16,8 +17,8 @@ def do(job: bytes, task: bytes) -> Any:
     return get_worker().plugins[PLUGIN].do(job, task)  # type: ignore[attr-defined]
 
 
-def call(name: str, *args: Any) -> Any:
-    """On a worker: have its plugin do what else it can, by the name of its method."""
+def call(name: str, args: bytes) -> Any:
+    """On a worker: have its plugin do what else it can, by the name of its method; the arguments are pickled."""
     from distributed import get_worker
 
-    return getattr(get_worker().plugins[PLUGIN], name)(*args)
+    return getattr(get_worker().plugins[PLUGIN], name)(*pickle.loads(args))

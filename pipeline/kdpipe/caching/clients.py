@@ -8,27 +8,13 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import dask
-from distributed import Client, Nanny, Scheduler, Security, SpecCluster, Worker
+from distributed import Client, Nanny, Security, SpecCluster
 from distributed.utils import silence_logging_cmgr
 
+from kdpipe._util.silent import SilentScheduler, SilentWorker
 from kdpipe.errors import CacheError, ConfigError
-
-
-class SilentScheduler(Scheduler):
-    """A scheduler without the HTTP server, which dask can't turn off and which asks nobody who they are."""
-
-    def start_http_server(self, *_: Any, **__: Any) -> None:
-        """Start none."""
-
-
-class SilentWorker(Worker):
-    """A worker without the HTTP server."""
-
-    def start_http_server(self, *_: Any, **__: Any) -> None:
-        """Start none."""
 
 
 @contextmanager

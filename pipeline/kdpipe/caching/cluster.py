@@ -108,7 +108,8 @@ class Cluster:
     def _on_one(self, name: str, *args: Any) -> Any:
         """What the plugin of some worker answers."""
         try:
-            return self._client.submit(remote.call, name, *args, pure=False).result()
+            # As bytes, which the scheduler does not unpickle: it would import torch for what they hold.
+            return self._client.submit(remote.call, name, pickle.dumps(args), pure=False).result()
         except KilledWorker as e:
             raise _died(_STEPS[name], e.last_worker.address, e.allowed_failures + 1) from e
         except _GONE as e:
