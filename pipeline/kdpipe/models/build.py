@@ -181,7 +181,7 @@ def _wrapper(name: str) -> Callable[..., Any]:
     # It builds what it wraps with this module.
     from kdpipe.models.wrappers.simkd import simkd_student
 
-    return {"simkd_student": simkd_student}[WRAPPERS[name]]
+    return {"kdpipe:simkd_student": simkd_student}[name]
 
 
 def _imported(name: str) -> Callable[..., Any]:

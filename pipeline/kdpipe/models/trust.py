@@ -17,7 +17,7 @@ from kdpipe.errors import TeacherError
 HUB = ("hf-hub:", "hf_hub:", "local-dir:")
 # Networks of ours that are no entry of timm's registry, by the names that files give them: functions that
 # `kdpipe.models.build` knows.
-WRAPPERS = {"kdpipe:simkd_student": "simkd_student"}
+WRAPPERS = frozenset({"kdpipe:simkd_student"})
 # Arguments that are no part of an architecture: they make timm read files and URLs, or build something else than the
 # network of that name, elsewhere.
 _NOT_OF_FILES = frozenset(
