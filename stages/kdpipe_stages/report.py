@@ -7,8 +7,9 @@ from typing import Any, TypeVar
 import click
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
-from kdpipe._util.files import whole
+from kdpipe._util.files import read_bounded, whole
 from kdpipe._util.untrusted import load_json
+from kdpipe.config import first_problem
 from kdpipe.errors import ConfigError
 
 # Named here, not imported: a report needs none of what trains and caches, and DVC shouldn't repeat it for that.
@@ -168,19 +169,14 @@ def _read(path: Path, kind: type[_Document], otherwise: str) -> _Document:
     """A JSON file, of which only what is needed is kept; `otherwise` is what it is if that isn't there."""
     do = "Name a --record of cache-teacher, runs as RUNS/NAME and their evaluations as EVALUATIONS/NAME.json"
     try:
-        with path.open("rb") as file:
-            data = file.read(_BYTES + 1)
-        if len(data) > _BYTES:
-            raise ValueError(f"more than {_BYTES} bytes")
-        found = load_json(data)
+        found = load_json(read_bounded(path, _BYTES))
     except (OSError, ValueError) as e:
         raise ConfigError("can't be read as JSON", where=path, do=do) from e
     try:
         return kind.model_validate(found)
     except ValidationError as e:
-        first = e.errors()[0]
-        key = ".".join(map(str, first["loc"])) or "the document"
-        raise ConfigError(f"{otherwise}: {key}: {first['msg'].lower()}", where=path, do=do) from e
+        key, why, _ = first_problem(e)
+        raise ConfigError(f"{otherwise}: {key or 'the document'}: {why.lower()}", where=path, do=do) from e
 
 
 def _name(text: str) -> str:

@@ -5,6 +5,7 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
+from kdpipe.config import first_problem
 from kdpipe.errors import TeacherError
 from kdpipe.models.weights import read_metadata
 
@@ -80,11 +81,10 @@ def parsed(kind: type[Record], content: Any, where: object, what: str) -> Record
     try:
         return kind.model_validate(content)
     except ValidationError as e:
-        first = e.errors()[0]
-        key = ".".join(map(str, first["loc"])) or "all of it"
+        key, why, found = first_problem(e)
         raise TeacherError(
-            f"{what}: {key}: {first['msg'][0].lower() + first['msg'][1:]}",
+            f"{what}: {key or 'all of it'}: {why[0].lower() + why[1:]}",
             where=where,
-            found=repr(first["input"])[:100],
+            found=repr(found)[:100],
             do="Get the file from its source again",
         ) from e

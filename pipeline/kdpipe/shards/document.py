@@ -13,7 +13,7 @@ from pydantic import ConfigDict, Field, ValidationError
 from kdpipe._util.files import read_bounded
 from kdpipe._util.redact import bare_url
 from kdpipe._util.untrusted import load_json
-from kdpipe.config import Config
+from kdpipe.config import Config, first_problem
 from kdpipe.errors import IndexFileError
 from kdpipe.shards.remote import refuse_chain
 from kdpipe.shards.sources import is_name, name_of
@@ -103,8 +103,7 @@ def check(document: dict[str, Any], file: Path, do: str) -> None:
     try:
         said = _Document.model_validate(document)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        raise refuse(".".join(str(part) for part in first["loc"]), str(first["msg"])) from None
+        raise refuse(*first_problem(error)[:2]) from None
     for entry in said.shards:
         if bare_url(entry.url) != entry.url:
             what = "the index holds a URL with a user, a password or a query"

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from kdpipe._util.untrusted import load_json
-from kdpipe.config import Config
+from kdpipe.config import Config, first_problem
 from kdpipe.errors import CheckpointError
 
 FORMAT = 1
@@ -142,10 +142,6 @@ def check_state(state: dict[str, Any] | None, where: object) -> dict[str, Any]:
         if _State.model_validate(state).line:  # empty before the first epoch has ended
             _Line.model_validate(state["line"])
     except ValidationError as e:
-        first = e.errors(include_url=False)[0]
-        raise CheckpointError(
-            f"checkpoint can't be read: {'.'.join(map(str, first['loc']))[:100]}: {first['msg'][:200]}",
-            where=where,
-            do=_DO,
-        ) from e
+        key, why, _ = first_problem(e)
+        raise CheckpointError(f"checkpoint can't be read: {key[:100]}: {why[:200]}", where=where, do=_DO) from e
     return state
