@@ -1,5 +1,6 @@
 """Locks of files, where there are no flocks."""
 
+import shutil
 import threading
 import time
 import uuid
@@ -121,6 +122,14 @@ def test_nobody_is_alone_beside_a_writer(store, monkeypatch):
         monkeypatch.setattr(locks, "_PATIENCE", 0.0)
         with pytest.raises(CacheError, match="another process is writing here"), writing(store):
             pass
+
+
+def test_a_lock_that_is_just_being_written_is_not_taken_for_one(tmp_path):
+    store = Store(tmp_path / "c")
+    name = f"locks/writing/{'0' * 32}.json"
+    store.put(name, b"one")
+    shutil.copy(tmp_path / "c" / name, tmp_path / "c" / f"{name}.{'1' * 32}.partial")
+    assert leases.living(store, "locks/writing", leases.Watch()) == [name]
 
 
 def test_what_killed_writers_left_goes_with_who_is_alone(store, monkeypatch):

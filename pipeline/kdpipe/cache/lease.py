@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 from kdpipe.cache.sealed import seal
-from kdpipe.cache.store import Store
+from kdpipe.cache.store import PARTIAL, Store
 from kdpipe.errors import CacheError
 
 LOCKS = "locks/"
@@ -160,8 +160,8 @@ def present(store: Store) -> Iterator[None]:
 
 
 def living(store: Store, folder: str, watch: Watch) -> list[str]:
-    """Files below a folder of locks whose owners aren't known to be dead."""
-    read = {name: store.read_if(name) for name in store.files(folder)}
+    """Files below a folder of locks whose owners aren't known to be dead; one that is being written isn't there yet."""
+    read = {name: store.read_if(name) for name in store.files(folder) if not name.endswith(PARTIAL)}
     return [name for name, data in read.items() if data is not None and not watch.dead(name, data)]
 
 
