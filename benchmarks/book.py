@@ -6,7 +6,7 @@ from pathlib import Path
 
 from benchmarks.page import Reports, draw
 from benchmarks.sections import SECTIONS
-from kdpipe._util.files import whole
+from kdpipe._util.files import atomic_write
 from kdpipe.errors import ConfigError
 
 
@@ -67,5 +67,5 @@ def keep(out: str, reports: Reports, draw: Callable[[Reports, str], str], option
 
 def _replace(path: Path, text: str) -> None:
     """Write a file, whole or not at all."""
-    with whole(path) as partial:
+    with atomic_write(path) as partial:
         partial.write_text(text)

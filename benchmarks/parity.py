@@ -13,12 +13,12 @@ from benchmarks.data import RECIPE
 from kdpipe.cache import CacheReader
 from kdpipe.caching import cache_views
 from kdpipe.loader import Batch, Loader, LoaderConfig
-from kdpipe.losses import Answer, Context, ObjectiveConfig
+from kdpipe.losses import StudentOutput, Context, LossConfig
 from kdpipe.models import ModelConfig, write_weights
 from kdpipe.shards import Index
 from kdpipe.targets import Targets, TargetsConfig
 from kdpipe.teacher import Teacher, TeacherConfig
-from kdpipe.trainer import Learner, Step, TrainConfig, build_student
+from kdpipe.trainer import DistillationModule, Step, TrainConfig, build_student
 from kdpipe.views import Normalize, ViewsConfig
 
 _CROP = ViewsConfig(seed=1, scale=(0.3, 1.0), crop_pct=1.0)
@@ -97,7 +97,7 @@ def _step(updates: int, epochs: int, targets_of: Callable[[Batch], Targets], dev
     student = ModelConfig(
         model="convnext_atto", model_kwargs={**NETWORK, "kernel_sizes": 3}, num_classes=CLASSES, input_size=SIZE
     )
-    learner = Learner(build_student(student, config), ObjectiveConfig(name="kd"))
+    learner = DistillationModule(build_student(student, config), LossConfig(name="kd"))
     return Step(learner, config, updates=updates, targets_of=targets_of)
 
 
@@ -138,5 +138,5 @@ def _against_timm(index: Index, teacher: Teacher) -> float:
     with torch.no_grad():
         theirs = task(x, batch.labels)["loss"]
         targets = Targets(torch.log_softmax(model(x), dim=1), None, dense=True)
-        ours = step.learner.objective(Answer(student(x)), batch.truth, targets, context)["loss"]
+        ours = step.learner.objective(StudentOutput(student(x)), batch.ground_truth, targets, context)["loss"]
     return abs(float(ours) - float(theirs))

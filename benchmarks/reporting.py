@@ -33,7 +33,7 @@ def report(figures: dict[str, Any], as_json: bool) -> None:
         click.echo(f"{key}: {_shown(value)}")
 
 
-def say(text: str) -> None:
+def log(text: str) -> None:
     """Tell how far a long bench is, on stderr."""
     click.echo(text, err=True)
 

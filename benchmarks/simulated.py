@@ -22,7 +22,7 @@ from torch import nn
 from benchmarks.scheduler import schedule
 from benchmarks.workers import CLASSES
 from kdpipe._util.silent import SilentWorker
-from kdpipe.caching import CachingConfig, Progress, cache_views
+from kdpipe.caching import CachingConfig, CachingProgress, cache_views
 from kdpipe.caching.cluster import Cluster
 from kdpipe.shards import Index, build_index
 from kdpipe.shards.pack import Item, write_shards
@@ -90,7 +90,7 @@ def simulated(folder: Path, workers: int = 64, tasks: int = 5000, seconds: float
         teacher.describe()
         began = time.perf_counter()
 
-        def look(p: Progress) -> None:
+        def look(p: CachingProgress) -> None:
             if p.done in (round(_EARLY * p.total), p.total):
                 memory.append(scheduler.memory_info().rss / 2**20)
 

@@ -9,12 +9,12 @@ from benchmarks.measure import core_seconds, spread
 from kdpipe.cache import CacheReader
 from kdpipe.caching import cache_views
 from kdpipe.loader import Batch, Loader
-from kdpipe.losses import ObjectiveConfig
+from kdpipe.losses import LossConfig
 from kdpipe.models import ModelConfig
 from kdpipe.shards import Index
 from kdpipe.targets import TargetsConfig
 from kdpipe.teacher import Teacher, TeacherConfig
-from kdpipe.trainer import Learner, Step, TrainConfig, build_student
+from kdpipe.trainer import DistillationModule, Step, TrainConfig, build_student
 from kdpipe.views import ViewsConfig
 
 CLASSES, VIEWS = 1000, ViewsConfig()
@@ -67,7 +67,7 @@ def _arm(
     config = TrainConfig(epochs=100, batch_size=batch, opt="sgd", lr=0.01)
     built = build_student(ModelConfig(model=student, num_classes=CLASSES, input_size=size), config)
     one = Step(
-        Learner(built, ObjectiveConfig(name=objective)),
+        DistillationModule(built, LossConfig(name=objective)),
         config,
         updates=loader.steps,
         targets_of=None if cache is None else lambda b: cache.decode(b.targets),

@@ -24,14 +24,14 @@ CLASSES, BLOCK, BATCH = 1000, 256, 256
 def targets(folder: Path, rows: int = 40 * BLOCK, k: int = 16, repeats: int = 7) -> dict[str, Any]:
     """Bytes a view and core-microseconds a row of top-k targets of an imaginary 1000-class teacher.
 
-    Rows are read in the order of an epoch (lanes, windows), batch by batch, as the loader reads them. The peer
+    Rows are read in the order of an epoch (streams, windows), batch by batch, as the loader reads them. The peer
     for reading and size is TinyViT's format: a file of fixed records (int32 seed, k int16 indices, k fp16
     probabilities), read with seek and read by sample.
     """
     encoding = Encoding.of(TargetsConfig(k=k), CLASSES)
     cache, fields = _cache(folder, encoding, rows)
     blocks = [np.arange(start, start + BLOCK) for start in range(0, rows, BLOCK)]
-    order = epoch_order(blocks, seed=0, epoch=0, batch_size=BATCH, lanes=64, window=8)
+    order = epoch_order(blocks, seed=0, epoch=0, batch_size=BATCH, streams=64, window=8)
     records = _tinyvit(folder / "records.bin", fields)
     times = interleaved(
         {"ours": lambda: _read(cache, order), "peer": lambda: _read_records(folder / "records.bin", records, order)},

@@ -17,7 +17,7 @@ from typing import Any
 
 from benchmarks.page import grid, wrapped
 from benchmarks.reporting import processor
-from kdpipe._util.files import whole
+from kdpipe._util.files import atomic_write
 from kdpipe._util.machine import cores
 
 DOCUMENT = Path(__file__).parent.parent / "docs" / "reliability.md"
@@ -71,7 +71,7 @@ def _cell(value: Any) -> str:
 
 
 def _replace(path: Path, text: str) -> None:
-    with whole(path) as partial:
+    with atomic_write(path) as partial:
         partial.write_text(text)
 
 

@@ -15,7 +15,7 @@ from tests.test_readme import parse
 ROOT = Path(__file__).parent.parent
 DVC = yaml.safe_load((ROOT / "dvc.yaml").read_text())
 KEYS = ["matrix", "cmd", "deps", "params", "outs"]
-NAMES = ["prepare", "train_teacher", "cache_teacher", "train_student", "train_twin", "evaluate", "report"]
+NAMES = ["prepare", "train_teacher", "cache_teacher", "train_student", "train_baseline", "evaluate", "report"]
 VARS = {name: value for entry in DVC["vars"] for name, value in entry.items()}
 
 
@@ -110,10 +110,10 @@ def test_dvc_shows_what_the_stages_make():
             assert {path.split("/dvclive/")[0] for path in settings["y"]} == runs
 
 
-def test_twins_have_as_many_steps_as_students():
+def test_baselines_have_as_many_steps_as_students():
     images, labelled = 1438, 143  # of what `kdpipe prepare digits --labelled 0.1` leaves for training
     train = yaml.safe_load((ROOT / "presets" / "digits.yaml").read_text())["train"]
-    command = next(commands(stage)[0] for name, stage in STAGES if name == "train_twin")
+    command = next(commands(stage)[0] for name, stage in STAGES if name == "train_baseline")
     epochs = int(command.split("--epochs ")[1].split()[0])
     steps, alone = (-(-count // train["batch_size"]) for count in (images, labelled))
     assert abs(epochs * alone - train["epochs"] * steps) < alone

@@ -17,7 +17,7 @@ from kdpipe.targets import TargetsConfig
 from kdpipe.teacher import Teacher, TeacherConfig
 from kdpipe.teacher import teacher as teachers
 from kdpipe.teacher.tune import search
-from kdpipe.teacher.tune.kernels import WAYS, Way, ways_of
+from kdpipe.teacher.tune.kernels import WAYS, Kernel, ways_of
 from kdpipe.teacher.tune.plan import apply
 from kdpipe.teacher.tune.search import Kind, interleaved, kinds
 from tests.stages.running import kdpipe
@@ -202,15 +202,15 @@ class TestPlans:
         assert (plain.layers, other.layers) == ({}, EVERY)
         assert other.numerics()["layers"] == EVERY
         assert other.identity() == plain.identity()
-        assert sum(isinstance(m, Way) for m in other.built.module.modules()) == 4
+        assert sum(isinstance(m, Kernel) for m in other.built.module.modules()) == 4
 
     def test_another_plan_replaces_it(self):
         one = planned(layers=EVERY)
-        one.obey({"upright": "contiguous"})
+        one.apply_plan({"upright": "contiguous"})
         assert one.layers == {"upright": "contiguous"}
-        assert [type(m).__name__ for m in one.built.module.modules() if isinstance(m, Way)] == ["Contiguous"]
-        one.obey({})
-        assert not any(isinstance(m, Way) for m in one.built.module.modules())
+        assert [type(m).__name__ for m in one.built.module.modules() if isinstance(m, Kernel)] == ["Contiguous"]
+        one.apply_plan({})
+        assert not any(isinstance(m, Kernel) for m in one.built.module.modules())
         assert torch.equal(one(self.IMAGES).logits, planned()(self.IMAGES).logits)
 
     @pytest.mark.parametrize("layers", [{"nothing": "banded"}, {"stem": "banded"}, {"mlp": "banded"}, {"mlp": "typo"}])
@@ -219,9 +219,9 @@ class TestPlans:
             planned(layers=layers)
 
     def test_a_way_that_says_something_else_is_refused(self, monkeypatch):
-        class Wrong(Way):
+        class Wrong(Kernel):
             def forward(self, x: torch.Tensor) -> torch.Tensor:
-                return self.plain(x) * 1.001
+                return self.original(x) * 1.001
 
         monkeypatch.setitem(WAYS, "convolved", Wrong)
         with pytest.raises(TeacherError, match="says something else"):
@@ -234,24 +234,24 @@ class TestPlans:
         assert both.layers == {"1.mlp": "convolved"}
         same(both(self.IMAGES).logits.exp(), planned()(self.IMAGES).logits.softmax(1))
         with pytest.raises(TeacherError, match="no member"):
-            both.obey({"2.mlp": "convolved"})
+            both.apply_plan({"2.mlp": "convolved"})
 
     def test_what_is_refused_is_run_plainly(self, monkeypatch):
-        class Wrong(Way):
+        class Wrong(Kernel):
             def forward(self, x: torch.Tensor) -> torch.Tensor:
-                return self.plain(x) * 1.001
+                return self.original(x) * 1.001
 
         one = planned(layers={"upright": "banded"})
         monkeypatch.setitem(WAYS, "convolved", Wrong)
         with pytest.raises(TeacherError, match="says something else"):
-            one.obey({"mlp": "convolved"})
+            one.apply_plan({"mlp": "convolved"})
         assert one.layers == {}
         assert torch.equal(one(self.IMAGES).logits, planned()(self.IMAGES).logits)
 
     def test_a_network_may_look_at_the_layers_that_were_replaced(self):
         one = planned(layers=EVERY)
         mlp = one.built.module.mlp
-        assert (type(mlp).__name__, mlp.in_features, mlp.weight.shape) == ("Convolved", 8, (8, 8))
+        assert (type(mlp).__name__, mlp.in_features, mlp.weight.shape) == ("PointwiseKernel", 8, (8, 8))
         with pytest.raises(AttributeError, match="nothing"):
             _ = mlp.nothing
 
@@ -264,7 +264,7 @@ class TestPlans:
         one = planned(layers={**EVERY, "": "compiled"})
         same(one(self.IMAGES).logits, planned()(self.IMAGES).logits)
         assert one.numerics()["layers"][""] == "compiled"
-        one.obey({})
+        one.apply_plan({})
         assert torch.equal(one(self.IMAGES).logits, planned()(self.IMAGES).logits)
 
 

@@ -10,7 +10,7 @@ from benchmarks.contest import material
 from benchmarks.contest.contest import STUDENT, STUDENT_KWARGS, Budget, contest
 from benchmarks.contest.page import about
 from benchmarks.contest.table import HEADS, cells, reading
-from benchmarks.reporting import say
+from benchmarks.reporting import log
 from kdpipe.errors import ConfigError
 from kdpipe.models import ModelConfig
 from kdpipe_stages import settings as params
@@ -37,12 +37,12 @@ def measure(
         if shards is None and value is not None:
             raise ConfigError("the digits are there as they are", where=name, found=value, do="Pass --shards too")
     if shards is None:
-        taken = material.digits(folder, say)
+        taken = material.digits(folder, log)
     else:
         taken = material.given(shards, val, limit, val_limit, weights, params_file)
     kwargs = params.key_values(model_kwargs) or ({} if student else STUDENT_KWARGS)
     learner = ModelConfig(model=student or STUDENT, model_kwargs=kwargs)
-    return contest(taken, folder, learner, Budget(**budget), only, say)
+    return contest(taken, folder, learner, Budget(**budget), only, log)
 
 
 def show(report: dict[str, Any]) -> None:

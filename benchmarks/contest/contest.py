@@ -13,11 +13,11 @@ from benchmarks.contest.runs import Outcome, Run, run_all
 from kdpipe.cache import Cache, CacheReader, Want
 from kdpipe.caching import cache_views
 from kdpipe.loader import LoaderConfig
-from kdpipe.losses import Needs
+from kdpipe.losses import Requirements
 from kdpipe.models import ModelConfig, build
 from kdpipe.targets import TargetsConfig
 from kdpipe.teacher import Teacher
-from kdpipe.trainer import Job, Say, TrainConfig
+from kdpipe.trainer import TrainingJob, Log, TrainConfig
 
 EVERYTHING = TargetsConfig(kind="dense", dtype="float16", pooled="float16", map="float16", tail=True)
 # A ResNet, because NORM can only be merged into networks of its kind; 4 x 4 positions are left of 32 pixels.
@@ -50,7 +50,7 @@ class Budget:
 
 
 def contest(
-    material: Material, folder: Path, student: ModelConfig, budget: Budget, only: Collection[str], say: Say
+    material: Material, folder: Path, student: ModelConfig, budget: Budget, only: Collection[str], log: Log
 ) -> dict[str, Any]:
     """Train the student with every objective, `budget.seeds` times.
 
@@ -60,7 +60,7 @@ def contest(
         student: without its feed, which is the teacher's.
         budget: of each run.
         only: objectives; all by default.
-        say: told what happens, one line each.
+        log: told what happens, one line each.
 
     Returns:
         `data`, `teacher`, `student`, `budget`, `cache`: what was used; `rows`: of each objective its numbers, top-1
@@ -68,7 +68,7 @@ def contest(
     """
     teacher = Teacher(material.teacher, material.index.num_classes)
     url = str(folder / "cache.zarr")
-    say(f"caching {budget.epochs} views of {len(material.index)} samples")
+    log(f"caching {budget.epochs} views of {len(material.index)} samples")
     cache, report = cache_views(url, material.index, material.views, teacher, EVERYTHING, range(budget.epochs))
     feed = {name: getattr(teacher.built, name) for name in ("num_classes", "input_size", "mean", "std")}
     student = student.model_copy(update=feed)
@@ -78,7 +78,7 @@ def contest(
         for seed in range(budget.seeds)
         for row in chosen
     ]
-    outcomes = run_all(runs, budget.jobs, say)
+    outcomes = run_all(runs, budget.jobs, log)
     segment = cache.segments[0]
     assert report.encoding is not None
     assert report.encoding.map is not None
@@ -107,13 +107,13 @@ def contest(
     }
 
 
-def job(material: Material, url: str, student: ModelConfig, row: Row, budget: Budget, seed: int) -> Job:
+def job(material: Material, url: str, student: ModelConfig, row: Row, budget: Budget, seed: int) -> TrainingJob:
     """Of one run. Labels alone pass by more often where samples lack theirs, so that there are as many steps."""
-    taught, epochs = row.objective.needs.targets, budget.epochs
+    taught, epochs = row.objective.requirements.targets, budget.epochs
     if not taught and material.index.unlabelled:
         steps = epochs * -(-len(material.index) // budget.batch_size)
         epochs = max(1, round(steps / -(-material.labelled // budget.batch_size)))
-    return Job(
+    return TrainingJob(
         index=material.index,
         validation=material.validation,
         caches=(url,) if taught else (),
@@ -149,7 +149,7 @@ def _figures(row: Row, outcomes: dict[tuple[str, int], Outcome], seeds: int, siz
 
 def _bytes(cache: Cache, material: Material, row: Row) -> int:
     """What is read of a view, uncompressed."""
-    needs: Needs = row.objective.needs
+    needs: Requirements = row.objective.requirements
     if not needs.targets:
         return 0
     want = Want.of(needs)

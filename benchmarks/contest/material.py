@@ -8,7 +8,7 @@ from kdpipe.evaluation import evaluate
 from kdpipe.loader import Loader
 from kdpipe.shards import Index
 from kdpipe.teacher import Teacher, TeacherConfig
-from kdpipe.trainer import Say
+from kdpipe.trainer import Log
 from kdpipe.views import ViewsConfig
 from kdpipe_stages import demo
 from kdpipe_stages import settings as params
@@ -33,11 +33,11 @@ class Material:
         return len(self.index) - self.index.unlabelled
 
 
-def digits(folder: Path, say: Say) -> Material:
+def digits(folder: Path, log: Log) -> Material:
     """The demo's digits, of which a tenth keep their label, and a teacher that is trained here with all of them."""
     made = demo.Demo(folder, quiet=True)
     made.shards()
-    say("training the teacher")
+    log("training the teacher")
     made.trained("teacher", made.full, TEACHER, "none", seed=0, epochs=TEACHER_EPOCHS)
     teacher = TeacherConfig(weights=str(folder / "teacher" / "best.safetensors"), batch_size=128)
     return Material(made.train, made.val, demo.VIEWS, teacher)

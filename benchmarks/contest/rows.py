@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from kdpipe.errors import ConfigError
-from kdpipe.losses import OBJECTIVES, ObjectiveConfig
+from kdpipe.losses import OBJECTIVES, LossConfig
 
 ALONE = "labels alone"
 _BASELINE = "none"
@@ -18,12 +18,12 @@ class Row:
     """An objective with its numbers."""
 
     label: str
-    objective: ObjectiveConfig
+    objective: LossConfig
 
     @property
     def numbers(self) -> str:
         """As text: `temperature 4, alpha 0.9`; without those that are idle, a weight of 1 and no smoothing."""
-        configs = [self.objective.numbers(objective.name).model_dump() for objective in self.objective.objectives]
+        configs = [self.objective.hyperparameters(objective.name).model_dump() for objective in self.objective.objectives]
         told = [(name, value) for config in configs for name, value in config.items() if _tells(name, value)]
         return ", ".join(f"{name} {value:g}" for name, value in told)
 
@@ -46,9 +46,9 @@ def rows(epochs: int, only: Collection[str] = ()) -> list[Row]:
         if only and name not in {*only, _BASELINE}:
             continue
         use = objective.usable()
-        found.append(Row(ALONE if name == _BASELINE else use, ObjectiveConfig(name=use)))
+        found.append(Row(ALONE if name == _BASELINE else use, LossConfig(name=use)))
         if numbers := _on_cifar(epochs).get(name):
-            found.append(Row(f"{use}, CIFAR", ObjectiveConfig.model_validate({"name": use, name: numbers})))
+            found.append(Row(f"{use}, CIFAR", LossConfig.model_validate({"name": use, name: numbers})))
     return found
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from kdpipe.errors import TargetsError, TrainingError
-from kdpipe.trainer import Job, Say, train
+from kdpipe.trainer import TrainingJob, Log, train
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,7 @@ class Run:
 
     label: str
     seed: int
-    job: Job
+    job: TrainingJob
     out: Path
 
 
@@ -35,7 +35,7 @@ class Outcome:
     refused: str = ""
 
 
-def run_all(runs: Sequence[Run], jobs: int, say: Say) -> dict[tuple[str, int], Outcome]:
+def run_all(runs: Sequence[Run], jobs: int, log: Log) -> dict[tuple[str, int], Outcome]:
     """Train them all, `jobs` at a time, each in a process of one thread; by label and seed.
 
     Raises:
@@ -51,7 +51,7 @@ def run_all(runs: Sequence[Run], jobs: int, say: Say) -> dict[tuple[str, int], O
                 run, outcome = waiting[done], done.result()
                 found[run.label, run.seed] = outcome
                 said = outcome.refused or f"{100 * outcome.top1:.2f} %, {outcome.seconds:.0f} s"
-                say(f"[{len(found)}/{len(runs)}] {run.label}, seed {run.seed}: {said}")
+                log(f"[{len(found)}/{len(runs)}] {run.label}, seed {run.seed}: {said}")
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
@@ -61,7 +61,7 @@ def run_all(runs: Sequence[Run], jobs: int, say: Say) -> dict[tuple[str, int], O
 def run_one(run: Run) -> Outcome:
     """Train one, or read what it gave before."""
     try:
-        summary: dict[str, Any] | None = train(run.job, run.out, say=lambda _: None)
+        summary: dict[str, Any] | None = train(run.job, run.out, log=lambda _: None)
     except (TrainingError, TargetsError) as e:
         return Outcome(refused=str(e))
     assert summary is not None

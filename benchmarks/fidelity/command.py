@@ -12,8 +12,8 @@ from benchmarks.fidelity import page
 from benchmarks.fidelity.numbers import VIEWS, numbers_index, train_numbers_teacher
 from benchmarks.fidelity.run import Size, fidelity
 from benchmarks.fidelity.scene import make_scene
-from benchmarks.reporting import circumstances, say
-from kdpipe._util.files import whole
+from benchmarks.reporting import circumstances, log
+from kdpipe._util.files import atomic_write
 from kdpipe.errors import ConfigError
 from kdpipe.shards import Index
 from kdpipe.teacher import Teacher, TeacherConfig
@@ -52,7 +52,7 @@ def measured(
         if config.weights is None and not (config.pretrained or config.members):
             raise ConfigError("your samples need a teacher of theirs", where="--weights", do="Pass --weights FILE")
     teacher = Teacher(config.model_copy(update=_RUN), index.num_classes)
-    return fidelity(make_scene(index, views, teacher), folder, Size(**size), say)
+    return fidelity(make_scene(index, views, teacher), folder, Size(**size), log)
 
 
 def show(figures: dict[str, Any], shards: str | None, name: str | None, out: str | None, as_json: bool) -> None:
@@ -64,18 +64,18 @@ def show(figures: dict[str, Any], shards: str | None, name: str | None, out: str
 
 
 def _numbers(folder: Path, limit: int | None, weights: str | None) -> tuple[Index, ViewsConfig, TeacherConfig]:
-    say("writing the numbers")
+    log("writing the numbers")
     indexes = numbers_index(folder)
     if weights is None or not Path(weights).exists():
-        say("training the teacher" + ("" if weights is None else f", to be kept as {weights}"))
-        trained = train_numbers_teacher(folder, indexes, say)
+        log("training the teacher" + ("" if weights is None else f", to be kept as {weights}"))
+        trained = train_numbers_teacher(folder, indexes, log)
         weights = trained if weights is None else _kept(trained, Path(weights))
     return indexes["train"].limit(limit), VIEWS, TeacherConfig(weights=weights)
 
 
 def _kept(trained: str, path: Path) -> str:
     try:
-        with whole(path) as partial:
+        with atomic_write(path) as partial:
             shutil.copyfile(trained, partial)
     except OSError as e:
         raise ConfigError(f"can't be written ({e.strerror or e})", where="--weights", found=path) from e

@@ -11,7 +11,7 @@ from benchmarks.fidelity.uses import Use
 from kdpipe.caching import CachingConfig, cache_views
 from kdpipe.loader import Batch, Loader, LoaderConfig
 from kdpipe.targets import Targets, TargetsConfig
-from kdpipe.trainer import Learner, Step, TrainConfig
+from kdpipe.trainer import DistillationModule, Step, TrainConfig
 from kdpipe.trainer.teachers import Teachers
 
 STEPS, BATCH, SAMPLES = 20, 16, 64
@@ -28,7 +28,7 @@ def differences(scene: Scene, student: Trained, found: list[Use], folder: Path, 
     exact = TargetsConfig(kind="dense", dtype="float32", tail="tail" not in scene.lacks, **features)
     url, given = str(folder / "exact.zarr"), teacher.features
     cache_views(url, index, scene.views, teacher, exact, range(epochs), caching=CachingConfig(render_threads=1))
-    teacher.give(given)
+    teacher.set_features(given)
 
     def live(batch: Batch) -> Targets:
         return Targets.live(teacher(batch.images.numpy(), batch.erased))
@@ -37,14 +37,14 @@ def differences(scene: Scene, student: Trained, found: list[Use], folder: Path, 
         loader = Loader(index, scene.views, teacher.built.input_size, BATCH, seed=3, cache=cached.reader)
         torch.manual_seed(1)
         how = TrainConfig(epochs=epochs, batch_size=BATCH, lr=1e-3, warmup_epochs=0, device="cpu")
-        learner = Learner(student.fresh(), use.usual, cached.teaching())
+        learner = DistillationModule(student.fresh(), use.usual, cached.info())
         step = Step(learner, how, updates=loader.steps, targets_of=targets_of)
         batches = (batch for epoch in range(epochs) for batch in loader.epoch(epoch))
         return [float(step(batch, number)["loss"]) for number, batch in zip(range(steps), batches, strict=False)]
 
     def apart(use: Use) -> float:
         cached = Teachers(
-            (url,), index, scene.views, use.usual, LoaderConfig(), scene.teaching.num_classes, lambda _: None
+            (url,), index, scene.views, use.usual, LoaderConfig(), scene.info.num_classes, lambda _: None
         )
         online, offline = (losses(use, cached, of) for of in (live, cached.targets_of))
         scale = max(1.0, *map(abs, online))

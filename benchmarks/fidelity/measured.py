@@ -32,7 +32,7 @@ class Measured:
     def of(self, way: Way, kept: Sequence[Targets]) -> dict[str, Any]:
         """The errors of a way."""
         k = way.encoding.k if way.top else 0
-        targets, refused = list(kept), way.top and self._use.needs.dense
+        targets, refused = list(kept), way.top and self._use.requirements.dense
         if refused:
             targets = [passed_off(t, s.batch.labels) for t, s in zip(kept, self._shown, strict=True)]
         found: dict[str, Any] = {**self._against(k, targets), **({"refused": True} if refused else {})}

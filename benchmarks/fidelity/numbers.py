@@ -7,11 +7,11 @@ import torch
 
 from benchmarks.numbers import NUMBERS, SIZE, prepare_numbers
 from kdpipe.loader import LoaderConfig
-from kdpipe.losses import ObjectiveConfig
+from kdpipe.losses import LossConfig
 from kdpipe.models import ModelConfig, write_weights
 from kdpipe.models.build import build
 from kdpipe.shards import Index, build_index
-from kdpipe.trainer import Job, Say, TrainConfig, train
+from kdpipe.trainer import TrainingJob, Log, TrainConfig, train
 from kdpipe.views import ViewsConfig
 
 # A digit fills its place, and a mirrored 2 is no 2.
@@ -42,20 +42,20 @@ def numbers_index(folder: Path) -> dict[str, Index]:
     return {n: build_index(place, folder / f"{n}.index", num_classes=NUMBERS) for n, place in places.items()}
 
 
-def train_numbers_teacher(folder: Path, indexes: dict[str, Index], say: Say, epochs: int = EPOCHS) -> str:
+def train_numbers_teacher(folder: Path, indexes: dict[str, Index], log: Log, epochs: int = EPOCHS) -> str:
     """Train the teacher in minutes; returns where its weights are."""
     begin = folder / "begin.safetensors"
     _begin(begin)
-    job = Job(
+    job = TrainingJob(
         index=indexes["train"],
         validation=indexes["val"],
         views=VIEWS,
         student=TEACHER.model_copy(update={"weights": str(begin)}),
-        objective=ObjectiveConfig(name="none"),
+        objective=LossConfig(name="none"),
         train=TrainConfig(epochs=epochs, batch_size=64, lr=2e-3, warmup_epochs=min(1, epochs / 2), device="cpu"),
         loader=LoaderConfig(),
     )
-    train(job, folder / "teacher", say=say)
+    train(job, folder / "teacher", log=log)
     return str(folder / "teacher" / "best.safetensors")
 
 

@@ -15,7 +15,7 @@ from benchmarks.fidelity.student import MODEL, NAME, Probe, Trained
 from benchmarks.fidelity.uses import Use, of_bucket, plain_kd, uses
 from benchmarks.fidelity.ways import KS, Way, bytes_of, retained, ways
 from kdpipe.targets import Targets
-from kdpipe.trainer import Say
+from kdpipe.trainer import Log
 
 
 @dataclass(frozen=True)
@@ -28,14 +28,14 @@ class Size:
     parity_steps: int = live.STEPS
 
 
-def fidelity(scene: Scene, folder: Path, size: Size | None = None, say: Say = lambda _: None) -> dict[str, Any]:
+def fidelity(scene: Scene, folder: Path, size: Size | None = None, log: Log = lambda _: None) -> dict[str, Any]:
     """Relative errors of gradients, ||g - g_exact|| / ||g_exact|| over the student's parameters.
 
     Args:
         scene: samples, views and teacher.
         folder: for the exact cache that parity is measured with.
         size: how much to look at.
-        say: told what is being measured.
+        log: told what is being measured.
 
     Returns:
         `errors`: by objective, by way: `student`, a spread over the batches, `adapters`, and of top k `refused`
@@ -47,12 +47,12 @@ def fidelity(scene: Scene, folder: Path, size: Size | None = None, say: Say = la
         `parity`: by objective; and what teacher, student, views and basis are like.
     """
     size, began = size or Size(), time.monotonic()
-    say("training the student")
+    log("training the student")
     student = Trained(scene, size.steps, size.rows)
     # Views that no step has seen.
     shown = list(scene.batches(size.batches, size.rows, epoch=1_000))
     found = ways(scene)
-    say("encoding")
+    log("encoding")
     kept = {way.name: [way.targets(scene, one) for one in shown] for way in found}
     sizes = bytes_of(found, scene, shown)
     errors, noise, bucket, absent = {}, {}, {}, {}
@@ -61,16 +61,16 @@ def fidelity(scene: Scene, folder: Path, size: Size | None = None, say: Say = la
         if why is not None:
             absent[use.name] = why
             continue
-        say(use.name)
+        log(use.name)
         measured = Measured(student, shown, use)
         errors[use.name] = {way.name: measured.of(way, kept[way.name]) for way in found if _concerns(way, use)}
         noise[use.name] = measured.noise
         if use.name == "kd":
             tops = [way for way in found if way.top]
             bucket = {way.name: _bucket(student, shown, use, measured, way, kept[way.name]) for way in tops}
-    say("an earlier student")
+    log("an earlier student")
     early = _early(scene, size, shown, [way for way in found if way.top and way.encoding.dtype == "float16"], kept)
-    say("parity")
+    log("parity")
     there = [use for use in uses() if use.name in errors]
     parity = live.differences(scene, student, there, folder, size.parity_steps)
     return {
@@ -107,12 +107,12 @@ def _early(
 
 
 def _concerns(way: Way, use: Use) -> bool:
-    needs = use.needs
+    needs = use.requirements
     return needs.logits or needs.dense if way.kind == "logits" else bool(getattr(needs, way.kind))
 
 
 def _teacher(scene: Scene, shown: Sequence[Shown]) -> dict[str, Any]:
-    built, teaching = scene.teacher.built, scene.teaching
+    built, info = scene.teacher.built, scene.info
     explained = {}
     if scene.basis is not None:
         variances = _variances(scene, shown)
@@ -120,11 +120,11 @@ def _teacher(scene: Scene, shown: Sequence[Shown]) -> dict[str, Any]:
     return {
         "model": built.name,
         "kwargs": built.kwargs,
-        "classes": teaching.num_classes,
-        "pooled": teaching.pooled,
-        "map": teaching.map,
+        "classes": info.num_classes,
+        "pooled": info.pooled,
+        "map": info.map,
         "size": built.input_size,
-        "retained": {str(k): retained(shown, k) for k in KS if k < teaching.num_classes},
+        "retained": {str(k): retained(shown, k) for k in KS if k < info.num_classes},
         "explained": explained,
     }
 

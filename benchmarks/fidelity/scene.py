@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
-from kdpipe.caching.modules import Sample, fit_tokens
+from kdpipe.caching.modules import FitSample, fit_tokens
 from kdpipe.errors import ConfigError, TeacherError
 from kdpipe.loader import Batch, Loader
-from kdpipe.losses import Teaching
+from kdpipe.losses import TeacherInfo
 from kdpipe.shards import Index
 from kdpipe.targets import Calibration, Targets
 from kdpipe.teacher import FEATURES, Teacher, TeacherOutput, head_parts, load_head, load_tail, tail_parts
@@ -39,7 +39,7 @@ class Scene:
     """What is taught.
 
     Attributes:
-        teaching: the teacher's sizes and parts, as adapters take them.
+        info: the teacher's sizes and parts, as adapters take them.
         basis: of its map, with the components of the largest rank; None without a map.
         lacks: what this teacher hasn't got, of pooled, map, head, tail, and why.
     """
@@ -47,14 +47,14 @@ class Scene:
     index: Index
     views: ViewsConfig
     teacher: Teacher
-    teaching: Teaching
+    info: TeacherInfo
     basis: Calibration | None
     lacks: dict[str, str]
 
     @property
     def ranks(self) -> tuple[int, ...]:
         """An eighth, a quarter, and half of the map's channels."""
-        width = self.teaching.map[0] if self.teaching.map else 0
+        width = self.info.map[0] if self.info.map else 0
         return tuple(sorted({width // part for part in (8, 4, 2)} - {0}))
 
     def batches(self, count: int, size: int, epoch: int) -> Iterator[Shown]:
@@ -78,7 +78,7 @@ def make_scene(index: Index, views: ViewsConfig, teacher: Teacher) -> Scene:
     lacks: dict[str, str] = {}
     given = [name for name in FEATURES if _tried(partial(teacher.shapes, (name,)), name, lacks) is not None]
     shapes = teacher.shapes(given) if given else {}
-    teacher.give(given)
+    teacher.set_features(given)
     some = next(_batches(index, views, teacher.built.input_size, _PROBES, 0)).images.numpy()
     head = _tried(lambda: load_head(head_parts(*_plain(teacher, some)), "the teacher's head"), "head", lacks)
     own = (teacher.built.name, *teacher.built.kwargs)
@@ -87,10 +87,10 @@ def make_scene(index: Index, views: ViewsConfig, teacher: Teacher) -> Scene:
     )
     basis = None
     if "map" in shapes:
-        tokens, _ = fit_tokens(teacher, Sample(index, views.cached, [0], teacher.built.input_size, 1))
+        tokens, _ = fit_tokens(teacher, FitSample(index, views.cached, [0], teacher.built.input_size, 1))
         basis = Calibration.fit(tokens, max(1, shapes["map"][-1] // 2))
     height, width, depth = shapes.get("map", (0, 0, 0))
-    teaching = Teaching(
+    info = TeacherInfo(
         num_classes=teacher.num_classes,
         pooled=shapes["pooled"][0] if "pooled" in shapes else 0,
         map=(depth, height, width) if "map" in shapes else None,
@@ -99,7 +99,7 @@ def make_scene(index: Index, views: ViewsConfig, teacher: Teacher) -> Scene:
         head=head,
         tail=tail,
     )
-    return Scene(index, views, teacher, teaching, basis, lacks)
+    return Scene(index, views, teacher, info, basis, lacks)
 
 
 def of_rank(basis: Calibration, rank: int | None) -> Calibration:
@@ -109,7 +109,7 @@ def of_rank(basis: Calibration, rank: int | None) -> Calibration:
 
 
 def _plain(teacher: Teacher, images: Any) -> tuple[Any, Any, torch.Tensor]:
-    return teacher.plain(), teacher.built, teacher.normalized(images).contiguous()
+    return teacher.original(), teacher.built, teacher.normalized(images).contiguous()
 
 
 def _tried(make: Callable[[], Any], name: str, lacks: dict[str, str]) -> Any:

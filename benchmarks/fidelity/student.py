@@ -9,10 +9,10 @@ from torch import nn
 
 from benchmarks.fidelity.scene import Scene, Shown
 from benchmarks.fidelity.uses import Use
-from kdpipe.losses import Context, ObjectiveConfig
-from kdpipe.models import Built, ModelConfig
+from kdpipe.losses import Context, LossConfig
+from kdpipe.models import ModelSpec, ModelConfig
 from kdpipe.targets import Targets
-from kdpipe.trainer import Learner, Step, TrainConfig, build_student
+from kdpipe.trainer import DistillationModule, Step, TrainConfig, build_student
 from kdpipe.views import Normalize
 
 # A ResNet, because NORM asks for a plain mean before the classifier; its final map is 2 x 2 of 32 pixels.
@@ -35,20 +35,20 @@ class Trained:
         self._scene, self._state = scene, {}
         self._settling: deque[Shown] = deque(maxlen=_SETTLING)
         built = self.fresh()
-        if scene.teaching.head is not None:
-            _begin_with(built.module, scene.teaching.head)
-        learner = Learner(built, ObjectiveConfig.model_validate({"name": "kd", "kd": {"alpha": 1.0}}))
+        if scene.info.head is not None:
+            _begin_with(built.module, scene.info.head)
+        learner = DistillationModule(built, LossConfig.model_validate({"name": "kd", "kd": {"alpha": 1.0}}))
         for shown in _trained(learner, scene.batches(steps, batch, epoch=0), steps, lr=_RATE):
             self._settling.append(shown)
         self._state = {name: x.clone() for name, x in built.module.state_dict().items()}
 
-    def fresh(self) -> Built:
+    def fresh(self) -> ModelSpec:
         """The student with those weights, its own copy."""
         fed = self._scene.teacher.built
         config = ModelConfig(
             model=NAME,
             model_kwargs=MODEL,
-            num_classes=self._scene.teaching.num_classes,
+            num_classes=self._scene.info.num_classes,
             input_size=fed.input_size,
             mean=fed.mean or None,
             std=fed.std or None,
@@ -58,11 +58,11 @@ class Trained:
             built.module.load_state_dict(self._state)
         return built
 
-    def learner(self, config: ObjectiveConfig) -> Learner:
+    def learner(self, config: LossConfig) -> DistillationModule:
         """It with an objective; what adapts between student and teacher has had a few steps to settle."""
         torch.manual_seed(0)
-        learner = Learner(self.fresh(), config, [self._scene.teaching])
-        if learner.adapts or any(objective.dresses for objective in config.objectives):
+        learner = DistillationModule(self.fresh(), config, [self._scene.info])
+        if learner.adapts or any(objective.wraps_student for objective in config.objectives):
             for _ in _trained(learner, self._settling, len(self._settling), lr=1e-3):
                 pass
         return learner
@@ -89,8 +89,8 @@ class Probe:
         use: which.
     """
 
-    def __init__(self, learner: Learner, use: Use) -> None:
-        self._learner, self._needs = learner.train(), use.needs
+    def __init__(self, learner: DistillationModule, use: Use) -> None:
+        self._learner, self._needs = learner.train(), use.requirements
         self._normalize = Normalize(learner.built.mean, learner.built.std, channels_last=True)
 
     def gradient(self, shown: Shown, targets: Targets) -> dict[str, torch.Tensor]:
@@ -99,7 +99,7 @@ class Probe:
         learner.zero_grad(set_to_none=True)
         torch.manual_seed(0)  # of masks
         context = Context(len(batch), batch.global_labelled)
-        parts = learner(self._normalize(batch.images, batch.erased), len(batch), batch.truth, targets, context)
+        parts = learner(self._normalize(batch.images, batch.erased), len(batch), batch.ground_truth, targets, context)
         # The same term with the other sign: its gradient is 0 exactly, not nearly.
         loss = parts["loss"] - (parts["ce"] if self._needs.labels and "ce" in parts else 0)
         loss.backward()
@@ -111,7 +111,7 @@ class Probe:
         return {name: torch.cat(each) for name, each in found.items() if each}
 
 
-def _trained(learner: Learner, shown: Iterable[Shown], steps: int, lr: float) -> Iterator[Shown]:
+def _trained(learner: DistillationModule, shown: Iterable[Shown], steps: int, lr: float) -> Iterator[Shown]:
     """Train on each, and pass it on."""
     now: list[Shown] = []
     step = Step(learner, _training(lr), updates=steps, targets_of=lambda _: now[0].exact)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from kdpipe.losses import OBJECTIVES, Needs, ObjectiveConfig
+from kdpipe.losses import OBJECTIVES, Requirements, LossConfig
 
 # Where an objective has a number for it.
 _ALONE: dict[str, dict[str, Any]] = {
@@ -32,17 +32,17 @@ class Use:
     """
 
     name: str
-    config: ObjectiveConfig
-    usual: ObjectiveConfig
+    config: LossConfig
+    usual: LossConfig
 
     @property
-    def needs(self) -> Needs:
+    def requirements(self) -> Requirements:
         """Of the teacher."""
-        return self.config.needs
+        return self.config.requirements
 
     def lacks(self, lacking: dict[str, str]) -> str | None:
         """Why a teacher that lacks this can't teach it; None if it can."""
-        return next((why for name, why in lacking.items() if name in _NEEDED and getattr(self.needs, name)), None)
+        return next((why for name, why in lacking.items() if name in _NEEDED and getattr(self.requirements, name)), None)
 
 
 def uses() -> list[Use]:
@@ -50,8 +50,8 @@ def uses() -> list[Use]:
     found = []
     for name, objective in OBJECTIVES.items():
         whole = objective.usable()
-        if ObjectiveConfig(name=whole).needs.targets:
-            found.append(Use(name, _config(whole, name, _ALONE.get(name, {})), ObjectiveConfig(name=whole)))
+        if LossConfig(name=whole).requirements.targets:
+            found.append(Use(name, _config(whole, name, _ALONE.get(name, {})), LossConfig(name=whole)))
     hot = [(shown, *of) for shown, of in _HOT.items()]
     return found + [Use(shown, *2 * (_config(name, name, numbers),)) for shown, name, numbers in hot]
 
@@ -61,10 +61,10 @@ def plain_kd() -> Use:
     return Use("kd", *2 * (_config("kd", "kd", _ALONE["kd"]),))
 
 
-def of_bucket(k: int) -> ObjectiveConfig:
+def of_bucket(k: int) -> LossConfig:
     """KD with one bucket for the classes beyond the first k."""
     return _config("bucket-kd", "bucket-kd", {**_ALONE["bucket-kd"], "k": k})
 
 
-def _config(name: str, numbered: str, numbers: dict[str, Any]) -> ObjectiveConfig:
-    return ObjectiveConfig(name=name, **({numbered.replace("-", "_"): numbers} if numbers else {}))
+def _config(name: str, numbered: str, numbers: dict[str, Any]) -> LossConfig:
+    return LossConfig(name=name, **({numbered.replace("-", "_"): numbers} if numbers else {}))

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from benchmarks.fidelity.scene import Scene, Shown, of_rank
-from kdpipe.estimate.sampling import Answered
+from kdpipe.estimate.sampling import SampledOutputs
 from kdpipe.estimate.sizes import Scales
 from kdpipe.losses.target_class import with_label
 from kdpipe.targets import Encoding, Targets, TargetsConfig
@@ -52,9 +52,9 @@ class Way:
         fields = encoding.encode(shown.output, shown.batch.labels, basis)
         read = encoding.decode({name: torch.from_numpy(array) for name, array in fields.items()}, basis)
         if self.by_head:
-            assert scene.teaching.head is not None
+            assert scene.info.head is not None
             with torch.no_grad():
-                return replace(exact, log_probs=torch.log_softmax(scene.teaching.head(read.pooled), dim=1))
+                return replace(exact, log_probs=torch.log_softmax(scene.info.head(read.pooled), dim=1))
         if self.kind == "logits":
             return replace(read, pooled=exact.pooled, map=exact.map)
         return replace(exact, **{self.kind: getattr(read, self.kind)})
@@ -62,26 +62,26 @@ class Way:
 
 def ways(scene: Scene) -> list[Way]:
     """Top k for each k that is smaller than the classes, all logits, and the features, smallest first."""
-    teaching = scene.teaching
-    shapes: dict[str, tuple[int, ...]] = {"pooled": (teaching.pooled,)} if teaching.pooled else {}
-    if teaching.map is not None:
-        shapes["map"] = (*teaching.map[1:], teaching.map[0])
+    info = scene.info
+    shapes: dict[str, tuple[int, ...]] = {"pooled": (info.pooled,)} if info.pooled else {}
+    if info.map is not None:
+        shapes["map"] = (*info.map[1:], info.map[0])
 
     def made(of: str, by_head: bool = False, **config: Any) -> Way:
-        return Way(of, Encoding.of(TargetsConfig(**config), teaching.num_classes, shapes), by_head)
+        return Way(of, Encoding.of(TargetsConfig(**config), info.num_classes, shapes), by_head)
 
-    ks = [k for k in KS if k < teaching.num_classes]
+    ks = [k for k in KS if k < info.num_classes]
     found = [made("logits", k=k) for k in ks]
     # Enough to see that it is k that costs, and not float16.
     found += [made("logits", k=k, dtype="float32") for k in ks if k == min(_USUAL, ks[-1])]
     found += [made("logits", kind="dense", dtype=dtype) for dtype in ("float16", "float32")]
-    for dtype in ("int8", "float16", "float32") if teaching.pooled else ():
+    for dtype in ("int8", "float16", "float32") if info.pooled else ():
         found.append(made("pooled", kind="none", pooled=dtype))
-        if teaching.head is not None:
+        if info.head is not None:
             found.append(made("logits", by_head=True, kind="none", pooled=dtype))
-    for dtype in ("int8", "float16") if teaching.map else ():
+    for dtype in ("int8", "float16") if info.map else ():
         found += [made("map", kind="none", map=dtype, map_rank=rank) for rank in scene.ranks]
-    found += [made("map", kind="none", map=dtype) for dtype in ("int8", "float16", "float32") if teaching.map]
+    found += [made("map", kind="none", map=dtype) for dtype in ("int8", "float16", "float32") if info.map]
     return found
 
 
@@ -109,11 +109,11 @@ def bytes_of(found: Sequence[Way], scene: Scene, batches: Sequence[Shown]) -> di
     }
 
 
-def _answered(number: int, shown: Shown) -> Answered:
+def _answered(number: int, shown: Shown) -> SampledOutputs:
     output, rows = shown.output, len(shown.batch)
     features = {name: x[None] for name, x in output.parts().items() if name != "logits"}
     places = range(number * rows, (number + 1) * rows)
-    return Answered(places, (0,), output.logits[None], shown.batch.labels[None], **features)
+    return SampledOutputs(places, (0,), output.logits[None], shown.batch.labels[None], **features)
 
 
 def retained(shown: Sequence[Shown], k: int) -> float:

@@ -16,7 +16,7 @@ from kdpipe.cache.tools.ls import find_caches, summarise
 from kdpipe.cache.tools.merge import merge as run_merge
 from kdpipe.cache.tools.transfer import transfer
 from kdpipe_stages.cache_gc import drop_views, gc
-from kdpipe_stages.cache_shared import json_option, say, showing
+from kdpipe_stages.cache_shared import json_option, log, showing
 from kdpipe_stages.caching_options import parse_views
 
 
@@ -129,4 +129,4 @@ def _copied(cache: Cache, counts: dict[str, int], as_json: bool) -> None:
         f"{counts['skipped']} were there{absent}\n"
         f"complete for all {report['shards']} shards: views {report['views'] or 'none'}"
     )
-    say(report, text, as_json)
+    log(report, text, as_json)

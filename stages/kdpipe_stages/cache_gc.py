@@ -16,13 +16,13 @@ from kdpipe.cache.tools.drop_views import plan_drop
 from kdpipe.cache.tools.gc import orphans, remove_cache, remove_orphans, wanted
 from kdpipe.cache.tools.ls import find_caches
 from kdpipe.errors import CacheError, ConfigError
-from kdpipe_stages.cache_shared import json_option, say, showing
+from kdpipe_stages.cache_shared import json_option, log, showing
 from kdpipe_stages.caching_options import parse_views
 
 
 def _deleting(function: Callable[..., None]) -> Callable[..., None]:
     function = click.option("--yes", is_flag=True, help="Delete without asking.")(function)
-    return click.option("--dry-run", is_flag=True, help="Say what would be deleted; delete nothing.")(function)
+    return click.option("--dry-run", is_flag=True, help="Log what would be deleted; delete nothing.")(function)
 
 
 @click.command()
@@ -73,7 +73,7 @@ def gc(caches: tuple[str, ...], folder: str | None, keep: tuple[str, ...], **fla
     deleted = _delete(lines, delete, **flags)
     total = sum(p["bytes"] for p in plan if p["cache"] not in left)
     report = {"deleted": deleted, "bytes": total, "caches": plan, "left_alone": left}
-    say(report, f"{total} bytes {'freed' if deleted else 'would be freed'}", flags["as_json"])
+    log(report, f"{total} bytes {'freed' if deleted else 'would be freed'}", flags["as_json"])
 
 
 def _unwanted(folder: str, keep: Sequence[str], left: list[str]) -> list[dict[str, Any]]:
@@ -126,11 +126,11 @@ def drop_views(cache: str, views: str, encoding: str | None, **flags: bool) -> N
         "views": describe(now.views()),
         "root": now.root_digest(),
     }
-    say(report, f"{cache}: complete views {report['views'] or 'none'}", flags["as_json"])
+    log(report, f"{cache}: complete views {report['views'] or 'none'}", flags["as_json"])
 
 
 def _delete(lines: Sequence[str], delete: Callable[[], None], *, dry_run: bool, yes: bool, as_json: bool) -> bool:
-    """Say what goes and delete it, if that is wanted; whether it was."""
+    """Log what goes and delete it, if that is wanted; whether it was."""
     for line in lines:
         click.echo(redact(line), err=as_json)
     if not lines:

@@ -17,7 +17,7 @@ def json_option(function: Callable[..., None]) -> Callable[..., None]:
     return click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")(function)
 
 
-def say(report: dict[str, Any], text: str, as_json: bool) -> None:
+def log(report: dict[str, Any], text: str, as_json: bool) -> None:
     """Print a result in words, or as JSON."""
     click.echo(redact(json.dumps(report) if as_json else text))
 

@@ -7,13 +7,13 @@ from typing import Any
 
 import click
 
-from kdpipe._util.machine import cores, few_arenas
+from kdpipe._util.machine import cores, limit_malloc_arenas
 from kdpipe._util.redact import redact, showable
 from kdpipe.cache import Cache
 from kdpipe.cache.layout import describe
 from kdpipe.cache.manifest import CacheRecord
-from kdpipe.caching import Progress as Step
-from kdpipe.caching import Report, cache_views
+from kdpipe.caching import CachingProgress as Step
+from kdpipe.caching import CachingReport, cache_views
 from kdpipe.caching.backend import Backend
 from kdpipe.errors import ConfigError
 from kdpipe.shards import Index
@@ -64,7 +64,7 @@ def cache_teacher(
     Tasks already in the cache are skipped: repeat the command after an interruption, or with more views. A task
     that fails is named at the end (exit 1), all others are done.
     """
-    few_arenas()
+    limit_malloc_arenas()
     own = {"caching.calibration_from": calibration_from}
     settings = params.load(params_file, sets, overrides(flags) | own)
     index = Index.open(shards).limit(limit)
@@ -153,7 +153,7 @@ def backend(
         yield Cluster(client, config, num_classes, devices, beside=count)
 
 
-def summarise(cache: Cache, report: Report, encoding: Encoding, wanted: list[View]) -> dict[str, Any]:
+def summarise(cache: Cache, report: CachingReport, encoding: Encoding, wanted: list[View]) -> dict[str, Any]:
     """What a run did, and what the cache now holds in the segments of the wanted views."""
     quality, size = Quality(), 0
     for segment in cache.segments:

@@ -27,7 +27,7 @@ COMMANDS = {
     "train-student": ("kdpipe_stages.train_student:train_student", "Train a model, from a cache or from labels alone."),
     "evaluate": ("kdpipe_stages.evaluate:evaluate", "Score a model."),
     "erf": ("kdpipe_stages.erf:erf", "Draw and measure models' effective receptive fields."),
-    "report": ("kdpipe_stages.report:report", "Compare teacher, students and twins in one table."),
+    "report": ("kdpipe_stages.report:report", "Compare teacher, students and baselines in one table."),
     "demo": ("kdpipe_stages.demo:demo", "All of it on scikit-learn's digits, in minutes."),
 }
 
@@ -58,7 +58,7 @@ class ErrorGroup(click.Group):
             click.echo(f"error: {e}", err=True)
             ctx.exit(2)
         except BrokenPipeError:
-            # The reader of our output has gone (`| head`): nothing to say, nobody to say it to.
+            # The reader of our output has gone (`| head`): nothing to log, nobody to say it to.
             sys.stdout = None
             ctx.exit(1)
         except OSError as e:

@@ -1,4 +1,4 @@
-"""`kdpipe demo`: the whole path on scikit-learn's digits, with a twin to compare with."""
+"""`kdpipe demo`: the whole path on scikit-learn's digits, with a baseline to compare with."""
 
 import json
 import math
@@ -18,14 +18,14 @@ from kdpipe.cache import Cache, Store
 from kdpipe.caching import cache_views
 from kdpipe.errors import ConfigError, KdpipeError
 from kdpipe.loader import LoaderConfig
-from kdpipe.losses import ObjectiveConfig
+from kdpipe.losses import LossConfig
 from kdpipe.losses.logit import KdConfig
 from kdpipe.models import ModelConfig
 from kdpipe.shards import Index, build_index
 from kdpipe.shards.prepare import prepare_digits
 from kdpipe.targets import TargetsConfig
 from kdpipe.teacher import Teacher, TeacherConfig
-from kdpipe.trainer import Job, TrainConfig, train
+from kdpipe.trainer import TrainingJob, TrainConfig, train
 from kdpipe.verify import check_integrity, check_truth
 from kdpipe.views import ViewsConfig
 
@@ -47,7 +47,7 @@ def demo(out: str, as_json: bool) -> None:
     """Distil a large-kernel teacher into a small-kernel student on scikit-learn's digits, in minutes.
 
     A tenth of the training images keep their labels. The student learns from the teacher's cached word on all
-    images and from those labels; its twin, with the same steps, from the labels alone. Three seeds each.
+    images and from those labels; its baseline, with the same steps, from the labels alone. Three seeds each.
     """
     run = Demo(Path(out), quiet=as_json)
     summary = run.all()
@@ -70,14 +70,14 @@ class Demo:
         self.shards()
         teacher = self.teacher()
         cache = self.cache()
-        with self.stage("students and twins"):
+        with self.stage("students and baselines"):
             students = [self.student(seed) for seed in seeds]
-            twins = [self.twin(seed) for seed in seeds]
-        gain = interval([100 * (s - t) for s, t in zip(students, twins, strict=True)])
+            baselines = [self.baseline(seed) for seed in seeds]
+        gain = interval([100 * (s - t) for s, t in zip(students, baselines, strict=True)])
         return {
             "teacher_top1": teacher,
             "student_top1": students,
-            "twin_top1": twins,
+            "baseline_top1": baselines,
             "gain_points": gain[0],
             "gain_interval_95": [gain[0] - gain[1], gain[0] + gain[1]],
             "labelled": len(self.train) - self.train.unlabelled,
@@ -134,24 +134,24 @@ class Demo:
         where = cache or str(self.out / "cache.zarr")
         return self.trained(f"{name}-{seed}", self.train, STUDENT, "kd", seed=seed, epochs=self.epochs, caches=(where,))
 
-    def twin(self, seed: int) -> float:
-        """Its twin: the same steps on the labelled tenth alone."""
+    def baseline(self, seed: int) -> float:
+        """Its baseline: the same steps on the labelled tenth alone."""
         few = len(self.train) - self.train.unlabelled
         batch = 64
         steps = self.epochs * -(-len(self.train) // batch)
         epochs = round(steps / -(-few // batch))
-        return self.trained(f"twin-{seed}", self.train, STUDENT, "none", seed=seed, epochs=epochs)
+        return self.trained(f"baseline-{seed}", self.train, STUDENT, "none", seed=seed, epochs=epochs)
 
     def trained(
         self, name: str, index: Index, model: ModelConfig, objective: str, *, seed: int, epochs: int, **more: Any
     ) -> float:
         """A model, trained in the folder `name` with the demo's settings; its validation top-1."""
-        job = Job(
+        job = TrainingJob(
             index=index,
             validation=self.val,
             views=VIEWS,
             student=model,
-            objective=ObjectiveConfig(name=objective, kd=KdConfig(temperature=2.0, alpha=0.9)),
+            objective=LossConfig(name=objective, kd=KdConfig(temperature=2.0, alpha=0.9)),
             train=TrainConfig(
                 epochs=epochs,
                 batch_size=64,
@@ -164,11 +164,11 @@ class Demo:
             loader=LoaderConfig(),
             **more,
         )
-        summary = train(job, self.out / name, say=lambda text: self.say(f"  {name}: {text}"))
+        summary = train(job, self.out / name, log=lambda text: self.log(f"  {name}: {text}"))
         assert summary is not None  # nothing stops it
         return float(summary["best"]["validation"]["top1"])
 
-    def say(self, text: str) -> None:
+    def log(self, text: str) -> None:
         """A line of progress on stderr."""
         if not self.quiet:
             click.echo(text, err=True)
@@ -176,7 +176,7 @@ class Demo:
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
         """Announce and time a stage."""
-        self.say(f"{name} ...")
+        self.log(f"{name} ...")
         began = time.monotonic()
         yield
         self.seconds[name] = time.monotonic() - began
@@ -211,7 +211,7 @@ def _show(s: dict[str, Any], out: Path) -> None:
 
     row(f"teacher: SLaK, stripes of 13, all {s['images']} labels", [s["teacher_top1"]])
     row(f"student: kernels of 3, {s['labelled']} labels and the cache", s["student_top1"])
-    row(f"twin: the student without the cache, {s['labelled']} labels", s["twin_top1"])
+    row(f"baseline: the student without the cache, {s['labelled']} labels", s["baseline_top1"])
     console = Console(soft_wrap=True)
     console.print(table)
     low, high = s["gain_interval_95"]

@@ -88,7 +88,7 @@ def evaluate(
             policy,
             settings.loader.pixels,
             asked="pixels" in settings.loader.model_fields_set,
-            say=lambda text: click.echo(text, err=True),
+            log=lambda text: click.echo(text, err=True),
         )
     loader = Loader(
         index,

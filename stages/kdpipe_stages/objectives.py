@@ -7,7 +7,7 @@ import click
 from rich.console import Console
 
 from kdpipe.errors import ConfigError
-from kdpipe.losses import ALIASES, OBJECTIVES, Needs, Objective
+from kdpipe.losses import ALIASES, OBJECTIVES, Requirements, Loss
 from kdpipe.targets import Encoding, TargetsConfig
 
 
@@ -46,10 +46,10 @@ def objectives(name: str | None, classes: int, width: int, side: int, as_json: b
             console.print(f"  {numbers}", soft_wrap=True)
 
 
-def describe(objective: type[Objective], classes: int, width: int, side: int) -> dict[str, Any]:
+def describe(objective: type[Loss], classes: int, width: int, side: int) -> dict[str, Any]:
     """One objective with its default numbers, and the cache for a teacher of these sizes."""
     config = objective.Config()
-    needs = objective.needs_of(config)
+    needs = objective.requirements_of(config)
     targets, flags = cheapest(needs, classes, width)
     size = 0
     if targets is not None:
@@ -69,7 +69,7 @@ def describe(objective: type[Objective], classes: int, width: int, side: int) ->
     }
 
 
-def cheapest(needs: Needs, classes: int, width: int) -> tuple[TargetsConfig | None, str]:
+def cheapest(needs: Requirements, classes: int, width: int) -> tuple[TargetsConfig | None, str]:
     """The smallest cache that serves these needs, and the flags that make it."""
     if not needs.targets:
         return None, ""
@@ -90,7 +90,7 @@ def cheapest(needs: Needs, classes: int, width: int) -> tuple[TargetsConfig | No
     return targets, " ".join([*words, *(["--tail"] if targets.tail else [])])
 
 
-def _words(needs: Needs) -> list[str]:
+def _words(needs: Requirements) -> list[str]:
     said = {
         "labels": "labels",
         "logits": "" if needs.dense else "logits (top k)",

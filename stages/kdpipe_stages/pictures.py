@@ -4,7 +4,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from kdpipe._util.files import whole
+from kdpipe._util.files import atomic_write
 from kdpipe.errors import ConfigError
 
 
@@ -15,7 +15,7 @@ def save(picture: Image.Image, out: str, what: str) -> None:
         ConfigError: it can't be written.
     """
     try:
-        with whole(Path(out).absolute()) as partial:
+        with atomic_write(Path(out).absolute()) as partial:
             picture.save(partial, "PNG")
     except OSError as e:
         do = "Choose another --out, or make room and permission"

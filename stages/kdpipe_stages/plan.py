@@ -9,10 +9,10 @@ import click
 
 from kdpipe.errors import ConfigError
 from kdpipe.estimate.forecast import forecast, sampled
-from kdpipe.estimate.measure import Measured, measure
+from kdpipe.estimate.measure import SampleMeasurements, measure
 from kdpipe.shards import Index
 from kdpipe.teacher import Teacher, devices_here
-from kdpipe.trainer import Job
+from kdpipe.trainer import TrainingJob
 from kdpipe.trainer.forecast import forecast_student
 from kdpipe_stages import settings as params
 from kdpipe_stages.caching_options import caching_options, overrides, parse_views
@@ -51,7 +51,7 @@ def plan(
     training = {"student.model": student, "train.epochs": epochs, "train.batch_size": student_batch_size}
     settings = params.load(params_file, sets, overrides(flags) | training)
     counts, wanted = _machines(machines), parse_views(views)
-    needs = settings.objective.needs
+    needs = settings.objective.requirements
     if student is not None and (not needs.targets or needs.features):
         what = "takes more than logits from a teacher, which only a cache has" if needs.features else "takes nothing"
         raise ConfigError(
@@ -77,7 +77,7 @@ def plan(
         wanted,
         caching=settings.caching,
         seconds=seconds * (0.75 if student else 1.0),
-        say=lambda what: click.echo(f"plan: {what}", err=True) if sys.stderr.isatty() else None,
+        log=lambda what: click.echo(f"plan: {what}", err=True) if sys.stderr.isatty() else None,
     )
     encoding = measured.encoding
     report: dict[str, Any] = {
@@ -89,7 +89,7 @@ def plan(
         "student": None,
     }
     if student is not None:
-        job = Job(index, settings.views, settings.student, settings.objective, settings.train, settings.loader)
+        job = TrainingJob(index, settings.views, settings.student, settings.objective, settings.train, settings.loader)
         alone = forecast(index, measured, encoding, wanted, [1], loading)["machines"][0]["seconds"]
         report["student"] = forecast_student(job, measured, encoding, teacher.built, alone, 0.25 * seconds)
     report["remarks"] = _remarks(report, measured, settings.teacher.form, settings.views.remarks())
@@ -113,7 +113,7 @@ def _machines(text: str) -> list[int]:
     return found
 
 
-def _remarks(report: dict[str, Any], measured: Measured, form: str, others: list[str]) -> list[str]:
+def _remarks(report: dict[str, Any], measured: SampleMeasurements, form: str, others: list[str]) -> list[str]:
     device, threads = report["teacher"]["device"], measured.threads
     found = [*others, f"a machine is counted with what was measured here: one {device}, {threads} render threads"]
     gpus = len(devices_here())

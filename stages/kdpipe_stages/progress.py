@@ -58,7 +58,7 @@ class Progress:
             left = (self.total - self.done) / speed
             print(f"{self.label}: {text}, {_clock(left)} left", file=sys.stderr, flush=True)
 
-    def say(self, text: str) -> None:
+    def log(self, text: str) -> None:
         """A line of its own, above the bar if there is one."""
         if self._bar is not None:
             self._bar.console.print(text, markup=False, highlight=False)

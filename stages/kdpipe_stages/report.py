@@ -1,4 +1,4 @@
-"""`kdpipe report`: teacher, students and twins in one table."""
+"""`kdpipe report`: teacher, students and baselines in one table."""
 
 import json
 from pathlib import Path
@@ -7,14 +7,14 @@ from typing import Any, TypeVar
 import click
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
-from kdpipe._util.files import read_bounded, whole
+from kdpipe._util.files import read_bounded, atomic_write
 from kdpipe._util.untrusted import load_json
 from kdpipe.config import first_problem
 from kdpipe.errors import ConfigError
 
 # Named here, not imported: a report needs none of what trains and caches, and DVC shouldn't repeat it for that.
 _SUMMARY, _WEIGHTS = "summary.json", "best.safetensors"
-_NO_TEACHER = "none"  # the objective of twins
+_NO_TEACHER = "none"  # the objective of baselines
 _BYTES = 2**24  # of a file, at most
 
 
@@ -72,12 +72,12 @@ _Document = TypeVar("_Document", bound=_Part)
 def report(runs: str, evaluations: str, cache: str | None, teacher: str | None, out: str, as_json: bool) -> None:
     """Compare the runs in the folder RUNS: a table of accuracy, agreement with the teacher, gain and bytes.
 
-    A twin is a run of the same model without a teacher (--objective none). A student's gain is over its twin.
+    A baseline is a run of the same model without a teacher (--objective none). A student's gain is over its baseline.
     """
     document = build(Path(runs), Path(evaluations), cache, teacher)
     text = markdown(document)
     try:
-        with whole(Path(out).absolute()) as partial:
+        with atomic_write(Path(out).absolute()) as partial:
             partial.write_text(text)
     except OSError as e:
         raise ConfigError(f"can't be written: {e.strerror}", where=out, do="Choose another --out") from e
@@ -85,16 +85,16 @@ def report(runs: str, evaluations: str, cache: str | None, teacher: str | None, 
 
 
 def build(runs: Path, evaluations: Path, cache: str | None, teacher: str | None) -> dict[str, Any]:
-    """The report: `students` by name, the twins among them, and `teacher` and `cache`, None where nothing was given."""
+    """The report: `students` by name, the baselines among them, and `teacher` and `cache`, None where nothing was given."""
     names = sorted(path.stem for path in evaluations.glob("*.json"))
     if not names:
         raise ConfigError("no evaluations there", where=evaluations, do="kdpipe evaluate --json > NAME.json makes one")
     students = {name: _row(runs / name, evaluations / f"{name}.json") for name in names}
-    twins = {row["model_digest"]: name for name, row in students.items() if row["objective"] == _NO_TEACHER}
+    baselines = {row["model_digest"]: name for name, row in students.items() if row["objective"] == _NO_TEACHER}
     for row in students.values():
-        twin = twins.get(row.pop("model_digest"))
-        alone = None if twin is None or row["objective"] == _NO_TEACHER else students[twin]["top1"]
-        row["twin"] = twin if alone is not None else None
+        baseline = baselines.get(row.pop("model_digest"))
+        alone = None if baseline is None or row["objective"] == _NO_TEACHER else students[baseline]["top1"]
+        row["baseline"] = baseline if alone is not None else None
         row["gain_points"] = None if alone is None or row["top1"] is None else 100 * (row["top1"] - alone)
     said = _read(Path(teacher), _Record, _NO_RECORD) if teacher else None
     kept = _read(Path(cache), _Record, _NO_RECORD) if cache else None
@@ -108,7 +108,7 @@ def build(runs: Path, evaluations: Path, cache: str | None, teacher: str | None)
 def markdown(document: dict[str, Any]) -> str:
     """The report as a Markdown table and a line about the cache."""
     lines = [
-        "| | model | objective | steps | top-1 % | agreement % | gain over twin, points | weights, bytes |",
+        "| | model | objective | steps | top-1 % | agreement % | gain over baseline, points | weights, bytes |",
         "|---|---|---|---:|---:|---:|---:|---:|",
     ]
     if document["teacher"]:
@@ -150,7 +150,7 @@ def _row(run: Path, evaluation: Path) -> dict[str, Any]:
         raise ConfigError(f"not a finished run: {e.strerror}", where=run / _WEIGHTS) from e
     return {
         "model": summary.student,
-        # Twins have the same arguments and classes too, not the name alone.
+        # Baselines have the same arguments and classes too, not the name alone.
         "model_digest": json.dumps(summary.config.student, sort_keys=True),
         "objective": summary.objective.name,
         "steps": summary.steps,

@@ -13,7 +13,7 @@ from kdpipe.caching.run import CachingConfig
 from kdpipe.config import Config
 from kdpipe.errors import ConfigError
 from kdpipe.loader import LoaderConfig
-from kdpipe.losses import ObjectiveConfig
+from kdpipe.losses import LossConfig
 from kdpipe.models import ModelConfig, runs_code
 from kdpipe.targets import TargetsConfig
 from kdpipe.teacher import TeacherConfig
@@ -35,7 +35,7 @@ class Params(Config):
     caching: CachingConfig = Field(default_factory=CachingConfig)
     loader: LoaderConfig = Field(default_factory=LoaderConfig)
     student: ModelConfig = Field(default_factory=ModelConfig)
-    objective: ObjectiveConfig = Field(default_factory=ObjectiveConfig)
+    objective: LossConfig = Field(default_factory=LossConfig)
     train: TrainConfig = Field(default_factory=TrainConfig)
 
 

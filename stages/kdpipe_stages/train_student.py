@@ -6,10 +6,10 @@ from typing import Any
 import click
 
 from kdpipe.errors import ConfigError
-from kdpipe.losses import OBJECTIVES, ObjectiveConfig
+from kdpipe.losses import OBJECTIVES, LossConfig
 from kdpipe.shards import Index
-from kdpipe.trainer import Job, train
-from kdpipe.trainer import Progress as Step
+from kdpipe.trainer import TrainingJob, train
+from kdpipe.trainer import TrainingProgress as Step
 from kdpipe_stages import settings as params
 from kdpipe_stages.progress import Progress
 from kdpipe_stages.signals import asked
@@ -95,7 +95,7 @@ def train_student(
     if numbers:
         overrides |= of_objective(settings.objective, numbers)
         settings = params.load(params_file, sets, overrides)
-    job = Job(
+    job = TrainingJob(
         index=Index.open(shards).limit(limit),
         validation=Index.open(val) if val else None,
         caches=caches,
@@ -106,7 +106,7 @@ def train_student(
         loader=settings.loader,
     )
     with _Shown() as shown, asked() as stop:
-        summary = train(job, out, say=shown.say, on_step=shown.step, stop=stop, replace=replace, dvclive=dvclive)
+        summary = train(job, out, log=shown.log, on_step=shown.step, stop=stop, replace=replace, dvclive=dvclive)
     if summary is None:
         raise stop.stopped()
     click.echo(json.dumps(summary) if as_json else _text(summary, out))
@@ -133,10 +133,10 @@ class _Shown:
         if self._progress is not None:
             self._progress.close()
 
-    def say(self, text: str) -> None:
+    def log(self, text: str) -> None:
         """A line."""
         if self._progress is not None:
-            self._progress.say(text)
+            self._progress.log(text)
         else:
             click.echo(text, err=True)
 
@@ -149,7 +149,7 @@ class _Shown:
         self._progress.advance(count, epoch=f"{step.epoch}/{step.epochs}", loss=step.loss)
 
 
-def of_objective(objective: ObjectiveConfig, numbers: dict[str, float]) -> dict[str, float]:
+def of_objective(objective: LossConfig, numbers: dict[str, float]) -> dict[str, float]:
     """The settings that --temperature and --alpha stand for: those of the objectives that have them."""
     found: dict[str, float] = {}
     for number, value in numbers.items():

@@ -197,9 +197,9 @@ def _calibration(known: dict[str, Any]) -> str:
     if "what" in known:
         return str(known["what"])
     if known["held"] is None:
-        return "as live tokens are" if known["judged"] else "too few views to judge it"
+        return "as live tokens are" if known["checked"] else "too few views to judge it"
     said = f"holds {100 * known['held']:.3g} % of the live variance, {100 * known['explained']:.3g} % as recorded"
-    return said if known["judged"] else f"{said}; too few views to judge it"
+    return said if known["checked"] else f"{said}; too few views to judge it"
 
 
 def _segments(names: dict[str, list[str]]) -> list[str]:

@@ -107,7 +107,7 @@ class Tile:
 
 
 @dataclass(frozen=True)
-class Sample:
+class ViewedSample:
     """A decoded image, uint8 (H, W, 3), what is known of it, and its views."""
 
     image: np.ndarray
@@ -138,7 +138,7 @@ def find(index: Index, wanted: Iterable[str]) -> list[int]:
 
 def look(
     reader: BlockReader, config: ViewsConfig, row: int, views: Sequence[View], size: int, pool: ThreadPoolExecutor
-) -> Sample:
+) -> ViewedSample:
     """Render views of one sample of the `paired_index`, and ask what was drawn for them."""
     index = reader.index
     block, shard, key = index.block_of(row), index.shard_of(row).name, index.key(row)
@@ -160,7 +160,7 @@ def look(
         tiles.append(Tile(shard, key, name, draws, pixels, other, _crop(draws, config, height, width, size)))
     label = int(index.labels[row])
     facts = [f"{height} x {width} pixels", f"label {label}" if label >= 0 else "no label"]
-    return Sample(image, [shard, *facts, "(boxes: height x width at row, column)"], tiles)
+    return ViewedSample(image, [shard, *facts, "(boxes: height x width at row, column)"], tiles)
 
 
 def visible(pixels: np.ndarray, erased: Erased | None) -> np.ndarray:
@@ -195,7 +195,7 @@ def caption(draws: dict[str, Any], config: ViewsConfig) -> list[str]:
     return lines
 
 
-def sheet(samples: Sequence[Sample], config: ViewsConfig, size: int) -> Image.Image:
+def sheet(samples: Sequence[ViewedSample], config: ViewsConfig, size: int) -> Image.Image:
     """All samples on one picture, a row each; views of 160 pixels and more are shown pixel by pixel."""
     zoom = max(1, _CELL // size)
     side = max(_CELL, zoom * size)

@@ -11,7 +11,7 @@ import zarr
 from kdpipe.cache import ArrayReader, Cache, Store
 from kdpipe.cache.tools.label_statistics import ViewLabels
 from kdpipe.cache.tools.statistics import choose_blocks, committed_blocks, read_statistics
-from kdpipe.cache.tools.view_statistics import BINS, Answers, sizes
+from kdpipe.cache.tools.view_statistics import BINS, ViewStatistics, sizes
 from kdpipe.caching import cache_views
 from kdpipe.errors import CacheError, IdentityError
 from kdpipe.evaluation import BINS as EVALUATION_BINS
@@ -193,7 +193,7 @@ def test_many_classes(k):
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(20, 300, generator=generator) * 4
     fields = encoding.encode(TeacherOutput(logits), torch.full((20,), -1))
-    said = Answers.of(encoding, fields)
+    said = ViewStatistics.of(encoding, fields)
     log_p = encoding.decode({name: torch.from_numpy(a) for name, a in fields.items()}).log_probs.double().numpy()
     np.testing.assert_allclose(said.entropy, -(np.exp(log_p) * log_p).sum(axis=1), rtol=1e-5)
     total = np.zeros((20, 300))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from kdpipe.cache import Cache, CacheReader, Segment, Store, add_segment
-from kdpipe.cache.tools.copy import Source
+from kdpipe.cache.tools.copy import CopySource
 from kdpipe.cache.tools.transfer import transfer
 from kdpipe.errors import CacheError, ConfigError, CorruptionError, IdentityError
 from kdpipe.verify import check_integrity
@@ -105,7 +105,7 @@ def test_a_source_with_an_interrupted_drop_can_be_copied_again(cache_path, tmp_p
     cache = Cache(Store(tmp_path / "a"))
     old = cache.segments[0]
     add_segment(cache, new := Segment(2, old.encoding, (0, 1), old.numerics))
-    Source(cache).copy(old, "shard-0000.tar", cache, new)
+    CopySource(cache).copy(old, "shard-0000.tar", cache, new)
     _, first = transfer(str(tmp_path / "a"), str(tmp_path / "b"))
     _, again = transfer(str(tmp_path / "a"), str(tmp_path / "b"))
     assert (first.tasks, again.tasks) == (7, 0)

@@ -44,7 +44,7 @@ def live(world: World, view: View, config: ViewsConfig, one: Teacher) -> Teacher
 def giving(*features: str, **said: object) -> Teacher:
     """A teacher that gives these features."""
     one = teacher(**said)
-    one.give(features)
+    one.set_features(features)
     return one
 
 

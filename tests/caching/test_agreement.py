@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from kdpipe.targets import Calibration, Feature
-from kdpipe.verify.compare import ORTHONORMAL, Agreement, compare_feature, orthonormal_error
+from kdpipe.verify.compare import ORTHONORMAL, Comparison, compare_feature, orthonormal_error
 
 VIEWS, SIDE, WIDTH, RANK = 6, 3, 20, 5
 PLACES = [f"view {i}" for i in range(VIEWS)]
@@ -26,8 +26,8 @@ def live(feature: Feature, seed: int = 0) -> torch.Tensor:
     return drawn(seed, VIEWS, *feature.shape)
 
 
-def compared(feature: Feature, stored: dict, now: torch.Tensor, again: torch.Tensor, basis=None) -> Agreement:
-    total = Agreement(feature.name, "bfloat16")
+def compared(feature: Feature, stored: dict, now: torch.Tensor, again: torch.Tensor, basis=None) -> Comparison:
+    total = Comparison(feature.name, "bfloat16")
     compare_feature(total, feature, stored, (as_live(now), as_live(again)), basis, PLACES)
     return total
 

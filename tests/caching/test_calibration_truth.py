@@ -1,4 +1,4 @@
-"""A basis is judged by what it holds of live tokens, which no comparison of projections tells."""
+"""A basis is checked by what it holds of live tokens, which no comparison of projections tells."""
 
 import json
 from dataclasses import replace
@@ -41,12 +41,12 @@ BATCHES = [tokens(seed) for seed in range(1, 6)]
 
 def test_one_that_was_fitted_to_other_views_is_right(fitted):
     said = told(fitted, BATCHES).json()
-    assert (said["ok"], said["judged"]) == (True, True)
+    assert (said["ok"], said["checked"]) == (True, True)
     assert said["held"] == pytest.approx(fitted.explained, rel=0.1)
-    # Statistics without a basis are judged by how far tokens lie.
+    # Statistics without a basis are checked by how far tokens lie.
     plain = Calibration.fit(tokens(0, 64).flatten(0, 2), None)
     said = told(plain, BATCHES, replace(FEATURE, rank=None)).json()
-    assert said == {"explained": None, "held": None, "judged": True, "ok": True}
+    assert said == {"explained": None, "held": None, "checked": True, "ok": True}
 
 
 @pytest.mark.parametrize(("width", "views"), [(200, 16), (400, 40), (60, 500)])
@@ -88,8 +88,8 @@ class TestNotJudged:
     def test_few_batches(self, fitted):
         wrong = replace(fitted, std=fitted.std * 1e6)
         said = told(wrong, BATCHES[:3]).json()
-        assert (said["ok"], said["judged"]) == (True, False)
-        assert told(wrong, BATCHES, fitted=3).json()["judged"] is False
+        assert (said["ok"], said["checked"]) == (True, False)
+        assert told(wrong, BATCHES, fitted=3).json()["checked"] is False
 
     @pytest.mark.parametrize("value", [0.0, 1e-30, 1.0, 1e20])
     def test_a_map_that_never_changes(self, value):
@@ -99,7 +99,7 @@ class TestNotJudged:
         for seed in range(5):
             noise = torch.randn(2, *x.shape, generator=torch.Generator().manual_seed(seed)) * 1e-6
             one.add(x * (1 + noise[0]), x * (1 + noise[1]))
-        assert (one.json()["ok"], one.json()["judged"]) == (True, False)
+        assert (one.json()["ok"], one.json()["checked"]) == (True, False)
 
     def test_batches_of_one_class_each(self, fitted):
         """Some have nothing in common with what most of the variance is of."""
@@ -139,7 +139,7 @@ class TestVerify:
         result = kdpipe("verify", tmp_path / "c", "--trust", "tests", "--json")
         assert result.code == 0, result.out
         [known] = json.loads(result.out)["truth"]["calibrations"].values()
-        assert known["judged"]
+        assert known["checked"]
         assert known["held"] == pytest.approx(known["explained"], rel=0.2)
         said = kdpipe("verify", tmp_path / "c", "--trust", "tests").out
         assert " % of the live variance, " in said

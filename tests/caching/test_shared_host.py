@@ -89,7 +89,7 @@ class TestLocalCluster:
 def test_training_takes_no_connections(tmp_path):
     job = tiny.make_job(tiny.make_index(tmp_path), epochs=1, loader={"workers": 2})
     before, seen = listening(), []
-    train(job, tmp_path / "run", say=lambda _: None, on_step=lambda _: seen.append(listening()))
+    train(job, tmp_path / "run", log=lambda _: None, on_step=lambda _: seen.append(listening()))
     assert seen == [before] * 3
 
 

@@ -22,7 +22,7 @@ import kdpipe.caching.backend as backend
 import kdpipe.caching.run as run
 from kdpipe.cache import ArrayReader, Cache, Store
 from kdpipe.caching import cache_views
-from kdpipe.caching.backend import Described, InProcess
+from kdpipe.caching.backend import TeacherSpec, InProcess
 from kdpipe.errors import CacheError, IdentityError, KdpipeError
 from kdpipe.targets import Quality, TargetsConfig
 from kdpipe.verify import check_integrity
@@ -92,12 +92,12 @@ class Client(InProcess):
     def __init__(self, number: int) -> None:
         self._teacher: Any = number
 
-    def describe(self, features=()) -> Described:
+    def describe(self, features=()) -> TeacherSpec:
         teacher = {"model": "n", "model_kwargs": {}, "weights": f"{self._teacher:064x}"}
         identity = {**teacher, "num_classes": CLASSES, "input_size": 16, "mean": [0.5] * 3, "std": [0.25] * 3}
-        return Described(identity, {"batch_size": 8, "layers": {}}, {"form": "eager", "layers": {}})
+        return TeacherSpec(identity, {"batch_size": 8, "layers": {}}, {"form": "eager", "layers": {}})
 
-    def settle(self, layers, batches):
+    def resolve_plan(self, layers, batches):
         return self.describe().numerics
 
     def try_extracting(self, names):

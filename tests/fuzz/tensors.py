@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from kdpipe._util.tensors import write
 from kdpipe.models import ModelConfig, build
 from kdpipe.models.weights import METADATA_KEY
-from kdpipe.trainer import Job, Progress, train
+from kdpipe.trainer import TrainingJob, TrainingProgress, train
 from kdpipe.trainer.files import BEST, RunFolder
 from tests.fuzz.mutate import mutate_bytes, mutate_tree
 from tests.fuzz.small import make_index
@@ -35,17 +35,17 @@ def weights_file(folder: Path) -> Path:
     return folder / BEST
 
 
-def make_run(folder: Path) -> Job:
+def make_run(folder: Path) -> TrainingJob:
     """A job whose run, folder/run, was ended in its second epoch, after its last checkpoint."""
     index = make_index(folder)
     job = make_job(index, epochs=2, batch_size=4, checkpoint_steps=1, warmup_epochs=0, student=STUDENT)
 
-    def on_step(step: Progress) -> None:
+    def on_step(step: TrainingProgress) -> None:
         if (step.epoch, step.step) == (2, 2):
             raise _Stopped
 
     with suppress(_Stopped):
-        train(job, folder / "run", say=lambda _: None, on_step=on_step)
+        train(job, folder / "run", log=lambda _: None, on_step=on_step)
     return job
 
 
@@ -60,7 +60,7 @@ def write_headed(path: Path, tensors: dict[str, torch.Tensor], key: str, said: A
     save_file(tensors, path, {key: said if isinstance(said, str) else json.dumps(said)})
 
 
-def plain(tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
+def original(tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
     """Tensors that can be compared, bit by bit."""
     return {
         name: (str(t.dtype), tuple(t.shape), t.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())

@@ -13,12 +13,12 @@ from kdpipe.cache import Cache
 from kdpipe.cache.manifest import CacheRecord
 from kdpipe.caching import CachingConfig, cache_views
 from kdpipe.loader import LoaderConfig
-from kdpipe.losses import ObjectiveConfig
+from kdpipe.losses import LossConfig
 from kdpipe.models import ModelConfig
 from kdpipe.shards import Index, build_index
 from kdpipe.targets import Encoding, TargetsConfig
 from kdpipe.teacher import Teacher, TeacherConfig
-from kdpipe.trainer import Job, TrainConfig, train
+from kdpipe.trainer import TrainingJob, TrainConfig, train
 from kdpipe.trainer.files import SUMMARY
 from kdpipe.views import ViewsConfig
 from tests.fuzz.tensors import CONFIG, weights_file
@@ -92,18 +92,18 @@ def _cache(inside: Path, index: Index, weights: Path) -> Cache:
 
 def _run(inside: Path, index: Index) -> Path:
     """A finished run without its last file, as a kill leaves it, and a finished one."""
-    job = Job(
+    job = TrainingJob(
         index=index,
         validation=None,
         caches=(),
         views=ViewsConfig(),
         student=ModelConfig.model_validate(CONFIG),
-        objective=ObjectiveConfig(name="none"),
+        objective=LossConfig(name="none"),
         train=TrainConfig(epochs=1, batch_size=4, warmup_epochs=0, device="cpu"),
         loader=LoaderConfig(),
     )
     for name in ("begun", "runs/one"):
-        train(job, inside / name, say=lambda _: None)
+        train(job, inside / name, log=lambda _: None)
     (inside / "begun" / SUMMARY).unlink()
     return inside / "begun"
 

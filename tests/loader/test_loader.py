@@ -17,7 +17,7 @@ from tests.tiny import SIZE, VIEWS, make_cache, make_world, teacher
 # Four workers on two cores: torch would rather not.
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
 
-CONFIG = LoaderConfig(lanes=4, window=2)
+CONFIG = LoaderConfig(streams=4, window=2)
 
 
 def loader(data, cache_path, config: ViewsConfig = VIEWS, **changes) -> Loader:
@@ -44,7 +44,7 @@ def assert_same(ours: list[Batch], theirs: list[Batch]) -> None:
 
 
 @pytest.fixture(scope="module")
-def plain(world, policy, policy_cache) -> list[Batch]:
+def original(world, policy, policy_cache) -> list[Batch]:
     return list(loader(world, policy_cache, policy).epoch(1))
 
 

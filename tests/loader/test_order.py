@@ -18,7 +18,7 @@ def blocks_of(*sizes: int) -> list[np.ndarray]:
 @pytest.mark.parametrize("sizes", [[256] * 40 + [17], [5], [1] * 30, [256, 3, 90, 256, 256]])
 @pytest.mark.parametrize("batch_size", [1, 7, 64, 1000])
 def test_every_row_comes_once(sizes, batch_size):
-    order = epoch_order(blocks_of(*sizes), seed=1, epoch=2, batch_size=batch_size, lanes=64, window=8)
+    order = epoch_order(blocks_of(*sizes), seed=1, epoch=2, batch_size=batch_size, streams=64, window=8)
     assert sorted(order.rows.tolist()) == list(range(sum(sizes)))
     assert order.bounds[0] == 0
     assert order.bounds[-1] == sum(sizes)
@@ -26,19 +26,19 @@ def test_every_row_comes_once(sizes, batch_size):
 
 def test_the_sequence_is_pinned_and_differs_by_epoch_and_seed():
     blocks = blocks_of(4, 4, 4, 3)
-    order = epoch_order(blocks, seed=0, epoch=0, batch_size=4, lanes=2, window=1)
+    order = epoch_order(blocks, seed=0, epoch=0, batch_size=4, streams=2, window=1)
     assert order.rows.tolist() == [7, 14, 6, 13, 4, 12, 5, 8, 3, 11, 2, 10, 0, 9, 1]
-    assert order.lanes.tolist() == [0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 0]
+    assert order.streams.tolist() == [0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 0]
     others = [epoch_order(blocks, s, e, 4, 2, 1).rows.tolist() for s, e in [(0, 1), (1, 0)]]
     assert order.rows.tolist() not in others
 
 
 def test_lanes_take_turns_and_stay_in_their_windows():
     blocks = blocks_of(*[16] * 32)
-    order = epoch_order(blocks, seed=3, epoch=0, batch_size=32, lanes=4, window=2)
-    assert order.lanes[:8].tolist() == [0, 1, 2, 3, 0, 1, 2, 3]
-    for lane in range(4):
-        rows = order.rows[order.lanes == lane]
+    order = epoch_order(blocks, seed=3, epoch=0, batch_size=32, streams=4, window=2)
+    assert order.streams[:8].tolist() == [0, 1, 2, 3, 0, 1, 2, 3]
+    for stream in range(4):
+        rows = order.rows[order.streams == stream]
         windows = [set((rows[i : i + 32] // 16).tolist()) for i in range(0, len(rows), 32)]
         assert all(len(w) == 2 for w in windows)
         assert not np.array_equal(rows, np.sort(rows))
@@ -46,8 +46,8 @@ def test_lanes_take_turns_and_stay_in_their_windows():
 
 def test_lanes_are_nearly_equally_long():
     blocks = blocks_of(*[256] * 190, *[37] * 20)
-    order = epoch_order(blocks, seed=3, epoch=0, batch_size=256, lanes=64, window=8)
-    lengths = np.bincount(order.lanes)
+    order = epoch_order(blocks, seed=3, epoch=0, batch_size=256, streams=64, window=8)
+    lengths = np.bincount(order.streams)
     assert lengths.max() - lengths.min() <= 256
 
 
@@ -76,9 +76,9 @@ def test_no_batch_is_smaller_than_half_a_batch():
 
 
 def test_lanes_are_cut_to_what_there_is():
-    assert lane_count(blocks=3, batch_size=64, lanes=64) == 3
-    assert lane_count(blocks=300, batch_size=16, lanes=64) == 16
-    assert lane_count(blocks=300, batch_size=256, lanes=64) == 64
+    assert lane_count(blocks=3, batch_size=64, streams=64) == 3
+    assert lane_count(blocks=300, batch_size=16, streams=64) == 16
+    assert lane_count(blocks=300, batch_size=256, streams=64) == 64
 
 
 def test_evaluation_goes_in_index_order():

@@ -16,9 +16,9 @@ from kdpipe.views import ViewsConfig
 from tests.shards.making import encode, write_tar
 from tests.tiny import POLICIES, SIZE, World
 
-# Noise as PNG: two shards of 12 blocks of 8 images of about 12 kB, all open at once in 8 lanes of 3 blocks.
+# Noise as PNG: two shards of 12 blocks of 8 images of about 12 kB, all open at once in 8 streams of 3 blocks.
 BLOCK, BLOCKS, PIXELS = 8, 24, 64
-LOADER = LoaderConfig(lanes=8, window=3)
+LOADER = LoaderConfig(streams=8, window=3)
 PLAIN = ViewsConfig(seed=3, crop_pct=1.0)
 
 
@@ -63,7 +63,7 @@ def test_remote_shards_give_the_same_batches(world: World, tmp_path: Path, name:
 
 def test_memory_is_that_of_one_block_and_not_of_all_that_are_open(noise: tuple[Index, Index]) -> None:
     block = noise[0].bytes // BLOCKS
-    assert loader(noise[0]).lanes == 8
+    assert loader(noise[0]).streams == 8
 
     def peak(index: Index) -> int:
         batches = loader(index)

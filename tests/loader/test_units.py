@@ -80,7 +80,7 @@ def six_views(world, tmp_path_factory) -> str:
 def test_views_of_one_decode_share_a_batch_and_come_once_a_pass(world, six_views, decoded, together):
     one = by_view([b for e in range(6) for b in loader(world, six_views).epoch(e)])
     decoded.clear()
-    config = LoaderConfig(lanes=4, window=2, views_per_decode=together)
+    config = LoaderConfig(streams=4, window=2, views_per_decode=together)
     many = loader(world, six_views, loader=config)
     epochs = [list(many.epoch(e)) for e in range(6)]
     assert all(sum(map(len, batches)) == 94 for batches in epochs)
@@ -97,7 +97,7 @@ def test_views_of_one_decode_share_a_batch_and_come_once_a_pass(world, six_views
 
 @pytest.mark.parametrize(("workers", "world_size"), [(2, 1), (0, 3), (2, 2)])
 def test_several_views_a_decode_are_the_same_for_workers_and_processes(world, six_views, workers, world_size):
-    alone = LoaderConfig(lanes=4, window=2, views_per_decode=3)
+    alone = LoaderConfig(streams=4, window=2, views_per_decode=3)
     config = alone.model_copy(update={"workers": workers})
     expected = list(loader(world, six_views, loader=alone).epoch(4))
     ranks = [loader(world, six_views, rank=r, world=world_size, loader=config) for r in range(world_size)]
@@ -130,7 +130,7 @@ def test_mixed_pairs_are_decoded_once_for_all_views_of_a_decode(world, decoded):
     kept = RECIPE.model_copy(update={"mix_every": 4})
     one = by_view([b for e in range(4) for b in loader(world, None, kept).epoch(e)])
     decoded.clear()
-    many = loader(world, None, kept, loader=LoaderConfig(lanes=4, window=2, views_per_decode=4))
+    many = loader(world, None, kept, loader=LoaderConfig(streams=4, window=2, views_per_decode=4))
     seen = by_view([b for e in range(4) for b in many.epoch(e)])
     assert seen.keys() == one.keys()
     assert all(torch.equal(image, one[name]) for name, image in seen.items())
@@ -217,7 +217,7 @@ def test_processes_read_blocks_of_their_own_though_pairs_and_singles_take_turns(
     """64 blocks of odd lengths: each opened by about one process, not by all."""
     world = make_world(tmp_path / "w", samples=(15,) * 64)
     processes = 4
-    config = LoaderConfig(lanes=8, window=2)
+    config = LoaderConfig(streams=8, window=2)
     opened = 0
     for rank in range(processes):
         one = Loader(world.index, RECIPE, SIZE, 32, loader=config, rank=rank, world=processes)

@@ -23,7 +23,7 @@ PLAIN = {
 }
 
 
-def plain(name: str = "resnet18", **changes: object) -> nn.Module:
+def original(name: str = "resnet18", **changes: object) -> nn.Module:
     torch.manual_seed(0)
     return timm.create_model(name, num_classes=CLASSES, **{**PLAIN.get(name, {}), **changes})
 

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from kdpipe.errors import TrainingError
-from kdpipe.models.build import Built, ModelConfig, build
+from kdpipe.models.build import ModelSpec, ModelConfig, build
 from kdpipe.models.weights import METADATA_KEY
 from kdpipe.models.wrappers.simkd import PROJECTED, SimkdStudent, kept, simkd_student
 from tests.models.small import difference, images, shuffled
@@ -90,7 +90,7 @@ def test_the_projector_by_hand(relu):
 def test_kept_weights_say_how_to_build_them(tmp_path):
     built = build(ModelConfig(model="resnet18", model_kwargs=RESNET, num_classes=CLASSES, input_size=64))
     student = shuffled(SimkdStudent(built.module, head(), factor=3, relu=True))
-    whole = kept(Built(student, built.name, built.kwargs, CLASSES, 64, built.mean, built.std))
+    whole = kept(ModelSpec(student, built.name, built.kwargs, CLASSES, 64, built.mean, built.std))
     path = str(tmp_path / "last.safetensors")
     save_file(student.state_dict(), path, {METADATA_KEY: json.dumps(whole.metadata())})
     again = build(ModelConfig(weights=path))

@@ -3,8 +3,8 @@
 import numpy as np
 import torch
 
-from kdpipe.losses.base import Objective
-from kdpipe.losses.inputs import Answer, Context
+from kdpipe.losses.base import Loss
+from kdpipe.losses.inputs import StudentOutput, Context
 from kdpipe.targets import Labels, Targets
 
 N, C = 6, 5  # rows, classes
@@ -24,36 +24,36 @@ def pooled(rows: int = N) -> tuple[torch.Tensor, torch.Tensor]:
     return drawn(rows, NARROW, seed=3), drawn(rows, WIDE, seed=4, scale=2)
 
 
-def answer(
+def output(
     *maps: torch.Tensor, pooled: torch.Tensor | None = None, logits: torch.Tensor | None = None, rows: int = N
-) -> Answer:
-    return Answer(torch.zeros(rows, C) if logits is None else logits, pooled, maps)
+) -> StudentOutput:
+    return StudentOutput(torch.zeros(rows, C) if logits is None else logits, pooled, maps)
 
 
 def call(
-    objective: Objective, answer: Answer, targets: Targets | None, labels: torch.Tensor | None = None, **context: float
+    objective: Loss, output: StudentOutput, targets: Targets | None, labels: torch.Tensor | None = None, **context: float
 ) -> dict[str, torch.Tensor]:
     """One process's loss of a whole batch, without labels unless they are given."""
-    hard = torch.full((len(answer.logits),), -1) if labels is None else labels
+    hard = torch.full((len(output.logits),), -1) if labels is None else labels
     known = int((hard >= 0).sum())
-    return objective(answer, Labels(hard), targets, Context(len(hard), known, **context))  # type: ignore[arg-type]
+    return objective(output, Labels(hard), targets, Context(len(hard), known, **context))  # type: ignore[arg-type]
 
 
-def in_two_parts(objective: Objective, answer: Answer, targets: Targets, cut: int) -> dict[str, torch.Tensor]:
+def in_two_parts(objective: Loss, output: StudentOutput, targets: Targets, cut: int) -> dict[str, torch.Tensor]:
     """The mean over two processes of what each says of its part, the first having `cut` rows."""
     total: dict[str, torch.Tensor] = {}
     for part in (slice(cut), slice(cut, None)):
-        own = Answer(
-            answer.logits[part],
-            None if answer.pooled is None else answer.pooled[part],
-            tuple(m[part] for m in answer.maps),
+        own = StudentOutput(
+            output.logits[part],
+            None if output.pooled is None else output.pooled[part],
+            tuple(m[part] for m in output.maps),
         )
         told = Targets(
             pooled=None if targets.pooled is None else targets.pooled[part],
             map=None if targets.map is None else targets.map[part],
         )
         labels = Labels(torch.full((len(own.logits),), -1))
-        found = objective(own, labels, told, Context(len(answer.logits), 0, world=2))
+        found = objective(own, labels, told, Context(len(output.logits), 0, world=2))
         total = {name: total.get(name, 0) + value / 2 for name, value in found.items()}
     return total
 

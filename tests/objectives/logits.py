@@ -3,8 +3,8 @@
 import numpy as np
 import torch
 
-from kdpipe.losses.base import Objective
-from kdpipe.losses.inputs import Answer, Context
+from kdpipe.losses.base import Loss
+from kdpipe.losses.inputs import StudentOutput, Context
 from kdpipe.targets import Encoding, Labels, Targets
 from kdpipe.teacher import TeacherOutput
 
@@ -33,7 +33,7 @@ def top(teacher: torch.Tensor, labels: torch.Tensor, k: int) -> Targets:
 
 
 def call(
-    objective: Objective,
+    objective: Loss,
     student: torch.Tensor,
     labels: torch.Tensor | Labels,
     targets: Targets | None,
@@ -42,7 +42,7 @@ def call(
     """One process's loss of a whole batch."""
     labels = labels if isinstance(labels, Labels) else Labels(labels)
     known = int((labels.hard >= 0).sum())
-    return objective(Answer(student), labels, targets, Context(len(student), known, **context))  # type: ignore[arg-type]
+    return objective(StudentOutput(student), labels, targets, Context(len(student), known, **context))  # type: ignore[arg-type]
 
 
 def softmax(z: np.ndarray) -> np.ndarray:

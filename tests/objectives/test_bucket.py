@@ -84,8 +84,8 @@ def test_mixed_top_k_targets_keep_the_likeliest_classes_of_the_mixture():
 
 def test_what_is_missing_is_named():
     student, _, labels = rows()
-    assert not make().needs.dense
-    assert not make(alpha=1.0).needs.labels
+    assert not make().requirements.dense
+    assert not make(alpha=1.0).requirements.labels
     with pytest.raises(TargetsError, match=r"bucket-kd: .*Pass --cache"):
         call(make(), student, labels, None)
     with pytest.raises(TargetsError, match=r"bucket-kd: .*logits.*--targets topk"):

@@ -3,17 +3,17 @@
 import pytest
 import torch
 
-from kdpipe.losses import Answer, Context, ObjectiveConfig, build_objective
+from kdpipe.losses import StudentOutput, Context, LossConfig, build_objective
 from kdpipe.targets import Labels
 from kdpipe_stages.objectives import cheapest
 
 
 def test_a_schedule_of_one_step_counts_for_one_objective_too():
-    answer, labels = Answer(torch.eye(4)), Labels(torch.arange(4))
+    output, labels = StudentOutput(torch.eye(4)), Labels(torch.arange(4))
     context = Context(rows=4, labelled=4)
     plain, half = (
         float(
-            build_objective(ObjectiveConfig(name="ce", none={"schedule": schedule}))(answer, labels, None, context)[
+            build_objective(LossConfig(name="ce", none={"schedule": schedule}))(output, labels, None, context)[
                 "loss"
             ]
         )
@@ -23,10 +23,10 @@ def test_a_schedule_of_one_step_counts_for_one_objective_too():
 
 
 def test_numbered_modules_are_names():
-    assert ObjectiveConfig(taps=[0, "layer4"]).taps == ("0", "layer4")
+    assert LossConfig(taps=[0, "layer4"]).taps == ("0", "layer4")
 
 
 def test_the_cheapest_dense_logits_are_the_narrower_of_the_two():
-    needs = ObjectiveConfig(name="dist").needs
+    needs = LossConfig(name="dist").requirements
     assert cheapest(needs, classes=1000, width=998)[1] == "--targets none --pooled float16"
     assert cheapest(needs, classes=1000, width=1536)[1] == "--targets dense"

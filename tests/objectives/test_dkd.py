@@ -112,7 +112,7 @@ def test_the_target_part_of_top_k_is_exact():
 
 def test_topk_targets_serve_temperature_one_only():
     student, teacher, labels = rows()
-    assert not make().needs.dense
+    assert not make().requirements.dense
     with pytest.raises(TargetsError, match=r"dkd: .*every class.*--targets dense.*--pooled float16"):
         call(make(temperature=4.0), student, labels, top(teacher, labels, 4))
     with pytest.raises(TargetsError, match=r"dkd: .*Pass --cache"):

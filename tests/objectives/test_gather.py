@@ -13,7 +13,7 @@ from kdpipe.losses.bucket import BucketConfig, BucketKd
 from kdpipe.losses.dist import Dist, DistConfig
 from kdpipe.losses.dkd import Dkd, DkdConfig
 from kdpipe.losses.gather import gathered
-from kdpipe.losses.inputs import Answer, Context
+from kdpipe.losses.inputs import StudentOutput, Context
 from kdpipe.losses.nkd import Nkd, NkdConfig
 from kdpipe.targets import Labels, Targets
 from tests import children
@@ -43,7 +43,7 @@ def loss_of(student: nn.Module, part: slice, world: int) -> dict[str, torch.Tens
     objective = Dist.make(DistConfig(tau=2.0), None, None)
     context = Context(N, int((labels >= 0).sum()), world)
     targets = Targets(teacher[part], dense=True)
-    found: dict[str, torch.Tensor] = objective(Answer(student(x[part])), Labels(labels[part]), targets, context)
+    found: dict[str, torch.Tensor] = objective(StudentOutput(student(x[part])), Labels(labels[part]), targets, context)
     return found
 
 
@@ -105,7 +105,7 @@ def test_losses_of_single_rows_do_not_depend_on_how_they_are_dealt(objective, de
 
     def part(rows: slice, world: int) -> dict[str, torch.Tensor]:
         targets, context = Targets(teacher[rows], dense=True), Context(N, known, world, epoch=1.0)
-        return objective(Answer(student[rows]), Labels(labels[rows]), targets, context)
+        return objective(StudentOutput(student[rows]), Labels(labels[rows]), targets, context)
 
     whole = part(slice(None), 1)
     parts = [part(slice(a, b), 2) for a, b in itertools.pairwise(CUTS[dealt])]

@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from kdpipe.errors import TargetsError
-from kdpipe.losses import Answer, Context, ObjectiveConfig, build_objective
+from kdpipe.losses import StudentOutput, Context, LossConfig, build_objective
 from kdpipe.targets import Encoding, Labels, Targets
 from kdpipe.teacher import TeacherOutput
 from tests.trainer.tiny import configured
@@ -37,7 +37,7 @@ def dense(teacher: torch.Tensor) -> Targets:
 def run(config: dict, student, labels, targets, rows=N, labelled=None, world=1):
     objective = build_objective(configured(**config))
     count = int((labels >= 0).sum()) if labelled is None else labelled
-    return objective(Answer(student), Labels(labels), targets, Context(rows, count, world))
+    return objective(StudentOutput(student), Labels(labels), targets, Context(rows, count, world))
 
 
 class Says(nn.Module):
@@ -106,7 +106,7 @@ def test_mixed_labels_are_timms_mixup_target(logits, smoothing):
     pairs = torch.stack([labels, labels.flip(0)], dim=1)
     objective = build_objective(configured("none", label_smoothing=smoothing))
     ours = student.clone().requires_grad_()
-    found = objective(Answer(ours), Labels(target.argmax(dim=1), pairs, lam), None, Context(N, N))
+    found = objective(StudentOutput(ours), Labels(target.argmax(dim=1), pairs, lam), None, Context(N, N))
     theirs = student.clone().requires_grad_()
     expected = SoftTargetCrossEntropy()(theirs, target)
     torch.testing.assert_close(found["loss"], expected)
@@ -119,13 +119,13 @@ def test_a_mixed_view_with_an_unknown_label_adds_nothing(logits):
     student, _, labels = logits
     pairs = torch.stack([labels, labels.flip(0)], dim=1)
     lam = torch.full((N,), 0.7)
-    objective = build_objective(ObjectiveConfig(name="none"))
+    objective = build_objective(LossConfig(name="none"))
     pairs[3, 1] = -1
     hard = pairs[:, 0].clone()
     hard[3] = -1
     rest = torch.arange(N) != 3
-    found = objective(Answer(student), Labels(hard, pairs, lam), None, Context(N, N - 1))
-    expected = objective(Answer(student[rest]), Labels(hard[rest], pairs[rest], lam[rest]), None, Context(N - 1, N - 1))
+    found = objective(StudentOutput(student), Labels(hard, pairs, lam), None, Context(N, N - 1))
+    expected = objective(StudentOutput(student[rest]), Labels(hard[rest], pairs[rest], lam[rest]), None, Context(N - 1, N - 1))
     torch.testing.assert_close(found["loss"], expected["loss"])
 
 
@@ -176,14 +176,14 @@ def test_topk_targets_serve_temperature_one_only(logits):
 
 
 def test_needs():
-    needs = {name: ObjectiveConfig(name=name).needs for name in ("none", "kd", "soft-ce")}
+    needs = {name: LossConfig(name=name).requirements for name in ("none", "kd", "soft-ce")}
     assert {n: (x.labels, x.targets, x.dense) for n, x in needs.items()} == {
         "none": (True, False, False),
         "kd": (True, True, False),
         "soft-ce": (False, True, False),
     }
-    assert configured("kd", temperature=4.0).needs.dense
-    assert not configured("kd", alpha=1.0).needs.labels
+    assert configured("kd", temperature=4.0).requirements.dense
+    assert not configured("kd", alpha=1.0).requirements.labels
 
 
 @pytest.mark.parametrize("name", ["kd", "soft-ce"])
@@ -206,4 +206,4 @@ def test_missing_targets_are_an_error(logits, name):
 )
 def test_impossible_configs_are_refused(config, message):
     with pytest.raises(ValidationError, match=message):
-        ObjectiveConfig(**config)
+        LossConfig(**config)

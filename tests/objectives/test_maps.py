@@ -9,14 +9,14 @@ from kdpipe.errors import TargetsError
 from kdpipe.losses.align import same_grid
 from kdpipe.losses.fd import FdConfig, FeatureDistillation, fd
 from kdpipe.losses.fitnets import FitNets, FitNetsConfig, squared_error
-from kdpipe.losses.inputs import Student, Teaching
+from kdpipe.losses.inputs import Student, TeacherInfo
 from kdpipe.losses.mgd import MaskedGenerative, MgdConfig, channel_mask, mgd
 from kdpipe.targets import Targets
 from tests.objectives.features import (
     NARROW,
     WIDE,
     N,
-    answer,
+    output,
     average_by,
     call,
     conv1x1,
@@ -38,7 +38,7 @@ def make(name: str, student: int = 4, teacher: int = 4):
     objective, config = ALL[name]
     torch.manual_seed(0)
     sizes = Student(5, maps=((NARROW, student, student),))
-    return objective.make(config, sizes, Teaching(5, map=(WIDE, teacher, teacher)))
+    return objective.make(config, sizes, TeacherInfo(5, map=(WIDE, teacher, teacher)))
 
 
 def smooth_l1(difference: np.ndarray, beta: float) -> np.ndarray:
@@ -67,7 +67,7 @@ def conv3x3(conv: torch.nn.Conv2d, x: np.ndarray) -> np.ndarray:
 def test_equation(name, fine, coarse):
     objective = make(name, fine, coarse)
     student, teacher = maps(fine, coarse)
-    found = call(objective, answer(student), Targets(map=teacher))
+    found = call(objective, output(student), Targets(map=teacher))
     s, t = conv1x1(objective.align, student), teacher.double().numpy()
     s = average_by(s, s.shape[2] // 4)
     t = average_by(t, t.shape[2] // 4)
@@ -88,12 +88,12 @@ def test_everything_gets_a_gradient_and_no_dealing_of_rows_changes_the_loss(name
     objective = make(name)
     student, teacher = maps()
     student.requires_grad_()
-    whole = call(objective, answer(student), Targets(map=teacher))["loss"]
+    whole = call(objective, output(student), Targets(map=teacher))["loss"]
     whole.backward()
     assert student.grad.abs().sum() > 0
     assert all(p.grad.abs().sum() > 0 for p in objective.parameters())
     for cut in (2, 0, N):
-        parts = in_two_parts(objective, answer(student), Targets(map=teacher), cut)
+        parts = in_two_parts(objective, output(student), Targets(map=teacher), cut)
         torch.testing.assert_close(parts["loss"], whole)
 
 
@@ -101,9 +101,9 @@ def test_everything_gets_a_gradient_and_no_dealing_of_rows_changes_the_loss(name
 def test_bfloat16_is_near(name):
     objective = make(name)
     student, teacher = maps(8, 8, rows=32)
-    expected = call(objective, answer(student, rows=32), Targets(map=teacher))["loss"]
+    expected = call(objective, output(student, rows=32), Targets(map=teacher))["loss"]
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        found = call(objective, answer(student, rows=32), Targets(map=teacher))["loss"]
+        found = call(objective, output(student, rows=32), Targets(map=teacher))["loss"]
     assert found.dtype == torch.float32
     assert found.item() == pytest.approx(expected.item(), rel=1e-3)
 
@@ -132,7 +132,7 @@ def test_the_mask_is_drawn_anew_and_by_torchs_seed():
 
     def drawn_after(seed: int) -> float:
         torch.manual_seed(seed)
-        return call(objective, answer(student), Targets(map=teacher))["loss"].item()
+        return call(objective, output(student), Targets(map=teacher))["loss"].item()
 
     assert drawn_after(1) == drawn_after(1) != drawn_after(2)
 
@@ -152,8 +152,8 @@ def test_grids_need_not_be_multiples():
 def test_a_cache_without_maps_is_refused(name):
     objective, config = ALL[name]
     with pytest.raises(TargetsError, match=r"map feature.*--map"):
-        objective.make(config, Student(5, maps=((NARROW, 4, 4),)), Teaching(5))
+        objective.make(config, Student(5, maps=((NARROW, 4, 4),)), TeacherInfo(5))
     with pytest.raises(TargetsError, match="map feature"):
-        call(make(name), answer(maps()[0]), Targets(log_probs=torch.zeros(N, 5)))
-    assert not objective.whole
-    assert objective.needs_of(config).map
+        call(make(name), output(maps()[0]), Targets(log_probs=torch.zeros(N, 5)))
+    assert not objective.trains_classifier
+    assert objective.requirements_of(config).map

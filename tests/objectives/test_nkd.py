@@ -156,7 +156,7 @@ def test_where_nothing_is_left_for_the_tail_the_loss_is_finite():
 
 def test_topk_targets_serve_temperature_one_only():
     student, teacher, labels = rows()
-    assert not make().needs.dense
+    assert not make().requirements.dense
     with pytest.raises(TargetsError, match=r"nkd: .*every class.*--targets dense.*--pooled float16"):
         call(make(temperature=2.0), student, labels, top(teacher, labels, 4))
     with pytest.raises(TargetsError, match=r"nkd: .*Pass --cache"):

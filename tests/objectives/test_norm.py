@@ -10,13 +10,13 @@ from pydantic import ValidationError
 from torch.autograd import gradcheck
 
 from kdpipe.errors import TargetsError, TrainingError
-from kdpipe.losses.inputs import Student, Teaching
+from kdpipe.losses.inputs import Student, TeacherInfo
 from kdpipe.losses.norm import Norm, NormConfig, norm
 from kdpipe.models.build import ModelConfig, build
-from kdpipe.models.hooks import Taps
+from kdpipe.models.hooks import FeatureHooks
 from kdpipe.models.wrappers.norm import NormStudent
 from kdpipe.targets import Targets
-from tests.objectives.features import WIDE, C, N, answer, call, drawn, float64, maps
+from tests.objectives.features import WIDE, C, N, output, call, drawn, float64, maps
 from tests.objectives.logits import softmax
 
 TIMES = 3  # N of the paper
@@ -24,17 +24,17 @@ LABELS = torch.tensor([0, 3, -1, 2, 4, 1])
 RESNET = {"layers": (1, 1, 1, 1), "channels": (8, 8, 12, 16)}
 
 
-def teaching(**changes: object) -> Teaching:
+def info(**changes: object) -> TeacherInfo:
     # Of a map with both signs, one channel of which never varied.
     std = drawn(WIDE, seed=8).abs() + 0.5
     std[2] = 0
     said = {"map": (WIDE, 4, 4), "mean": drawn(WIDE, seed=7), "std": std}
-    return Teaching(C, **{**said, **changes})
+    return TeacherInfo(C, **{**said, **changes})
 
 
 def make(**config: object) -> Norm:
     config = {"expansion": TIMES, **config}
-    return Norm.make(NormConfig(**config), Student(C, maps=((TIMES * WIDE, 4, 4),)), teaching())
+    return Norm.make(NormConfig(**config), Student(C, maps=((TIMES * WIDE, 4, 4),)), info())
 
 
 def expanded(side: int = 4, rows: int = N) -> torch.Tensor:
@@ -62,7 +62,7 @@ def test_equation(fine, coarse):
     says, told = drawn(N, C, seed=6, scale=9), drawn(N, C, seed=9, scale=4)
     e, t = expanded(fine), maps(4, coarse)[1]
     targets = Targets(told.log_softmax(dim=1), dense=True, map=t)
-    found = call(objective, answer(e, logits=says), targets, LABELS, epoch=30, epochs=100)
+    found = call(objective, output(e, logits=says), targets, LABELS, epoch=30, epochs=100)
     z_s, z_t, e, t = float64(says, told, e, t)
     z_s, z_t = standard(z_s), standard(z_t)
     ce = np.mean([-np.log(softmax(z)[y]) for z, y in zip(z_s, LABELS.tolist(), strict=True) if y >= 0])
@@ -77,12 +77,12 @@ def test_equation(fine, coarse):
 
 def test_a_map_with_both_signs_is_standardised_and_a_resnets_is_not():
     e, t = expanded(), maps()[1]
-    statistics = teaching()
+    statistics = info()
 
     def distance(how: object, **changes: object) -> float:
         config = NormConfig(expansion=TIMES, standardise_map=how)
-        objective = Norm.make(config, Student(C, maps=((TIMES * WIDE, 4, 4),)), teaching(**changes))
-        return call(objective, answer(e), Targets(map=t))["norm"].item()
+        objective = Norm.make(config, Student(C, maps=((TIMES * WIDE, 4, 4),)), info(**changes))
+        return call(objective, output(e), Targets(map=t))["norm"].item()
 
     mean, std = float64(statistics.mean, statistics.std)
     std[2] = std.mean()  # it never varied
@@ -110,7 +110,7 @@ def test_the_papers_schedule_by_share_of_the_run():
 def test_logits_can_be_left_as_they_are():
     says = drawn(N, C, seed=6, scale=9)
     found = call(
-        make(logit_scale=None, standardise_map=False), answer(expanded(), logits=says), Targets(map=maps()[1]), LABELS
+        make(logit_scale=None, standardise_map=False), output(expanded(), logits=says), Targets(map=maps()[1]), LABELS
     )
     known = LABELS >= 0
     torch.testing.assert_close(found["ce"], torch.nn.functional.cross_entropy(says[known], LABELS[known]))
@@ -129,37 +129,37 @@ def test_bfloat16_is_near():
     e, says = e.bfloat16(), says.bfloat16()
     targets = Targets(told.log_softmax(dim=1), dense=True, map=t)
     labels = torch.arange(32) % C
-    expected = call(objective, answer(e.float(), logits=says.float(), rows=32), targets, labels)["loss"]
+    expected = call(objective, output(e.float(), logits=says.float(), rows=32), targets, labels)["loss"]
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        found = call(objective, answer(e, logits=says, rows=32), targets, labels)["loss"]
+        found = call(objective, output(e, logits=says, rows=32), targets, labels)["loss"]
     assert found.dtype == torch.float32
     assert found.item() == pytest.approx(expected.item(), rel=1e-3)
 
 
 def test_what_it_needs():
-    needs = Norm.needs_of(NormConfig())
+    needs = Norm.requirements_of(NormConfig())
     assert (needs.labels, needs.map, needs.maps, needs.logits, needs.dense) == (True, True, 1, False, False)
-    assert Norm.needs_of(NormConfig(kd=1)).dense
-    assert not Norm.needs_of(NormConfig(kd=1, ce=0)).labels
+    assert Norm.requirements_of(NormConfig(kd=1)).dense
+    assert not Norm.requirements_of(NormConfig(kd=1, ce=0)).labels
     with pytest.raises(ValidationError, match="nothing trains the classifier"):
         NormConfig(ce=0)
 
 
 def test_it_can_not_do_without_a_map():
     with pytest.raises(TargetsError, match="--map"):
-        Norm.dress(NormConfig(), timm.create_model("resnet18", num_classes=C, **RESNET), Teaching(C))
-    with pytest.raises(TrainingError, match=r"isn't dressed for this teacher.*56"):
-        Norm.make(NormConfig(), Student(C, maps=((16, 4, 4),)), teaching())
+        Norm.wrap(NormConfig(), timm.create_model("resnet18", num_classes=C, **RESNET), TeacherInfo(C))
+    with pytest.raises(TrainingError, match=r"isn't wrapped for this teacher.*56"):
+        Norm.make(NormConfig(), Student(C, maps=((16, 4, 4),)), info())
 
 
 def test_a_dressed_student_learns_the_map_and_is_undressed_again():
     torch.manual_seed(0)
     built = build(ModelConfig(model="resnet18", model_kwargs=RESNET, num_classes=C))
     names = list(built.module.state_dict())
-    config, plain = NormConfig(expansion=2), Teaching(C, map=(WIDE, 2, 2), mean=torch.zeros(WIDE), std=torch.ones(WIDE))
-    student = Norm.dress(config, built.module, plain)
+    config, plain = NormConfig(expansion=2), TeacherInfo(C, map=(WIDE, 2, 2), mean=torch.zeros(WIDE), std=torch.ones(WIDE))
+    student = Norm.wrap(config, built.module, plain)
     assert isinstance(student, NormStudent)
-    taps = Taps(student, Norm.taps(config))
+    taps = FeatureHooks(student, Norm.taps(config))
     images, t = drawn(N, 3, 64, 64, seed=3), drawn(N, WIDE, 2, 2, seed=4)
     optimizer = torch.optim.Adam(student.parameters(), lr=1e-2)
     losses = []
@@ -168,14 +168,14 @@ def test_a_dressed_student_learns_the_map_and_is_undressed_again():
         _, found = taps.take(images.device)
         sizes = Student(C, maps=(tuple(found[0].shape[1:]),))
         objective = Norm.make(config, sizes, plain)
-        parts = call(objective, answer(*found, logits=logits), Targets(map=t), LABELS, epoch=step, epochs=20)
+        parts = call(objective, output(*found, logits=logits), Targets(map=t), LABELS, epoch=step, epochs=20)
         optimizer.zero_grad()
         parts["loss"].backward()
         optimizer.step()
         losses.append({name: part.item() for name, part in parts.items()})
     assert losses[-1]["norm"] < 0.7 * losses[0]["norm"]
     assert losses[-1]["ce"] < 0.7 * losses[0]["ce"]
-    kept = Norm.undress(replace(built, module=student.eval()))
+    kept = Norm.unwrap(replace(built, module=student.eval()))
     assert list(kept.module.state_dict()) == names
     with torch.no_grad():
         torch.testing.assert_close(kept.module(images), student(images), rtol=1e-5, atol=1e-5)

@@ -9,10 +9,10 @@ from torch.autograd import gradcheck
 
 from kdpipe.errors import TargetsError
 from kdpipe.losses import rkd
-from kdpipe.losses.inputs import Answer, Context
+from kdpipe.losses.inputs import StudentOutput, Context
 from kdpipe.losses.rkd import Rkd, RkdConfig, rkd_angle, rkd_distance
 from kdpipe.targets import Labels, Targets
-from tests.objectives.features import N, answer, call, drawn, float64, pooled
+from tests.objectives.features import N, output, call, drawn, float64, pooled
 
 
 def huber(difference: np.ndarray) -> np.ndarray:
@@ -37,7 +37,7 @@ def angles(x: np.ndarray) -> np.ndarray:
 
 def test_equation():
     student, teacher = pooled()
-    found = call(Rkd(RkdConfig()), answer(pooled=student), Targets(pooled=teacher))
+    found = call(Rkd(RkdConfig()), output(pooled=student), Targets(pooled=teacher))
     s, t = float64(student, teacher)
     distance, angle = huber(distances(s) - distances(t)).mean(), huber(angles(s) - angles(t)).mean()
     assert found["rkd_distance"].item() == pytest.approx(distance, rel=1e-6)
@@ -69,9 +69,9 @@ def test_few_vertices_at_a_time_are_the_same(monkeypatch):
 def test_bfloat16_is_near():
     student, teacher = pooled(64)
     student = student.bfloat16()
-    expected = call(Rkd(RkdConfig()), answer(pooled=student.float(), rows=64), Targets(pooled=teacher))["loss"]
+    expected = call(Rkd(RkdConfig()), output(pooled=student.float(), rows=64), Targets(pooled=teacher))["loss"]
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        found = call(Rkd(RkdConfig()), answer(pooled=student, rows=64), Targets(pooled=teacher))["loss"]
+        found = call(Rkd(RkdConfig()), output(pooled=student, rows=64), Targets(pooled=teacher))["loss"]
     assert found.dtype == torch.float32
     assert found.item() == pytest.approx(expected.item(), rel=1e-3)
 
@@ -81,25 +81,25 @@ def test_few_rows_and_equal_ones_give_finite_gradients(rows):
     for student in (pooled()[0][:rows], torch.ones(rows, 4)):
         own = student.clone().requires_grad_()
         teacher = Targets(pooled=pooled()[1][:rows])
-        loss = call(Rkd(RkdConfig()), answer(pooled=own, rows=rows), teacher)["loss"]
+        loss = call(Rkd(RkdConfig()), output(pooled=own, rows=rows), teacher)["loss"]
         loss.backward()
         assert loss.isfinite()
         assert own.grad.isfinite().all()
     collapsed = torch.ones(N, 4, requires_grad=True)
-    call(Rkd(RkdConfig()), answer(pooled=collapsed), Targets(pooled=pooled()[1]))["loss"].backward()
+    call(Rkd(RkdConfig()), output(pooled=collapsed), Targets(pooled=pooled()[1]))["loss"].backward()
     assert collapsed.grad.abs().max() < 100
 
 
 def test_a_cache_without_the_pooled_feature_is_refused():
     with pytest.raises(TargetsError, match="--pooled"):
-        call(Rkd(RkdConfig()), answer(pooled=pooled()[0]), Targets(map=torch.zeros(N, 2, 1, 1)))
+        call(Rkd(RkdConfig()), output(pooled=pooled()[0]), Targets(map=torch.zeros(N, 2, 1, 1)))
 
 
 @pytest.mark.parametrize("cut", [0, 2, N])
 def test_two_processes_are_as_one(monkeypatch, cut):
     student, teacher = pooled()
     student.requires_grad_()
-    expected = call(Rkd(RkdConfig()), answer(pooled=student), Targets(pooled=teacher))
+    expected = call(Rkd(RkdConfig()), output(pooled=student), Targets(pooled=teacher))
     (gradient,) = torch.autograd.grad(expected["loss"], student)
     ranks = torch.tensor([0] * cut + [1] * (N - cut))
     # What all processes have, whose gradients add up.
@@ -108,7 +108,7 @@ def test_two_processes_are_as_one(monkeypatch, cut):
     found = []
     for rank, part in enumerate((slice(cut), slice(cut, None))):
         monkeypatch.setattr(rkd.distributed, "get_rank", lambda rank=rank: rank)
-        own = Answer(torch.zeros(len(student[part]), 2), student[part])
+        own = StudentOutput(torch.zeros(len(student[part]), 2), student[part])
         labels = Labels(torch.full((len(own.logits),), -1))
         found.append(Rkd(RkdConfig())(own, labels, Targets(pooled=teacher[part]), Context(N, 0, world=2)))
     for name, value in expected.items():

@@ -8,7 +8,7 @@ from torch import nn
 
 from kdpipe.errors import TargetsError, TrainingError
 from kdpipe.losses.dfm import frequency, spatial
-from kdpipe.losses.inputs import Answer, Context, Student, Teaching
+from kdpipe.losses.inputs import StudentOutput, Context, Student, TeacherInfo
 from kdpipe.losses.scalekd import CapDfm, CapDfmConfig, ScaleKd, ScaleKdConfig
 from kdpipe.targets import Labels, Targets
 from kdpipe.teacher import Tail, load_tail
@@ -28,10 +28,10 @@ class Small(nn.Module):
         self.two = nn.Sequential(nn.Conv2d(16, 24, 3, padding=1, stride=2), nn.BatchNorm2d(24), nn.ReLU())
         self.fc = nn.Linear(24, CLASSES)
 
-    def forward(self, x: torch.Tensor) -> Answer:
+    def forward(self, x: torch.Tensor) -> StudentOutput:
         s3 = self.one(x)
         s4 = self.two(s3)
-        return Answer(self.fc(s4.mean(dim=(2, 3))), None, (s3, s4))
+        return StudentOutput(self.fc(s4.mean(dim=(2, 3))), None, (s3, s4))
 
 
 class World:
@@ -50,16 +50,16 @@ class World:
         torch.manual_seed(0)
         self.net = Small().train()
         self.sizes = Student(CLASSES, 24, tuple(tuple(m.shape[1:]) for m in self.net(self.images).maps))
-        self.teaching = Teaching(CLASSES, map=tuple(final.shape[1:]), tail=self.tail)
+        self.info = TeacherInfo(CLASSES, map=tuple(final.shape[1:]), tail=self.tail)
 
     def scalekd(self, **config) -> ScaleKd:
         torch.manual_seed(1)
-        return ScaleKd.make(ScaleKdConfig(**config), self.sizes, self.teaching).train()
+        return ScaleKd.make(ScaleKdConfig(**config), self.sizes, self.info).train()
 
-    def __call__(self, objective, answer: Answer | None = None, **changes) -> dict[str, torch.Tensor]:
-        answer = self.net(self.images) if answer is None else answer
+    def __call__(self, objective, output: StudentOutput | None = None, **changes) -> dict[str, torch.Tensor]:
+        output = self.net(self.images) if output is None else output
         told = {"labels": self.labels, "targets": self.targets, "context": Context(ROWS, ROWS)} | changes
-        return objective(answer, **told)
+        return objective(output, **told)
 
 
 @pytest.fixture(scope="module")
@@ -99,9 +99,9 @@ def test_its_total_in_numpy(swin):
     config = {"temperature": 2.0, "ce": 0.4, "kd": 0.3, "spat_tail": 0.2, "freq_tail": 0.5, "spat": 0.7, "freq": 0.9}
     objective = swin.scalekd(**config).eval()
     with torch.no_grad():
-        answer = swin.net(swin.images)
-        found = swin(objective, answer)
-        s3, s4 = answer.maps
+        output = swin.net(swin.images)
+        found = swin(objective, output)
+        s3, s4 = output.maps
         q, other = (swin.tail(cap(s3)) for cap in (objective.cap3_spat, objective.cap3_freq))
         t4 = swin.targets.map
         features = {
@@ -110,7 +110,7 @@ def test_its_total_in_numpy(swin):
             "spat": spatial(objective.cap4_spat(s4, q), t4).mean(),
             "freq": frequency(objective.cap4_freq(s4, other), t4).mean(),
         }
-    logits, teacher = (x.double().numpy() for x in (answer.logits, swin.targets.log_probs))
+    logits, teacher = (x.double().numpy() for x in (output.logits, swin.targets.log_probs))
     soft = -np.mean(np.sum(softmax(teacher / 2) * np.log(softmax(logits / 2)), axis=1)) * 4
     expected = {name: float(value) for name, value in features.items()}
     expected |= {"ce": mean_ce(logits, swin.labels.hard.numpy()), "kd": soft}
@@ -122,8 +122,8 @@ def test_its_total_in_numpy(swin):
 @pytest.mark.parametrize("name", ["ce", "kd", *FEATURES])
 def test_removing_a_term_changes_the_loss_by_its_own_value(swin, name):
     with torch.no_grad():
-        answer = swin.net(swin.images)
-        whole, without = (swin(swin.scalekd(**config), answer) for config in ({}, {name: 0.0}))
+        output = swin.net(swin.images)
+        whole, without = (swin(swin.scalekd(**config), output) for config in ({}, {name: 0.0}))
     weight = getattr(ScaleKdConfig(), name)
     torch.testing.assert_close(whole["loss"] - without["loss"], weight * whole[name], rtol=0, atol=1e-6)
 
@@ -153,18 +153,18 @@ def test_checkpoint_has_the_adapters_only(swin):
         for parameter in other.parameters():
             parameter.zero_()
     other.load_state_dict(kept)
-    answer = swin.net(swin.images)
-    assert torch.equal(swin(objective.eval(), answer)["loss"], swin(other.eval(), answer)["loss"])
+    output = swin.net(swin.images)
+    assert torch.equal(swin(objective.eval(), output)["loss"], swin(other.eval(), output)["loss"])
     assert sum(v.numel() for v in kept.values()) < sum(p.numel() for p in other.parameters()) + 1000
 
 
 @pytest.mark.parametrize("name", ["swin", "slak"])
 def test_half_precision_costs_little(name):
     world = World(name)
-    answer, objective = world.net(world.images), world.scalekd()
-    full = world(objective, answer)
+    output, objective = world.net(world.images), world.scalekd()
+    full = world(objective, output)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        half = world(objective, answer)
+        half = world(objective, output)
     assert all(value.dtype == torch.float32 for value in half.values())
     torch.testing.assert_close(half["loss"], full["loss"], rtol=1e-3, atol=0)
     # Adapters and tail are networks under autocast; of untrained ones L_freq sees nothing but what positions differ in.
@@ -174,13 +174,13 @@ def test_half_precision_costs_little(name):
 
 @pytest.mark.parametrize("kind", ["scalekd", "cap-dfm"])
 def test_ranks_add_up_to_the_batch(swin, kind):
-    objective = swin.scalekd() if kind == "scalekd" else CapDfm.make(CapDfmConfig(), swin.sizes, swin.teaching)
+    objective = swin.scalekd() if kind == "scalekd" else CapDfm.make(CapDfmConfig(), swin.sizes, swin.info)
     objective.eval()  # batch statistics are each rank's own
-    answer = swin.net(swin.images)
-    whole = swin(objective, answer)
+    output = swin.net(swin.images)
+    whole = swin(objective, output)
 
     def part(rows: slice) -> dict[str, torch.Tensor]:
-        own = Answer(answer.logits[rows], None, tuple(m[rows] for m in answer.maps))
+        own = StudentOutput(output.logits[rows], None, tuple(m[rows] for m in output.maps))
         targets = Targets(swin.targets.log_probs[rows], dense=True, map=swin.targets.map[rows])
         return objective(own, Labels(swin.labels.hard[rows]), targets, Context(ROWS, ROWS, 3))
 
@@ -191,18 +191,18 @@ def test_ranks_add_up_to_the_batch(swin, kind):
 
 def test_cap_dfm_is_its_two_terms_and_falls(swin):
     torch.manual_seed(2)
-    objective = CapDfm.make(CapDfmConfig(), swin.sizes, Teaching(CLASSES, map=swin.teaching.map)).train()
-    answer = swin.net(swin.images)
+    objective = CapDfm.make(CapDfmConfig(), swin.sizes, TeacherInfo(CLASSES, map=swin.info.map)).train()
+    output = swin.net(swin.images)
     with torch.no_grad():
-        maps = objective.cap_spat(answer.maps[-1]), objective.cap_freq(answer.maps[-1])
-    found = swin(objective, answer)
+        maps = objective.cap_spat(output.maps[-1]), objective.cap_freq(output.maps[-1])
+    found = swin(objective, output)
     assert found["spat"].item() == pytest.approx(spatial(maps[0], swin.targets.map).mean().item(), rel=1e-6)
     assert found["freq"].item() == pytest.approx(frequency(maps[1], swin.targets.map).mean().item(), rel=1e-6)
     expected = 0.08 * found["spat"].item() + 0.06 * found["freq"].item()
     assert found["loss"].item() == pytest.approx(expected, rel=1e-6)
     assert not CapDfm.whole
     optimizer = torch.optim.AdamW(objective.parameters(), lr=2e-3)
-    maps = Answer(answer.logits.detach(), None, tuple(m.detach() for m in answer.maps))
+    maps = StudentOutput(output.logits.detach(), None, tuple(m.detach() for m in output.maps))
     for _ in range(40):
         optimizer.zero_grad()
         now = swin(objective, maps)
@@ -213,7 +213,7 @@ def test_cap_dfm_is_its_two_terms_and_falls(swin):
 
 
 def test_needs():
-    needs = ScaleKd.needs_of(ScaleKdConfig())
+    needs = ScaleKd.requirements_of(ScaleKdConfig())
     assert (needs.labels, needs.logits, needs.dense, needs.map, needs.tail, needs.maps) == (
         True,
         True,
@@ -222,25 +222,25 @@ def test_needs():
         True,
         2,
     )
-    assert ScaleKd.needs_of(ScaleKdConfig(temperature=4.0)).dense
-    assert not ScaleKd.needs_of(ScaleKdConfig(ce=0.0)).labels
-    assert not ScaleKd.needs_of(ScaleKdConfig(kd=0.0, temperature=4.0)).dense
-    needs = CapDfm.needs_of(CapDfmConfig())
+    assert ScaleKd.requirements_of(ScaleKdConfig(temperature=4.0)).dense
+    assert not ScaleKd.requirements_of(ScaleKdConfig(ce=0.0)).labels
+    assert not ScaleKd.requirements_of(ScaleKdConfig(kd=0.0, temperature=4.0)).dense
+    needs = CapDfm.requirements_of(CapDfmConfig())
     assert (needs.labels, needs.logits, needs.map, needs.tail, needs.maps) == (False, False, True, False, 1)
 
 
 def test_what_does_not_go_together_is_refused(swin):
-    config, tail, final = ScaleKdConfig(), swin.tail, swin.teaching.map
+    config, tail, final = ScaleKdConfig(), swin.tail, swin.info.map
     with pytest.raises(TrainingError, match=r"scalekd: .*final map.*--map int8"):
-        ScaleKd.make(config, swin.sizes, Teaching(CLASSES, tail=tail))
+        ScaleKd.make(config, swin.sizes, TeacherInfo(CLASSES, tail=tail))
     with pytest.raises(TrainingError, match=r"cap-dfm: .*final map.*--map int8"):
         CapDfm.make(CapDfmConfig(), swin.sizes, None)
     with pytest.raises(TrainingError, match=r"scalekd: .*last stage.*cache-teacher --tail.*kd\+cap-dfm"):
-        ScaleKd.make(config, swin.sizes, Teaching(CLASSES, map=final))
+        ScaleKd.make(config, swin.sizes, TeacherInfo(CLASSES, map=final))
     with pytest.raises(TrainingError, match=r"other maps than were cached; found \(192, 2, 2\); allowed: \(64, 2, 2\)"):
-        ScaleKd.make(config, swin.sizes, Teaching(CLASSES, map=(64, 2, 2), tail=tail))
+        ScaleKd.make(config, swin.sizes, TeacherInfo(CLASSES, map=(64, 2, 2), tail=tail))
     with pytest.raises(TrainingError, match="last two stages; found 1"):
-        ScaleKd.make(config, Student(CLASSES, 24, swin.sizes.maps[-1:]), swin.teaching)
+        ScaleKd.make(config, Student(CLASSES, 24, swin.sizes.maps[-1:]), swin.info)
     with pytest.raises(TargetsError, match="scalekd: this objective needs the teacher's map feature"):
         swin(swin.scalekd(), targets=Targets(swin.targets.log_probs, dense=True))
     with pytest.raises(TargetsError, match="scalekd: this objective needs every class"):

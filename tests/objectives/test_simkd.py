@@ -10,13 +10,13 @@ from torch.autograd import gradcheck
 
 from kdpipe.errors import TargetsError
 from kdpipe.losses.fitnets import squared_error
-from kdpipe.losses.inputs import Student, Teaching
+from kdpipe.losses.inputs import Student, TeacherInfo
 from kdpipe.losses.simkd import Simkd, SimkdConfig
 from kdpipe.models.build import ModelConfig, build
-from kdpipe.models.hooks import Taps
+from kdpipe.models.hooks import FeatureHooks
 from kdpipe.models.wrappers.simkd import SimkdStudent
 from kdpipe.targets import Targets
-from tests.objectives.features import WIDE, C, N, answer, average_by, call, drawn, float64, in_two_parts
+from tests.objectives.features import WIDE, C, N, output, average_by, call, drawn, float64, in_two_parts
 
 RESNET = {"layers": (1, 1, 1, 1), "channels": (8, 8, 12, 16)}
 
@@ -36,12 +36,12 @@ def features(side: int = 4) -> tuple[torch.Tensor, torch.Tensor]:
 
 def test_equation_of_the_pooled_feature():
     student, teacher = (x.mean(dim=(2, 3)) for x in features())
-    found = call(make(), answer(pooled=student), Targets(pooled=teacher))
+    found = call(make(), output(pooled=student), Targets(pooled=teacher))
     s, t = float64(student, teacher)
     assert found["loss"].item() == pytest.approx(((s - t) ** 2).mean(), rel=1e-6)
     assert found["simkd"] is found["loss"]
     for cut in (0, 2):
-        parts = in_two_parts(make(), answer(pooled=student), Targets(pooled=teacher), cut)
+        parts = in_two_parts(make(), output(pooled=student), Targets(pooled=teacher), cut)
         torch.testing.assert_close(parts["loss"], found["loss"])
 
 
@@ -49,7 +49,7 @@ def test_equation_of_the_pooled_feature():
 def test_equation_of_the_map(side):
     student, teacher = features(side)
     told = Targets(pooled=teacher.mean(dim=(2, 3)), map=teacher)
-    found = call(make(feature="map"), answer(student), told)
+    found = call(make(feature="map"), output(student), told)
     s, t = float64(student, teacher)
     least = min(4, side)
     s, t = average_by(s, 4 // least), average_by(t, side // least)
@@ -63,9 +63,9 @@ def test_gradient():
 
 def test_bfloat16_is_near():
     student, teacher = drawn(64, 32, seed=1).bfloat16(), drawn(64, 32, seed=2)
-    expected = call(make(), answer(pooled=student.float(), rows=64), Targets(pooled=teacher))["loss"]
+    expected = call(make(), output(pooled=student.float(), rows=64), Targets(pooled=teacher))["loss"]
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        found = call(make(), answer(pooled=student, rows=64), Targets(pooled=teacher))["loss"]
+        found = call(make(), output(pooled=student, rows=64), Targets(pooled=teacher))["loss"]
     assert found.dtype == torch.float32
     assert found.item() == pytest.approx(expected.item(), rel=1e-3)
 
@@ -74,24 +74,24 @@ def test_a_map_whose_mean_the_classifier_does_not_see_is_refused():
     student, teacher = features()
     normed = nn.functional.layer_norm(teacher.mean(dim=(2, 3)), (WIDE,))
     with pytest.raises(TargetsError, match=r"doesn't see the mean.*objective\.simkd\.feature=pooled"):
-        call(make(feature="map"), answer(student), Targets(pooled=normed, map=teacher))
+        call(make(feature="map"), output(student), Targets(pooled=normed, map=teacher))
 
 
 def test_a_relu_before_features_with_both_signs_is_refused():
     student, teacher = (x.mean(dim=(2, 3)) for x in features())
     with pytest.raises(TargetsError, match=r"negative.*objective\.simkd\.relu=false"):
-        call(make(relu=True), answer(pooled=student), Targets(pooled=teacher))
-    call(make(relu=True), answer(pooled=student), Targets(pooled=teacher.abs()))
+        call(make(relu=True), output(pooled=student), Targets(pooled=teacher))
+    call(make(relu=True), output(pooled=student), Targets(pooled=teacher.abs()))
 
 
 def test_it_needs_neither_labels_nor_logits():
     assert Simkd.whole
-    needs = Simkd.needs_of(SimkdConfig())
+    needs = Simkd.requirements_of(SimkdConfig())
     assert (needs.labels, needs.logits, needs.map, needs.maps) == (False, False, False, 0)
     assert (needs.pooled, needs.head, needs.student_pooled) == (True, True, True)
-    assert Simkd.needs_of(SimkdConfig(feature="map")).maps == 1
+    assert Simkd.requirements_of(SimkdConfig(feature="map")).maps == 1
     with pytest.raises(TargetsError, match="--pooled"):
-        Simkd.dress(SimkdConfig(), timm.create_model("resnet18", num_classes=C, **RESNET), Teaching(C))
+        Simkd.wrap(SimkdConfig(), timm.create_model("resnet18", num_classes=C, **RESNET), TeacherInfo(C))
 
 
 @pytest.mark.parametrize("feature", ["pooled", "map"])
@@ -99,10 +99,10 @@ def test_a_dressed_student_learns_what_the_teacher_says(feature):
     torch.manual_seed(0)
     built = build(ModelConfig(model="resnet18", model_kwargs=RESNET, num_classes=C))
     config = SimkdConfig(feature=feature)
-    student = Simkd.dress(config, built.module, Teaching(C, pooled=WIDE, head=head()))
+    student = Simkd.wrap(config, built.module, TeacherInfo(C, pooled=WIDE, head=head()))
     assert isinstance(student, SimkdStudent)
     weights = [p.clone() for p in student.head.parameters()]
-    taps = Taps(student, Simkd.taps(config), pooled=Simkd.needs_of(config).student_pooled)
+    taps = FeatureHooks(student, Simkd.taps(config), pooled=Simkd.requirements_of(config).student_pooled)
     objective = Simkd.make(config, Student(C), None)
     images, teacher = drawn(N, 3, 64, 64, seed=3), drawn(N, WIDE, 2, 2, seed=4)
     targets = Targets(pooled=teacher.mean(dim=(2, 3)), map=teacher)
@@ -111,7 +111,7 @@ def test_a_dressed_student_learns_what_the_teacher_says(feature):
     for _ in range(40):
         student(images)
         pooled, maps = taps.take(images.device)
-        loss = call(objective, answer(*maps, pooled=pooled), targets)["loss"]
+        loss = call(objective, output(*maps, pooled=pooled), targets)["loss"]
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -120,6 +120,6 @@ def test_a_dressed_student_learns_what_the_teacher_says(feature):
     told, said = (x.detach() - x.detach().mean() for x in (head()(targets.pooled), student(images)))
     assert (told - said).square().mean() < told.square().mean() / 2
     assert all(torch.equal(a, b) for a, b in zip(weights, student.head.parameters(), strict=True))
-    kept = Simkd.undress(replace(built, module=student))
+    kept = Simkd.unwrap(replace(built, module=student))
     assert kept.module is student
     assert kept.kwargs["model"] == "resnet18"

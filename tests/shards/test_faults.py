@@ -117,10 +117,10 @@ def test_a_protocol_that_ignores_ranges_is_told(index: Index, tmp_path: Path, mo
         fs.pipe_file(f"/faults-test/{path.name}", path.read_bytes())
     other = build_index("memory://faults-test", tmp_path / "memory", block_size=4)
     whole = type(fs).cat_file
-    monkeypatch.setattr(type(fs), "cat_file", lambda self, path, start=None, end=None, **_: whole(self, path))
+    monkeypatch.setattr(type(fs), "cat_file", lambda self, path, start=None, end=None, **_: atomic_write(self, path))
     with pytest.raises(ShardError, match="ignores range requests"):
         BlockReader(other).read(1)
-    monkeypatch.setattr(type(fs), "cat_file", lambda self, path, start=None, end=None, **_: whole(self, path, 0, 7))
+    monkeypatch.setattr(type(fs), "cat_file", lambda self, path, start=None, end=None, **_: atomic_write(self, path, 0, 7))
     with pytest.raises(ShardError, match="fewer bytes came than were asked for; found 7 bytes"):
         BlockReader(other).read(1)
 

@@ -20,8 +20,8 @@ def test_the_cache_helps_and_shuffled_targets_do_not(tmp_path, monkeypatch):
     run.shards()
     assert run.teacher() > 0.96
     assert run.cache()["bytes_per_view"] < 100
-    student, twin = run.student(0), run.twin(0)
-    assert student > twin + 0.01
+    student, baseline = run.student(0), run.baseline(0)
+    assert student > baseline + 0.01
     read = CacheReader.read
 
     def of_other_samples(self, shard, view, start, stop):
@@ -29,4 +29,4 @@ def test_the_cache_helps_and_shuffled_targets_do_not(tmp_path, monkeypatch):
         return {name: rows[order] for name, rows in read(self, shard, view, start, stop).items()}
 
     monkeypatch.setattr(CacheReader, "read", of_other_samples)
-    assert run.student(0, name="shuffled") < twin
+    assert run.student(0, name="shuffled") < baseline

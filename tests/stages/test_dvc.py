@@ -131,7 +131,7 @@ def test_repro(tmp_path):
     project.put("digits-teacher", "train", epochs=3)
     ran = project.repro()
     assert {"train_teacher", "cache_teacher", student} <= set(ran)
-    assert not {"prepare", "train_twin@test_byobnet"} & set(ran)
+    assert not {"prepare", "train_baseline@test_byobnet"} & set(ran)
     assert project.stores() > stores
     project.put("digits", "objective", kd={"alpha": 0.9})
     project.put("digits-teacher", "train", epochs=2)

@@ -1,4 +1,4 @@
-"""`kdpipe report` puts each run beside its twin, and refuses what is no run."""
+"""`kdpipe report` puts each run beside its baseline, and refuses what is no run."""
 
 import json
 from pathlib import Path
@@ -39,7 +39,7 @@ def report(place: Path, *more: object):
     return (place / "models", *where, *more)
 
 
-def test_a_student_is_compared_with_the_twin_of_its_model(place):
+def test_a_student_is_compared_with_the_baseline_of_its_model(place):
     found = kdpipe(
         "report", *report(place, "--cache", place / "cache.json", "--teacher", place / "cache.json", "--json")
     )
@@ -48,10 +48,10 @@ def test_a_student_is_compared_with_the_twin_of_its_model(place):
     assert document["cache"] == {"samples": 5, "views": 2, "bytes": 230, "bytes_per_view": 23.0, "encoding_loss": 1e-8}
     student = document["students"]["a-kd"]
     assert student["gain_points"] == pytest.approx(10)
-    assert student["twin"] == "a-none"
+    assert student["baseline"] == "a-none"
     assert (student["agreement_top1"], student["steps"], student["weights_bytes"]) == (0.95, 7, 5)
     assert document["students"]["a-none"]["gain_points"] is None
-    assert document["students"]["b-kd"]["twin"] is None
+    assert document["students"]["b-kd"]["baseline"] is None
     text = (place / "out" / "report.md").read_text()
     assert "| a-kd | a | kd | 7 | 90.00 | 95.00 | +10.00 | 5 |" in text.splitlines()
     assert "| teacher | t | | | 99.00 | | | |" in text.splitlines()

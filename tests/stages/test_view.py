@@ -141,9 +141,9 @@ class TestWhichPolicy:
 
 
 @pytest.fixture(scope="module")
-def twins(tmp_path_factory) -> Path:
+def baselines(tmp_path_factory) -> Path:
     """Two shards with the same keys, one image of them a single pixel, one a line."""
-    folder = tmp_path_factory.mktemp("twins")
+    folder = tmp_path_factory.mktemp("baselines")
     for n, shape in enumerate([(1, 1), (1, 3000)]):
         images = {"a": (24, 30), "b": shape, "a-key-" + "of-many-letters-" * 5: (9, 9), f"für-{n}": (9, 9)}
         rng = np.random.default_rng(n)
@@ -159,25 +159,25 @@ class TestWhichSample:
         assert found.code == 0, found.err
         return [(said["shard"], said["key"]) for said in json.loads(found.out)]
 
-    def test_the_first_or_those_named(self, twins, tmp_path):
-        assert self.view(twins, tmp_path / "s.png") == [("t-0.tar", "a")]
+    def test_the_first_or_those_named(self, baselines, tmp_path):
+        assert self.view(baselines, tmp_path / "s.png") == [("t-0.tar", "a")]
         named = ["t-1.tar:b", "t-0.tar:b", "für-1", "t-1.tar:a"]
         samples = [("t-1.tar", "b"), ("t-0.tar", "b"), ("t-1.tar", "für-1"), ("t-1.tar", "a")]
-        assert self.view(twins, tmp_path / "s.png", *named) == samples
+        assert self.view(baselines, tmp_path / "s.png", *named) == samples
 
-    def test_a_key_of_two_shards(self, twins, tmp_path):
-        line = refused("view", twins, "--key", "a", "--out", tmp_path / "s.png")
+    def test_a_key_of_two_shards(self, baselines, tmp_path):
+        line = refused("view", baselines, "--key", "a", "--out", tmp_path / "s.png")
         assert "several shards have this key; found a; allowed: t-0.tar:a, t-1.tar:a" in line
 
-    def test_no_such_key(self, twins, tmp_path):
+    def test_no_such_key(self, baselines, tmp_path):
         for name in ("c", "t-2.tar:a", "t-0.tar:für-1"):
-            line = refused("view", twins, "--key", name, "--out", tmp_path / "s.png")
+            line = refused("view", baselines, "--key", name, "--out", tmp_path / "s.png")
             assert f"no such sample; found {name}; allowed: a, b, " in line
         assert not (tmp_path / "s.png").exists()
 
-    def test_long_names_take_several_lines(self, twins, tmp_path):
+    def test_long_names_take_several_lines(self, baselines, tmp_path):
         long = "a-key-" + "of-many-letters-" * 5
-        assert self.view(twins, tmp_path / "s.png", f"t-0.tar:{long}")
+        assert self.view(baselines, tmp_path / "s.png", f"t-0.tar:{long}")
         lines = wrapped(f"mixup with {long}, lam 0.5", LARGE)
         assert "".join(lines).replace(" ", "") == f"mixupwith{long},lam0.5"
         assert len(lines) > 2

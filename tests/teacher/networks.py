@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from kdpipe.models import Built, ModelConfig, build, weights_digest
+from kdpipe.models import ModelSpec, ModelConfig, build, weights_digest
 from kdpipe.teacher import Tail, load_tail, tail_parts
 
 CLASSES = 10
@@ -23,7 +23,7 @@ NETWORKS: dict[str, tuple[str, dict[str, Any], int]] = {
 }
 
 
-def network(name: str, seed: int = 0) -> Built:
+def network(name: str, seed: int = 0) -> ModelSpec:
     """In eval mode; weights of its own, and batch statistics that do something."""
     model, kwargs, size = NETWORKS[name]
     with torch.random.fork_rng(devices=[]):
@@ -39,14 +39,14 @@ def network(name: str, seed: int = 0) -> Built:
     return built
 
 
-def images(built: Built, count: int, seed: int = 1) -> torch.Tensor:
+def images(built: ModelSpec, count: int, seed: int = 1) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(count, 3, built.input_size, built.input_size, generator=generator)
 
 
-def parts_of(built: Built, count: int = 6) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+def parts_of(built: ModelSpec, count: int = 6) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     return tail_parts(built.module, built, images(built, count), weights_digest(built.module))
 
 
-def tail_of(built: Built) -> Tail:
+def tail_of(built: ModelSpec) -> Tail:
     return load_tail(*parts_of(built), "cache/tail")

@@ -8,9 +8,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 from kdpipe.errors import TeacherError
-from kdpipe.models import Built
+from kdpipe.models import ModelSpec
 from kdpipe.teacher import Teacher, TeacherConfig
-from kdpipe.teacher.outputs import Answering, as_map, channels_last
+from kdpipe.teacher.outputs import WithFeatures, as_map, channels_last
 from tests.models.small import difference
 from tests.teacher.networks import CLASSES, NETWORKS, network
 
@@ -20,13 +20,13 @@ MORE = {"vit": ("vit_tiny_patch16_224", VIT, 32)}
 
 
 @pytest.fixture(params=[*NETWORKS, *MORE])
-def built(request, monkeypatch) -> Built:
+def built(request, monkeypatch) -> ModelSpec:
     for name, said in MORE.items():
         monkeypatch.setitem(NETWORKS, name, said)
     return network(request.param)
 
 
-def settings(built: Built, folder, **changes: object) -> TeacherConfig:
+def settings(built: ModelSpec, folder, **changes: object) -> TeacherConfig:
     path = folder / "w.safetensors"
     save_file(built.module.state_dict(), path)
     said = {"model": built.name, "model_kwargs": built.kwargs, "weights": str(path), "num_classes": CLASSES}
@@ -34,12 +34,12 @@ def settings(built: Built, folder, **changes: object) -> TeacherConfig:
     return TeacherConfig.model_validate({**said, **how, **changes})
 
 
-def views(built: Built, count: int = 6) -> np.ndarray:
+def views(built: ModelSpec, count: int = 6) -> np.ndarray:
     shape = (count, built.input_size, built.input_size, 3)
     return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
 
 
-def expected(built: Built, images: np.ndarray) -> dict[str, torch.Tensor]:
+def expected(built: ModelSpec, images: np.ndarray) -> dict[str, torch.Tensor]:
     """By timm's own methods, on the network as it was trained."""
     mean, std = (torch.tensor(x)[:, None, None] for x in (built.mean, built.std))
     x = (torch.from_numpy(images).permute(0, 3, 1, 2) / 255 - mean) / std
@@ -60,7 +60,7 @@ def test_features_are_those_of_timms_methods(built, tmp_path, form):
     teacher, images = Teacher(settings(built, tmp_path, form=form)), views(built)
     alone = teacher(images)
     assert (alone.pooled, alone.map) == (None, None)
-    teacher.give(BOTH)
+    teacher.set_features(BOTH)
     said, wanted = teacher(images), expected(built, images)
     assert torch.equal(said.logits, alone.logits)
     for name, x in said.parts().items():
@@ -82,23 +82,23 @@ def test_shapes_are_those_of_tokens(built, tmp_path):
 
 
 @pytest.fixture
-def slak() -> Built:
+def slak() -> ModelSpec:
     return network("slak")
 
 
 def test_one_feature_alone_and_none_again(slak, tmp_path):
     teacher, images = Teacher(settings(slak, tmp_path)), views(slak)
-    teacher.give(["map"])
+    teacher.set_features(["map"])
     assert [name for name, x in teacher(images)._asdict().items() if x is not None] == ["logits", "map"]
-    teacher.give(["map", "pooled"])
+    teacher.set_features(["map", "pooled"])
     assert teacher.features == BOTH
-    teacher.give(())
+    teacher.set_features(())
     assert list(teacher(images).parts()) == ["logits"]
 
 
 def test_the_features_of_a_view_do_not_depend_on_its_neighbours(slak, tmp_path):
     teacher, images = Teacher(settings(slak, tmp_path)), views(slak, 9)
-    teacher.give(BOTH)
+    teacher.set_features(BOTH)
     whole = teacher(images)
     for rows in (slice(0, 4), slice(8, 9)):
         part = teacher(images[rows])
@@ -108,7 +108,7 @@ def test_the_features_of_a_view_do_not_depend_on_its_neighbours(slak, tmp_path):
 
 def test_under_autocast_they_are_float32(slak, tmp_path):
     teacher = Teacher(settings(slak, tmp_path, amp_dtype="bfloat16"))
-    teacher.give(BOTH)
+    teacher.set_features(BOTH)
     said = teacher(views(slak))
     assert {x.dtype for x in said.parts().values()} == {torch.float32}
     assert 1e-5 < difference(said.map, expected(slak, views(slak))["map"]) < 0.1
@@ -121,15 +121,15 @@ LAYERS = {"stages.0.blocks.0.mlp.fc1": "convolved", "stages.3.blocks.0.mlp.fc2":
 def test_in_other_ways_they_are_the_same(slak, tmp_path, first):
     teacher, images = Teacher(settings(slak, tmp_path)), views(slak)
     if first == "features":
-        teacher.give(BOTH)
-        teacher.obey(LAYERS)
+        teacher.set_features(BOTH)
+        teacher.apply_plan(LAYERS)
     else:
-        teacher.obey(LAYERS)
-        teacher.give(BOTH)
+        teacher.apply_plan(LAYERS)
+        teacher.set_features(BOTH)
     assert (teacher.layers, teacher.features) == (LAYERS, BOTH)
     for name, x in teacher(images).parts().items():
         assert difference(x, expected(slak, images)[name]) < 1e-5
-    teacher.obey({})
+    teacher.apply_plan({})
     assert teacher.features == BOTH
 
 
@@ -137,7 +137,7 @@ def test_in_other_ways_they_are_the_same(slak, tmp_path, first):
 def test_compiled_they_are_the_same(slak, tmp_path):
     built = slak
     teacher, images = Teacher(settings(built, tmp_path, layers={"": "compiled"})), views(built)
-    teacher.give(BOTH)
+    teacher.set_features(BOTH)
     assert teacher.layers == {"": "compiled"}
     for part, x in teacher(images).parts().items():
         assert x.is_contiguous()
@@ -180,7 +180,7 @@ def test_networks_that_cannot_give_them_are_named(kind, message):
     teacher = users_teacher(kind)
     before = teacher(IMAGES)
     with pytest.raises(TeacherError, match=rf"^tests\.teacher\.users:users: .*{message}$"):
-        teacher.give(BOTH)
+        teacher.set_features(BOTH)
     assert teacher.features == ()
     assert torch.equal(teacher(IMAGES).logits, before.logits)
 
@@ -188,7 +188,7 @@ def test_networks_that_cannot_give_them_are_named(kind, message):
 @pytest.mark.parametrize("kind", ["class token", "in place", "silent"])
 def test_without_its_map_such_a_network_serves(kind):
     teacher = users_teacher(kind)
-    teacher.give(["pooled"])
+    teacher.set_features(["pooled"])
     assert teacher(IMAGES).pooled.shape == (3, 5)
 
 
@@ -197,7 +197,7 @@ def test_a_head_that_writes_would_have_altered_the_map():
     teacher = users_teacher("in place")
     x = torch.randn(2, 3, 16, 16)
     with torch.no_grad():
-        said = Answering(teacher.built.module, BOTH)(x)
+        said = WithFeatures(teacher.built.module, BOTH)(x)
         assert (teacher.built.module.forward_features(x) < 0).any()
     assert (said.map >= 0).all()
 
@@ -232,7 +232,7 @@ def test_what_a_network_says_of_its_layout_comes_first(said):
 @pytest.mark.parametrize("kind", ["right", "last", "silent stated", "silent last stated"])
 def test_a_users_own_network_gives_them(kind):
     teacher = users_teacher(kind)
-    teacher.give(BOTH)
+    teacher.set_features(BOTH)
     said = teacher(IMAGES)
     assert said.map.shape == (3, 5, 4, 4)
     torch.testing.assert_close(said.pooled, said.map.mean((2, 3)))
@@ -245,7 +245,7 @@ def test_a_merge_that_changes_features_is_refused(late):
     assert teacher.numerics()["form"] == "merged"
     if late:
         teacher(IMAGES)
-    teacher.give(BOTH)
+    teacher.set_features(BOTH)
     with pytest.raises(TeacherError, match=r"merged, the model says something else.*of the largest pooled feature"):
         teacher(IMAGES)
 
@@ -256,23 +256,23 @@ def test_factories_without_them_and_ensembles_are_refused():
     with pytest.raises(
         TeacherError, match=r"tiny:network: the model has no forward_features.*Give it forward_features"
     ):
-        Teacher(TeacherConfig.model_validate(said | alone)).give(["pooled"])
+        Teacher(TeacherConfig.model_validate(said | alone)).set_features(["pooled"])
     several = Teacher(TeacherConfig.model_validate(said | {"members": [alone, alone]}))
     with pytest.raises(
         TeacherError, match=r"several models as one have no features.*found map. Leave out targets.map$"
     ):
-        several.give(["map"])
+        several.set_features(["map"])
     with pytest.raises(TeacherError, match=r"several models as one have no last stage.*\. Leave out targets\.tail$"):
-        several.plain()
-    several.give(())
+        several.original()
+    several.set_features(())
     with pytest.raises(TeacherError, match=r"no such feature; found logits; allowed: pooled, map"):
-        several.give(["logits"])
+        several.set_features(["logits"])
 
 
 def test_the_plain_network_is_as_it_was_loaded(slak, tmp_path):
     teacher = Teacher(settings(slak, tmp_path))
     for _ in range(2):  # the one that the merged form waits to be compared with; built again
-        plain = teacher.plain()
+        plain = teacher.original()
         state = slak.module.state_dict()
         assert plain.state_dict().keys() == state.keys()
         assert all(torch.equal(tensor, state[key]) for key, tensor in plain.state_dict().items())
@@ -281,7 +281,7 @@ def test_the_plain_network_is_as_it_was_loaded(slak, tmp_path):
 
 def test_weights_that_nobody_keeps_are_not_the_plain_networks():
     teacher = Teacher(TeacherConfig(model="torch.nn:Identity", num_classes=3, input_size=4, batch_size=1, device="cpu"))
-    assert isinstance(teacher.plain(), nn.Identity)
+    assert isinstance(teacher.original(), nn.Identity)
     teacher = users_teacher("right", model="tests.teacher.users:other_every_time")
     with pytest.raises(TeacherError, match="built once more, the model has other weights"):
-        teacher.plain()
+        teacher.original()

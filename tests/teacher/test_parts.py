@@ -60,8 +60,8 @@ def test_tail_is_frozen_and_in_no_checkpoint():
     torch.testing.assert_close(tail(x), first)  # batch statistics are neither used nor moved
     first.sum().backward()
     assert x.grad.abs().sum() > 0
-    twin = copy.deepcopy(holder).to(torch.float64)["tail"]
-    assert twin(x.double()).dtype == torch.float64
+    baseline = copy.deepcopy(holder).to(torch.float64)["tail"]
+    assert baseline(x.double()).dtype == torch.float64
     assert tail(x).dtype == torch.float32
 
 

@@ -9,12 +9,12 @@ from safetensors.torch import save_file
 
 from kdpipe.caching import CachingConfig, cache_views
 from kdpipe.loader import LoaderConfig
-from kdpipe.losses import ObjectiveConfig
+from kdpipe.losses import LossConfig
 from kdpipe.models import ModelConfig
 from kdpipe.shards import Index, build_index
 from kdpipe.targets import TargetsConfig
 from kdpipe.teacher import Teacher, TeacherConfig
-from kdpipe.trainer import Job, TrainConfig
+from kdpipe.trainer import TrainingJob, TrainConfig
 from kdpipe.views import ViewsConfig
 from tests.shards.making import write_shards
 
@@ -63,10 +63,10 @@ def make_cache(
     return str(path)
 
 
-def make_job(index: Index, caches: tuple[str, ...], objective: ObjectiveConfig, **train: Any) -> Job:
+def make_job(index: Index, caches: tuple[str, ...], objective: LossConfig, **train: Any) -> TrainingJob:
     """A ResNet of a few thousand weights."""
     how = {"epochs": 2, "batch_size": 16, "lr": 1e-3, "warmup_epochs": 0, "device": "cpu", **train}
-    return Job(
+    return TrainingJob(
         index=index,
         validation=index,
         caches=caches,
@@ -74,14 +74,14 @@ def make_job(index: Index, caches: tuple[str, ...], objective: ObjectiveConfig, 
         student=ModelConfig(model="resnet10t", model_kwargs=STUDENT, num_classes=CLASSES, input_size=SIZE),
         objective=objective,
         train=TrainConfig(**how),
-        loader=LoaderConfig(lanes=3),
+        loader=LoaderConfig(streams=3),
     )
 
 
-def distributed_job(data: str) -> Job:
+def distributed_job(data: str) -> TrainingJob:
     """The same in every process: no batch statistics. The last batch leaves a process without rows."""
     index = Index.open(Path(data) / "train.index")
-    job = make_job(index, (str(Path(data) / "exact.zarr"),), ObjectiveConfig(name="dist+rkd+fitnets"), batch_size=47)
+    job = make_job(index, (str(Path(data) / "exact.zarr"),), LossConfig(name="dist+rkd+fitnets"), batch_size=47)
     student = ModelConfig(
         model="convnext_atto", model_kwargs={**TEACHER, "dims": [8, 8, 12, 16]}, num_classes=CLASSES, input_size=SIZE
     )

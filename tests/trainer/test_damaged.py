@@ -40,7 +40,7 @@ def kept(job, tmp_path_factory) -> Path:
             raise Stopped
 
     with pytest.raises(Stopped):
-        train(job, out, say=lambda _: None, on_step=on_step)
+        train(job, out, log=lambda _: None, on_step=on_step)
     return out
 
 
@@ -52,7 +52,7 @@ def begun(kept, tmp_path) -> Path:
 def refusal(job, out: Path, **how: Any) -> str:
     before = {p.name: p.read_bytes() for p in out.iterdir() if p.is_file()}
     with pytest.raises(KdpipeError) as caught:
-        train(job, out, say=lambda _: None, **how)
+        train(job, out, log=lambda _: None, **how)
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 900
     assert {p.name: p.read_bytes() for p in out.iterdir() if p.is_file()} == before
@@ -110,11 +110,11 @@ class TestDamage:
         state = json.loads(header["__metadata__"][KEY])
         del state["tensors_sha256"], state["header_sha256"]
         path.write_bytes(join({**header, "__metadata__": {KEY: json.dumps(state)}}, body))
-        assert train(job, begun, say=lambda _: None) is not None
+        assert train(job, begun, log=lambda _: None) is not None
         assert [r.getMessage() for r in caplog.records] == [f"{path}: no digest: its content can't be checked"]
 
     def test_a_summary_that_is_none(self, job, begun):
-        summary = train(job, begun, say=lambda _: None)
+        summary = train(job, begun, log=lambda _: None)
         path = begun / files.SUMMARY
         for text in ("", "{", "[1]", '{"best": NaN}', "[" * 100_000, "9" * 5000):
             path.write_text(text)
@@ -123,7 +123,7 @@ class TestDamage:
         path.write_text(json.dumps({**summary, "best": {"epoch": 1}}))
         assert "not the summary of this run's checkpoint" in refusal(job, begun)
         path.unlink()
-        again = train(job, begun, say=lambda _: None)
+        again = train(job, begun, log=lambda _: None)
         assert {k: v for k, v in again.items() if "second" not in k} == {
             k: v for k, v in summary.items() if "second" not in k
         }

@@ -13,12 +13,12 @@ from kdpipe.cache.manifest import CacheRecord
 from kdpipe.cache.modules import put_part, read_part
 from kdpipe.errors import IdentityError, TrainingError
 from kdpipe.loader import Batch, Loader, LoaderConfig
-from kdpipe.losses import OBJECTIVES, ObjectiveConfig
+from kdpipe.losses import OBJECTIVES, LossConfig
 from kdpipe.models import ModelConfig
 from kdpipe.models.build import build
 from kdpipe.shards import Index
 from kdpipe.targets import Targets, TargetsConfig
-from kdpipe.trainer import Learner, Step, TrainConfig, build_student, train
+from kdpipe.trainer import DistillationModule, Step, TrainConfig, build_student, train
 from kdpipe.trainer.teachers import Teachers
 from tests.trainer import featured
 from tests.trainer.featured import CLASSES, SIZE, STUDENT, VIEWS
@@ -33,18 +33,18 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return featured.make(tmp_path_factory.mktemp("objectives"))
 
 
-def teachers(url: str, index: Index, config: ObjectiveConfig) -> Teachers:
-    caches = (url,) if config.needs.targets else ()
+def teachers(url: str, index: Index, config: LossConfig) -> Teachers:
+    caches = (url,) if config.requirements.targets else ()
     return Teachers(caches, index, VIEWS, config, LoaderConfig(), CLASSES, lambda _: None)
 
 
-def run(index: Index, cached: Teachers, config: ObjectiveConfig, targets_of: Any, **more: Any) -> list[float]:
-    loader = Loader(index, VIEWS, SIZE, 16, loader=LoaderConfig(lanes=3), seed=3, cache=cached.reader)
+def run(index: Index, cached: Teachers, config: LossConfig, targets_of: Any, **more: Any) -> list[float]:
+    loader = Loader(index, VIEWS, SIZE, 16, loader=LoaderConfig(streams=3), seed=3, cache=cached.reader)
     student = ModelConfig(model="resnet10t", model_kwargs=STUDENT, num_classes=CLASSES, input_size=SIZE)
     how = TrainConfig(epochs=7, batch_size=16, lr=1e-3, warmup_epochs=0, device="cpu", **more)
     built = build_student(student, how)
     torch.manual_seed(1)
-    step = Step(Learner(built, config, cached.teaching()), how, updates=loader.steps, targets_of=targets_of)
+    step = Step(DistillationModule(built, config, cached.info()), how, updates=loader.steps, targets_of=targets_of)
     losses: list[float] = []
     for epoch in range(7):
         for batch in loader.epoch(epoch):
@@ -55,14 +55,14 @@ def run(index: Index, cached: Teachers, config: ObjectiveConfig, targets_of: Any
 @pytest.mark.parametrize("name", USES)
 def test_a_live_teacher_gives_the_losses_of_the_cache(made: Any, name: str) -> None:
     index, teacher, url = made
-    teacher.give(("pooled", "map"))
-    config = ObjectiveConfig(name=name)
+    teacher.set_features(("pooled", "map"))
+    config = LossConfig(name=name)
     cached = teachers(url, index, config)
 
     def ask(batch: Batch) -> Targets:
         return Targets.live(teacher(batch.images.numpy(), batch.erased))
 
-    online = run(index, cached, config, ask if config.needs.targets else None)
+    online = run(index, cached, config, ask if config.requirements.targets else None)
     offline = run(index, cached, config, cached.targets_of)
     assert len(online) == STEPS
     assert online[-1] != online[0]
@@ -73,7 +73,7 @@ def test_a_live_teacher_gives_the_losses_of_the_cache(made: Any, name: str) -> N
 @pytest.mark.parametrize("name", ["nkd+fd", "norm", "simkd", "scalekd"])
 def test_bfloat16_trains_nearly_as_float32(made: Any, name: str) -> None:
     index, _, url = made
-    config = ObjectiveConfig(name=name)
+    config = LossConfig(name=name)
     cached = teachers(url, index, config)
     full, half = (run(index, cached, config, cached.targets_of, amp_dtype=d) for d in ("float32", "bfloat16"))
     assert half[0] == pytest.approx(full[0], rel=0.02)
@@ -87,19 +87,19 @@ def test_another_teachers_tail_is_refused(made: Any, tmp_path: Path) -> None:
     second = featured.make_cache(tmp_path / "second.zarr", index, other, TargetsConfig(map="float32"), [0])
     ours, theirs = Cache(Store(second)), Cache(Store(url))
     put_part(ours, "tail", *read_part(theirs, "tail"))
-    config = ObjectiveConfig(name="scalekd")
+    config = LossConfig(name="scalekd")
     with pytest.raises(IdentityError, match="tail"):
-        teachers(second, index, config).teaching()
+        teachers(second, index, config).info()
 
 
 @pytest.mark.parametrize("name", ["dist", "nkd+fd", "norm", "simkd", "scalekd"])
 def test_a_run_resumes_with_its_adapters(made: Any, name: str, tmp_path: Path) -> None:
     index, _, url = made
-    job = featured.make_job(index, (url,), ObjectiveConfig(name=name), model_ema=name == "norm")
-    train(job, tmp_path / "whole", say=lambda _: None)
+    job = featured.make_job(index, (url,), LossConfig(name=name), model_ema=name == "norm")
+    train(job, tmp_path / "whole", log=lambda _: None)
     answers = iter([False, False, True])
-    assert train(job, tmp_path / "parts", say=lambda _: None, stop=lambda: next(answers)) is None
-    train(job, tmp_path / "parts", say=lambda _: None)
+    assert train(job, tmp_path / "parts", log=lambda _: None, stop=lambda: next(answers)) is None
+    train(job, tmp_path / "parts", log=lambda _: None)
     whole, parts = (build(ModelConfig(weights=str(tmp_path / n / "last.safetensors"))) for n in ("whole", "parts"))
     ours, theirs = whole.module.state_dict(), parts.module.state_dict()
     assert all(torch.equal(ours[key], theirs[key]) for key in ours)
@@ -121,7 +121,7 @@ def test_what_is_missing_is_named_with_the_flags_that_add_it(made: Any, tmp_path
         "scalekd": "--tail",
     }.items():
         with pytest.raises(ValueError, match=flags):
-            teachers(url, index, ObjectiveConfig(name=name))
+            teachers(url, index, LossConfig(name=name))
     assert Cache(Store(url)).views() == [0]
 
 
@@ -131,7 +131,7 @@ def test_pooled_features_give_dense_logits_at_any_temperature(made: Any, tmp_pat
     for name, targets in {"top": TargetsConfig(k=2), "pooled": TargetsConfig(kind="none", pooled="float32")}.items():
         featured.make_cache(Path(small), index, teacher, targets, [0])
         assert name == "top" or len(Cache(Store(small)).segments) == 2
-    config = ObjectiveConfig(name="kd", kd={"temperature": 4.0})
+    config = LossConfig(name="kd", kd={"temperature": 4.0})
     dense = teachers(small, index, config)
     assert dense.readers[0].selection.by_head
     exact = CacheReader(url, index, VIEWS)
@@ -141,12 +141,12 @@ def test_pooled_features_give_dense_logits_at_any_temperature(made: Any, tmp_pat
     )
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
     # The top k suffices at temperature 1, and is smaller.
-    assert teachers(small, index, ObjectiveConfig(name="kd")).readers[0].selection.logits.kind == "topk"
+    assert teachers(small, index, LossConfig(name="kd")).readers[0].selection.logits.kind == "topk"
 
 
 def test_what_is_kept_twice_is_named_and_a_record_chooses(made: Any, tmp_path: Path) -> None:
     index, teacher, _ = made
-    url, config = str(tmp_path / "twice.zarr"), ObjectiveConfig(name="ce+rkd")
+    url, config = str(tmp_path / "twice.zarr"), LossConfig(name="ce+rkd")
     coarse, fine = (TargetsConfig(kind="none", pooled=dtype) for dtype in ("int8", "float32"))
     featured.make_cache(Path(url), index, teacher, coarse, [0])
     assert not teachers(url, index, config).remarks()
@@ -165,7 +165,7 @@ def test_several_caches_average_as_their_teachers_would(made: Any, tmp_path: Pat
     index, teacher, url = made
     other = featured.make_teacher(tmp_path, seed=1)
     second = featured.make_cache(tmp_path / "second.zarr", index, other, views=range(7))
-    config = ObjectiveConfig(name="kd", teacher_weights=weights)
+    config = LossConfig(name="kd", teacher_weights=weights)
     both = Teachers((url, second), index, VIEWS, config, LoaderConfig(), CLASSES, lambda _: None)
     shares = [w / sum(weights) for w in weights] or [0.5, 0.5]
 
@@ -175,21 +175,21 @@ def test_several_caches_average_as_their_teachers_would(made: Any, tmp_path: Pat
 
     online, offline = (run(index, both, config, of) for of in (ask, both.targets_of))
     assert online == pytest.approx(offline, abs=1e-6)
-    alone = teachers(url, index, ObjectiveConfig(name="kd"))
+    alone = teachers(url, index, LossConfig(name="kd"))
     assert online != pytest.approx(run(index, alone, config, alone.targets_of), abs=1e-3)
 
 
 def test_the_sum_over_teachers_is_the_weighted_mean_of_their_losses(made: Any, tmp_path: Path) -> None:
     index, _, url = made
     second = featured.make_cache(tmp_path / "second.zarr", index, featured.make_teacher(tmp_path, seed=1))
-    config = ObjectiveConfig(name="kd+rkd", teachers="sum", teacher_weights=(3.0, 1.0))
+    config = LossConfig(name="kd+rkd", teachers="sum", teacher_weights=(3.0, 1.0))
     both = Teachers((url, second), index, VIEWS, config, LoaderConfig(), CLASSES, lambda _: None)
-    one = ObjectiveConfig(name="kd+rkd")
+    one = LossConfig(name="kd+rkd")
     first, *_ = run(index, both, config, both.targets_of)
     a, b = (run(index, of, one, of.targets_of)[0] for of in (teachers(u, index, one) for u in (url, second)))
     assert first == pytest.approx(0.75 * a + 0.25 * b, rel=1e-6)
     featured_job = featured.make_job(index, (url, second), config, epochs=1)
-    assert len(train(featured_job, tmp_path / "run", say=lambda _: None)["pixels"]) == 2
+    assert len(train(featured_job, tmp_path / "run", log=lambda _: None)["pixels"]) == 2
 
 
 def test_several_caches_that_do_not_go_together_are_refused(made: Any, tmp_path: Path) -> None:
@@ -205,9 +205,9 @@ def test_several_caches_that_do_not_go_together_are_refused(made: Any, tmp_path:
         ((url, url), {"name": "simkd"}, "changes the student for one teacher.*Pass one --cache"),
         ((url, url), {"name": "kd", "teacher_weights": (1.0,)}, "each cache has a weight above 0"),
     ]:
-        job = featured.make_job(index, caches, ObjectiveConfig(**objective))
+        job = featured.make_job(index, caches, LossConfig(**objective))
         with pytest.raises(ValueError, match=message):
-            train(job, tmp_path / "run", say=lambda _: None)
+            train(job, tmp_path / "run", log=lambda _: None)
         assert not (tmp_path / "run").exists()
 
 
@@ -216,7 +216,7 @@ def test_several_caches_of_pooled_features_average_their_heads_logits(made: Any,
     pooled = TargetsConfig(kind="none", pooled="float32")
     several = (teacher, featured.make_teacher(tmp_path, seed=1))
     urls = tuple(featured.make_cache(tmp_path / f"{i}.zarr", index, t, pooled) for i, t in enumerate(several))
-    config = ObjectiveConfig(name="kd", kd={"temperature": 4.0})
+    config = LossConfig(name="kd", kd={"temperature": 4.0})
     both = Teachers(urls, index, VIEWS, config, LoaderConfig(), CLASSES, lambda _: None)
 
     def ask(batch: Batch) -> Targets:
@@ -233,7 +233,7 @@ def test_an_evaluation_view_in_one_cache_alone_is_no_hindrance(made: Any, tmp_pa
         featured.make_cache(tmp_path / f"{len(views)}.zarr", index, teacher, TargetsConfig(), views)
         for views in ((0, 1, "center"), (0, 1))
     )
-    both = Teachers((more, fewer), index, VIEWS, ObjectiveConfig(), LoaderConfig(), CLASSES, lambda _: None)
+    both = Teachers((more, fewer), index, VIEWS, LossConfig(), LoaderConfig(), CLASSES, lambda _: None)
     assert both.reader is not None
     assert both.reader.views == [0, 1]
 
@@ -242,12 +242,12 @@ def test_a_run_goes_on_with_what_it_began_with_though_its_caches_got_more(made: 
     index, teacher, _ = made
     dense = TargetsConfig(kind="dense", dtype="float32")
     url, other = (featured.make_cache(tmp_path / f"{n}.zarr", index, teacher, dense, range(2)) for n in "ab")
-    job = featured.make_job(index, (url, other), ObjectiveConfig(name="kd"))
+    job = featured.make_job(index, (url, other), LossConfig(name="kd"))
     answers = iter([False, True])
-    assert train(job, tmp_path / "run", say=lambda _: None, stop=lambda: next(answers)) is None
+    assert train(job, tmp_path / "run", log=lambda _: None, stop=lambda: next(answers)) is None
     # A smaller encoding over more views, in one of them.
     featured.make_cache(Path(url), index, teacher, TargetsConfig(k=1), range(3))
-    summary = train(job, tmp_path / "run", say=lambda _: None)
+    summary = train(job, tmp_path / "run", log=lambda _: None)
     assert summary is not None
     assert [c["views"] for c in summary["config"]["caches"]] == [[0, 1], [0, 1]]
     assert {c["encodings"][0]["kind"] for c in summary["config"]["caches"]} == {"dense"}
@@ -260,7 +260,7 @@ def test_another_teachers_head_is_refused(made: Any, tmp_path: Path) -> None:
     put_part(Cache(Store(second)), "head", *read_part(Cache(Store(url)), "head"))
     featured.make_cache(tmp_path / "second.zarr", index, other, TargetsConfig(kind="none", pooled="float32"), [0])
     with pytest.raises(IdentityError, match="head is another teacher's"):
-        teachers(second, index, ObjectiveConfig(name="simkd")).teaching()
+        teachers(second, index, LossConfig(name="simkd")).info()
 
 
 def test_what_a_student_cannot_give_is_said_in_words(made: Any) -> None:
@@ -272,10 +272,10 @@ def test_what_a_student_cannot_give_is_said_in_words(made: Any) -> None:
         (resnet, {"name": "scalekd", "taps": ("layer4", "layer4")}, "last two stages"),
         (resnet, {"name": "kd+fd", "taps": ("fc",)}, "is no map"),
     ]:
-        config = ObjectiveConfig(**objective)
+        config = LossConfig(**objective)
         built = build(ModelConfig(**student, num_classes=CLASSES, input_size=SIZE))
         with pytest.raises(TrainingError, match=message):
-            Learner(built, config, teachers(url, index, config).teaching())
+            DistillationModule(built, config, teachers(url, index, config).info())
 
 
 HELD = {"last stage": r"its last stage \(([\d,]+)\)", "classifier": r"its classifier \(([\d,]+)\)"}
@@ -298,7 +298,7 @@ def test_what_is_held_of_the_teacher_is_said(made: Any, name: str, parts: list[s
         url = featured.make_cache(
             tmp_path / "pooled.zarr", index, teacher, TargetsConfig(kind="none", pooled="float32"), [0]
         )
-    cached = teachers(url, index, ObjectiveConfig(name=name.partition(" ")[0]))
+    cached = teachers(url, index, LossConfig(name=name.partition(" ")[0]))
     reader, lines = cached.readers[0], [line for line in cached.remarks() if "in memory" in line]
     assert len(lines) == bool(parts)
     counts = {"last stage": lambda: reader.tail.resident, "classifier": lambda: 25 * CLASSES}

@@ -32,16 +32,16 @@ def test_two_runs_in_one_folder(index, tmp_path):
             leftover.unlink()
             told.append(True)
 
-    train(job, tmp_path / "run", say=lambda _: None, on_step=on_step)
+    train(job, tmp_path / "run", log=lambda _: None, on_step=on_step)
     assert told
     os.close(hold(tmp_path / "run"))  # it has been let go
 
 
 def test_a_finished_run_is_read_by_anybody(index, tmp_path):
     job, said = tiny.make_job(index, epochs=1), []
-    train(job, tmp_path / "run", say=lambda _: None)
+    train(job, tmp_path / "run", log=lambda _: None)
     descriptor = hold(tmp_path / "run")
-    train(job, tmp_path / "run", say=said.append)
+    train(job, tmp_path / "run", log=said.append)
     os.close(descriptor)
     assert "is finished" in said[-1]
 
@@ -81,7 +81,7 @@ def test_a_file_system_without_locks(index, tmp_path, monkeypatch):
         raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
 
     monkeypatch.setattr(fcntl, "flock", flock)
-    train(tiny.make_job(index, epochs=1), tmp_path / "run", say=lambda _: None)
+    train(tiny.make_job(index, epochs=1), tmp_path / "run", log=lambda _: None)
 
 
 def test_new_folders_are_made_durable(tmp_path, monkeypatch):

@@ -40,7 +40,7 @@ def few(large: Path) -> Index:
 def test_pixels_that_nothing_is_kept_of_are_said_to_be_unchecked(large, tmp_path):
     said: list[str] = []
     job = tiny.make_job(few(large), cache=str(large / "cache.zarr"), epochs=1, batch_size=8)
-    summary = train(job, tmp_path / "run", say=said.append)
+    summary = train(job, tmp_path / "run", log=said.append)
     assert [line for line in said if line.startswith("PIXELS UNCHECKED: none of the cache's 64 canaries")] == said[:1]
     assert summary["pixels"][0] == {"student": 16, "teacher": 16, "exact": None, "canaries": "unchecked"}
 
@@ -50,7 +50,7 @@ def test_who_asks_for_a_comparison_is_refused_without_one(large, tmp_path, pixel
     loader = {"pixels": pixels}
     job = tiny.make_job(few(large), cache=str(large / "cache.zarr"), epochs=1, batch_size=8, loader=loader)
     with pytest.raises(ViewError, match=r"few.index: pixels can't be compared: .* allowed: .* all-0000.tar, .* \.\.\."):
-        train(job, tmp_path / "run", say=lambda _: None)
+        train(job, tmp_path / "run", log=lambda _: None)
     assert not (tmp_path / "run").exists()
 
 
@@ -60,7 +60,7 @@ def test_evaluate_says_so_and_refuses_too(large, tmp_path):
     words = ["evaluate", "--params", params, "--shards", large / "few.index", "--cache", large / "cache.zarr"]
     words += ["--trust", "tests.trainer"]
     trained = tmp_path / "run" / "last.safetensors"
-    train(tiny.make_job(few(large), epochs=1, batch_size=8), tmp_path / "run", say=lambda _: None)
+    train(tiny.make_job(few(large), epochs=1, batch_size=8), tmp_path / "run", log=lambda _: None)
     done = kdpipe(*words, trained, "--json")
     assert done.code == 0, done.err
     assert "PIXELS UNCHECKED" in done.err
@@ -80,7 +80,7 @@ def test_pixels_that_differ_are_refused_and_one_level_only_where_permitted(index
     monkeypatch.setattr(identity, "read_canaries", one_level_off)
     for loader in ({}, {"pixels": "exact"}):
         with pytest.raises(ViewError, match="1 of 44 cached views look different"):
-            train(tiny.make_job(index, cache=cache, loader=loader), tmp_path / "run", say=lambda _: None)
+            train(tiny.make_job(index, cache=cache, loader=loader), tmp_path / "run", log=lambda _: None)
     job = tiny.make_job(index, cache=cache, loader={"pixels": "within-1"}, epochs=1)
-    pixels = train(job, tmp_path / "run", say=lambda _: None)["pixels"][0]
+    pixels = train(job, tmp_path / "run", log=lambda _: None)["pixels"][0]
     assert (pixels["exact"], pixels["canaries"]) == (False, 44)

@@ -68,7 +68,7 @@ def run(world: int, data: Path, out: Path, stop: int = 0, of: str = "tiny") -> l
 def alone(data, index, validation, cache, tmp_path_factory) -> tuple[list[float], list[dict]]:
     losses: list[float] = []
     out = tmp_path_factory.mktemp("alone") / "run"
-    train(tiny.distributed_job(str(data)), out, say=lambda _: None, on_step=lambda p: losses.append(p.loss))
+    train(tiny.distributed_job(str(data)), out, log=lambda _: None, on_step=lambda p: losses.append(p.loss))
     return losses, tiny.lines(out)
 
 
@@ -87,7 +87,7 @@ def test_stop_on_two_go_on_with_one(alone, data, tmp_path):
     assert len(begun) == 6
     gone_on: list[float] = []
     job = tiny.distributed_job(str(data))
-    train(job, tmp_path / "run", say=lambda _: None, on_step=lambda p: gone_on.append(p.loss))
+    train(job, tmp_path / "run", log=lambda _: None, on_step=lambda p: gone_on.append(p.loss))
     # The checkpoint is from after the fifth step.
     assert begun[:5] + gone_on == pytest.approx(alone[0], abs=1e-5)
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
@@ -99,6 +99,6 @@ def test_losses_that_compare_rows_and_adapters_are_those_of_one_process(tmp_path
     featured.make(tmp_path)
     losses: list[float] = []
     job = featured.distributed_job(str(tmp_path))
-    train(job, tmp_path / "alone", say=lambda _: None, on_step=lambda p: losses.append(p.loss))
+    train(job, tmp_path / "alone", log=lambda _: None, on_step=lambda p: losses.append(p.loss))
     assert run(2, tmp_path, tmp_path / "run", of="featured") == pytest.approx(losses, rel=1e-4)
     assert len(losses) == 4

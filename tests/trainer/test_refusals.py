@@ -28,13 +28,13 @@ from tests.trainer import tiny
 
 def refused(job, out: Path, kind: type[KdpipeError], message: str) -> None:
     with pytest.raises(kind, match=message) as caught:
-        train(job, out, say=lambda _: None)
+        train(job, out, log=lambda _: None)
     assert "\n" not in str(caught.value)
 
 
 @pytest.fixture
 def begun(index, tmp_path) -> Path:
-    train(tiny.make_job(index, epochs=1), tmp_path / "run", say=lambda _: None)
+    train(tiny.make_job(index, epochs=1), tmp_path / "run", log=lambda _: None)
     return tmp_path / "run"
 
 
@@ -68,7 +68,7 @@ def test_other_data(index, validation, begun, cache):
 def test_where_it_runs_may_change(index, begun):
     said: list[str] = []
     job = tiny.make_job(index, epochs=1, threads=1, checkpoint_steps=1, loader={"workers": 1})
-    train(job, begun, say=said.append)
+    train(job, begun, log=said.append)
     assert "finished" in said[-1]
 
 
@@ -121,7 +121,7 @@ def test_disk_full(index, tmp_path, monkeypatch, name):
     refused(job, tmp_path / "run", CheckpointError, f"{name}: can't be written: No space left on device.*Free space")
     assert not list((tmp_path / "run").glob("*" + files.PARTIAL))
     monkeypatch.undo()
-    train(job, tmp_path / "run", say=lambda _: None)
+    train(job, tmp_path / "run", log=lambda _: None)
     assert len(tiny.lines(tmp_path / "run")) == 1
 
 
@@ -133,7 +133,7 @@ def test_loss_that_is_not_finite(index, tmp_path):
     _, state = files.RunFolder(tmp_path / "run").read_checkpoint()
     assert state["number"] < 6
     with pytest.raises(TrainingError):
-        train(job, tmp_path / "run", say=lambda _: None)
+        train(job, tmp_path / "run", log=lambda _: None)
 
 
 def test_no_labels(tmp_path):

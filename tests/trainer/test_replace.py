@@ -42,13 +42,13 @@ def stop_at(number):
 
 
 def test_another_job_is_replaced_and_owes_nothing_to_the_former(tmp_path, data):
-    train(job(data), tmp_path / "a", say=quiet)
+    train(job(data), tmp_path / "a", log=quiet)
     (tmp_path / "a" / "notes.txt").write_text("mine")
     with pytest.raises(CheckpointError, match=r"objective\.kd\.alpha"):
-        train(job(data, objective=LOSSES), tmp_path / "a", say=quiet)
+        train(job(data, objective=LOSSES), tmp_path / "a", log=quiet)
     said = []
-    train(job(data, objective=LOSSES), tmp_path / "a", say=said.append, replace=True)
-    train(job(data, objective=LOSSES), tmp_path / "b", say=quiet)
+    train(job(data, objective=LOSSES), tmp_path / "a", log=said.append, replace=True)
+    train(job(data, objective=LOSSES), tmp_path / "b", log=quiet)
     assert any("is replaced" in line for line in said)
     assert tiny.lines(tmp_path / "a") == tiny.lines(tmp_path / "b")
     assert (tmp_path / "a" / "best.safetensors").read_bytes() == (tmp_path / "b" / "best.safetensors").read_bytes()
@@ -57,10 +57,10 @@ def test_another_job_is_replaced_and_owes_nothing_to_the_former(tmp_path, data):
 
 def test_the_same_job_goes_on(tmp_path, data):
     with pytest.raises(Stopped):
-        train(job(data), tmp_path / "a", say=quiet, on_step=stop_at(5))
+        train(job(data), tmp_path / "a", log=quiet, on_step=stop_at(5))
     said = []
-    train(job(data), tmp_path / "a", say=said.append, replace=True)
-    train(job(data), tmp_path / "b", say=quiet)
+    train(job(data), tmp_path / "a", log=said.append, replace=True)
+    train(job(data), tmp_path / "b", log=quiet)
     assert any("going on at epoch 2" in line for line in said)
     assert tiny.lines(tmp_path / "a") == tiny.lines(tmp_path / "b")
 
@@ -68,8 +68,8 @@ def test_the_same_job_goes_on(tmp_path, data):
 def test_dvclive_has_each_epoch_once_after_an_interruption(tmp_path, data):
     pytest.importorskip("dvclive", reason="dvclive is not installed: pip install 'kdpipe[dvc]'")
     with pytest.raises(Stopped):
-        train(job(data), tmp_path / "a", say=quiet, on_step=stop_at(8), dvclive=True)
-    train(job(data), tmp_path / "a", say=quiet, dvclive=True)
+        train(job(data), tmp_path / "a", log=quiet, on_step=stop_at(8), dvclive=True)
+    train(job(data), tmp_path / "a", log=quiet, dvclive=True)
     lines = tiny.lines(tmp_path / "a")
     folder = tmp_path / "a" / "dvclive"
     for part, name in [("train", "loss"), ("validation", "top1")]:
@@ -84,5 +84,5 @@ def test_dvclive_has_each_epoch_once_after_an_interruption(tmp_path, data):
 def test_dvclive_that_is_not_installed_is_said_before_training(tmp_path, data, monkeypatch):
     monkeypatch.setitem(sys.modules, "dvclive", None)
     with pytest.raises(TrainingError, match="dvclive is not installed"):
-        train(job(data), tmp_path / "a", say=quiet, dvclive=True)
+        train(job(data), tmp_path / "a", log=quiet, dvclive=True)
     assert not (tmp_path / "a").exists()

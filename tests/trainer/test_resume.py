@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from kdpipe._util import tensors
-from kdpipe.trainer import Job, TrainConfig, files, loop, train
+from kdpipe.trainer import TrainingJob, TrainConfig, files, loop, train
 from tests.trainer import tiny
 
 # A run of 3 epochs of 3 steps, with checkpoints inside epochs and all kinds of state.
@@ -32,14 +32,14 @@ class Stopped(Exception):
 
 
 @pytest.fixture(scope="module")
-def job(index, validation, cache) -> Job:
+def job(index, validation, cache) -> TrainingJob:
     return tiny.make_job(index, validation, cache, **SETTINGS)
 
 
 @pytest.fixture(scope="module")
 def whole(job, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("whole") / "run"
-    train(job, out, say=lambda _: None)
+    train(job, out, log=lambda _: None)
     return out
 
 
@@ -69,9 +69,9 @@ def test_stopped_after_a_step(job, whole, tmp_path, stops):
                 raise Stopped
 
         with pytest.raises(Stopped):
-            train(job, tmp_path / "run", say=lambda _: None, on_step=on_step)
+            train(job, tmp_path / "run", log=lambda _: None, on_step=on_step)
     said: list[str] = []
-    train(job, tmp_path / "run", say=said.append)
+    train(job, tmp_path / "run", log=said.append)
     # The first checkpoint with anything trained in it is that of the second step, written after it was told.
     assert said[1].startswith("going on at epoch ") == (max(stops) > 2)
     assert_same(tmp_path / "run", whole)
@@ -90,8 +90,8 @@ def test_stopped_between_rare_checkpoints(index, validation, cache, whole, tmp_p
             raise Stopped
 
     with pytest.raises(Stopped):
-        train(rare, tmp_path / "run", say=lambda _: None, on_step=on_step)
-    train(rare, tmp_path / "run", say=lambda _: None)
+        train(rare, tmp_path / "run", log=lambda _: None, on_step=on_step)
+    train(rare, tmp_path / "run", log=lambda _: None)
     assert_same(tmp_path / "run", whole)
 
 
@@ -125,9 +125,9 @@ def test_stopped_while_writing(job, whole, tmp_path, monkeypatch, name, nth):
     monkeypatch.setattr(files, "fsync", fsync)
     monkeypatch.setattr(files.RunFolder, "append_metrics", append_metrics)
     with pytest.raises(Stopped):
-        train(job, tmp_path / "run", say=lambda _: None)
+        train(job, tmp_path / "run", log=lambda _: None)
     monkeypatch.undo()
-    train(job, tmp_path / "run", say=lambda _: None)
+    train(job, tmp_path / "run", log=lambda _: None)
     assert_same(tmp_path / "run", whole)
 
 
@@ -143,12 +143,12 @@ def test_views_cached_meanwhile_change_nothing(job, whole, index, tmp_path):
             raise Stopped
 
     with pytest.raises(Stopped):
-        train(growing, tmp_path / "run", say=lambda _: None, on_step=on_step)
+        train(growing, tmp_path / "run", log=lambda _: None, on_step=on_step)
     tiny.make_cache(tmp_path, index, views=(2, 3, "center"))
-    train(growing, tmp_path / "run", say=lambda _: None)
+    train(growing, tmp_path / "run", log=lambda _: None)
     assert_same(tmp_path / "run", whole)
-    assert train(growing, tmp_path / "run", say=lambda _: None)["config"]["caches"][0]["views"] == [0, 1]
-    summary = train(replace(growing, train=TrainConfig(**tiny.TRAIN)), tmp_path / "new", say=lambda _: None)
+    assert train(growing, tmp_path / "run", log=lambda _: None)["config"]["caches"][0]["views"] == [0, 1]
+    summary = train(replace(growing, train=TrainConfig(**tiny.TRAIN)), tmp_path / "new", log=lambda _: None)
     assert summary["config"]["caches"][0]["views"] == [0, 1, 2, 3]
 
 
@@ -160,9 +160,9 @@ def test_another_encoding_cached_meanwhile_changes_nothing(job, index, tmp_path)
             raise Stopped
 
     with pytest.raises(Stopped):
-        train(growing, tmp_path / "run", say=lambda _: None, on_step=on_step)
+        train(growing, tmp_path / "run", log=lambda _: None, on_step=on_step)
     tiny.make_cache(tmp_path, index, views=(0, 1, 2), dtype="float16")
-    summary = train(growing, tmp_path / "run", say=lambda _: None)
+    summary = train(growing, tmp_path / "run", log=lambda _: None)
     assert summary is not None
     [cache] = summary["config"]["caches"]
     assert (cache["views"], cache["encodings"][0]["dtype"]) == ([0, 1], "float32")
@@ -171,7 +171,7 @@ def test_another_encoding_cached_meanwhile_changes_nothing(job, index, tmp_path)
 def test_a_finished_run_is_left_alone(job, whole):
     before = {p.name: (p.read_bytes(), p.stat().st_mtime_ns) for p in whole.iterdir()}
     said: list[str] = []
-    summary = train(job, whole, say=said.append)
+    summary = train(job, whole, log=said.append)
     assert said[-1] == f"{whole} is finished: 3 epochs, nothing to do"
     assert summary["best"]
     assert {p.name: (p.read_bytes(), p.stat().st_mtime_ns) for p in whole.iterdir()} == before
@@ -180,15 +180,15 @@ def test_a_finished_run_is_left_alone(job, whole):
 @pytest.mark.parametrize("opt", ["sgd", "lamb", "lookahead_radam", "muon", "adafactorbv", "nadamw"])
 def test_every_kind_of_optimizer_state(index, tmp_path, opt):
     job = tiny.make_job(index, opt=opt, epochs=2, checkpoint_steps=1, lr=0.001)
-    train(job, tmp_path / "whole", say=lambda _: None)
+    train(job, tmp_path / "whole", log=lambda _: None)
 
     def on_step(progress) -> None:
         if (progress.epoch, progress.step) == (2, 2):
             raise Stopped
 
     with pytest.raises(Stopped):
-        train(job, tmp_path / "run", say=lambda _: None, on_step=on_step)
-    train(job, tmp_path / "run", say=lambda _: None)
+        train(job, tmp_path / "run", log=lambda _: None, on_step=on_step)
+    train(job, tmp_path / "run", log=lambda _: None)
     assert_same(tmp_path / "run", tmp_path / "whole")
 
 
@@ -196,15 +196,15 @@ def test_every_kind_of_optimizer_state(index, tmp_path, opt):
 def test_timm_models_in_channels_last(index, tmp_path, model):
     student = {"model": model, "input_size": 32}
     job = tiny.make_job(index, student=student, epochs=1, checkpoint_steps=1, drop_path=0.2)
-    train(job, tmp_path / "whole", say=lambda _: None)
+    train(job, tmp_path / "whole", log=lambda _: None)
 
     def on_step(progress) -> None:
         if progress.step == 2:
             raise Stopped
 
     with pytest.raises(Stopped):
-        train(job, tmp_path / "run", say=lambda _: None, on_step=on_step)
-    train(job, tmp_path / "run", say=lambda _: None)
+        train(job, tmp_path / "run", log=lambda _: None, on_step=on_step)
+    train(job, tmp_path / "run", log=lambda _: None)
     assert_same(tmp_path / "run", tmp_path / "whole")
 
 
@@ -282,9 +282,9 @@ def _kill_around_rename(at: int, before: bool) -> None:
     Path.replace = replace
 
 
-def _child(job: Job, out: Path, kill: Callable[[int], None], at: int) -> None:
+def _child(job: TrainingJob, out: Path, kill: Callable[[int], None], at: int) -> None:
     kill(at)
-    train(job, out, say=lambda _: None)
+    train(job, out, log=lambda _: None)
 
 
 @pytest.mark.parametrize(
@@ -307,5 +307,5 @@ def test_sigkill(job, whole, tmp_path, kill, at):
     child.start()
     child.join(120)
     assert child.exitcode == -signal.SIGKILL
-    train(job, tmp_path / "run", say=lambda _: None)
+    train(job, tmp_path / "run", log=lambda _: None)
     assert_same(tmp_path / "run", whole)

@@ -9,7 +9,7 @@ from kdpipe.cache import CacheReader, Want
 from kdpipe.loader import Loader, LoaderConfig
 from kdpipe.models import ModelConfig
 from kdpipe.targets import Targets
-from kdpipe.trainer import Learner, Step, TrainConfig, build_student
+from kdpipe.trainer import DistillationModule, Step, TrainConfig, build_student
 from kdpipe.trainer.step import stable_seed
 from tests.trainer import tiny
 
@@ -18,7 +18,7 @@ def make_step(objective: dict | None = None, targets_of=None, **train) -> Step:
     config = TrainConfig(**{**tiny.TRAIN, **train})
     student = ModelConfig(model=tiny.MODEL, input_size=tiny.SIZE, num_classes=tiny.CLASSES)
     built = build_student(student, config)
-    learner = Learner(built, tiny.configured(**(objective or {"name": "none"})))
+    learner = DistillationModule(built, tiny.configured(**(objective or {"name": "none"})))
     return Step(learner, config, updates=5, targets_of=targets_of)
 
 
@@ -30,7 +30,7 @@ def same_weights(a: Step, b: Step) -> bool:
 @pytest.fixture
 def batches(index, cache):
     reader = CacheReader(cache, index, tiny.VIEWS)
-    loader = Loader(index, tiny.VIEWS, tiny.SIZE, 16, loader=LoaderConfig(lanes=3), cache=reader)
+    loader = Loader(index, tiny.VIEWS, tiny.SIZE, 16, loader=LoaderConfig(streams=3), cache=reader)
     return [*loader.epoch(0), *loader.epoch(1)]
 
 
@@ -51,14 +51,14 @@ def test_a_live_teacher_gives_the_losses_of_the_cache(index, cache, batches):
 def test_pure_function_of_weights_batch_and_number(batches):
     step = make_step()
     step(batches[0], 0)
-    twin = make_step()
-    twin.model.load_state_dict(copy.deepcopy(step.model.state_dict()))
-    twin.optimizer.load_state_dict(copy.deepcopy(step.optimizer.state_dict()))
+    baseline = make_step()
+    baseline.model.load_state_dict(copy.deepcopy(step.model.state_dict()))
+    baseline.optimizer.load_state_dict(copy.deepcopy(step.optimizer.state_dict()))
     torch.rand(100)  # moves the global generator
     first = step(batches[1], 7)["loss"]
     torch.rand(3)
-    assert torch.equal(twin(batches[1], 7)["loss"], first)
-    assert same_weights(step, twin)
+    assert torch.equal(baseline(batches[1], 7)["loss"], first)
+    assert same_weights(step, baseline)
 
 
 def test_dropout_differs_from_step_to_step(batches):

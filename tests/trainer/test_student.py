@@ -10,7 +10,7 @@ from torch import nn
 
 from kdpipe.errors import TrainingError
 from kdpipe.models import weights_digest
-from kdpipe.trainer import Learner, Step, build_student, files, train
+from kdpipe.trainer import DistillationModule, Step, build_student, files, train
 from tests.trainer import tiny
 from tests.trainer.test_refusals import refused
 
@@ -81,7 +81,7 @@ def test_out_of_memory_in_a_step(index, tmp_path, monkeypatch, of):
     assert [p.name for p in (tmp_path / "run").iterdir()] == [files.CHECKPOINT]
     monkeypatch.undo()
     smaller = tiny.make_job(index, student=student(in_eval=False), epochs=1, batch_size=8)
-    train(smaller, tmp_path / "run", say=lambda _: None)
+    train(smaller, tmp_path / "run", log=lambda _: None)
     assert json.loads((tmp_path / "run" / files.SUMMARY).read_text())["config"]["train"]["batch_size"] == 8
 
 
@@ -96,9 +96,9 @@ def test_out_of_memory_in_the_backward(index, tmp_path, monkeypatch):
 def test_the_rehearsal_changes_nothing(index):
     job = tiny.make_job(index)
     built = build_student(job.student, job.train)
-    step = Step(Learner(built, job.objective), job.train, updates=3, targets_of=None)
+    step = Step(DistillationModule(built, job.objective), job.train, updates=3, targets_of=None)
     before, drawn = weights_digest(step.model), torch.get_rng_state()
-    step.rehearse()
+    step.dry_run()
     assert weights_digest(step.model) == before
     assert torch.equal(torch.get_rng_state(), drawn)
     assert all(p.grad is None for p in step.model.parameters())

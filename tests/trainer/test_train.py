@@ -17,7 +17,7 @@ from tests.trainer import tiny
 def test_a_run_from_the_cache(tmp_path, index, validation, cache):
     said, steps = [], []
     job = tiny.make_job(index, validation, cache, {"name": "kd", "alpha": 0.9}, epochs=8, lr=0.02)
-    summary = train(job, tmp_path / "run", say=said.append, on_step=steps.append)
+    summary = train(job, tmp_path / "run", log=said.append, on_step=steps.append)
     out = tmp_path / "run"
     assert sorted(p.name for p in out.iterdir()) == [
         "best.safetensors",
@@ -42,7 +42,7 @@ def test_a_run_from_the_cache(tmp_path, index, validation, cache):
 
 
 def test_best_weights_say_all_that_evaluation_needs(tmp_path, index, validation):
-    summary = train(tiny.make_job(index, validation), tmp_path / "run", say=lambda _: None)
+    summary = train(tiny.make_job(index, validation), tmp_path / "run", log=lambda _: None)
     best = tmp_path / "run" / "best.safetensors"
     built = build(ModelConfig(weights=str(best), trust=("tests.trainer",)))
     assert (built.name, built.num_classes, built.input_size) == (tiny.MODEL, tiny.CLASSES, tiny.SIZE)
@@ -58,7 +58,7 @@ def test_best_weights_say_all_that_evaluation_needs(tmp_path, index, validation)
 
 
 def test_without_validation_the_last_epoch_is_best(tmp_path, index):
-    summary = train(tiny.make_job(index, epochs=2), tmp_path / "run", say=lambda _: None)
+    summary = train(tiny.make_job(index, epochs=2), tmp_path / "run", log=lambda _: None)
     assert summary["best"] == {"epoch": 2, "validation": None}
     out = tmp_path / "run"
     assert (out / "best.safetensors").read_bytes() == (out / "last.safetensors").read_bytes()
@@ -66,7 +66,7 @@ def test_without_validation_the_last_epoch_is_best(tmp_path, index):
 
 def test_average_of_weights_is_what_is_evaluated_and_kept(tmp_path, index, validation):
     job = tiny.make_job(index, validation, epochs=2, model_ema=True, model_ema_decay=0.9)
-    train(job, tmp_path / "run", say=lambda _: None)
+    train(job, tmp_path / "run", log=lambda _: None)
     with safe_open(tmp_path / "run" / "checkpoint.safetensors", framework="pt") as file:
         ema, raw = file.get_tensor("ema/0.weight"), file.get_tensor("model/0.weight")
     with safe_open(tmp_path / "run" / "last.safetensors", framework="pt") as file:
@@ -77,7 +77,7 @@ def test_average_of_weights_is_what_is_evaluated_and_kept(tmp_path, index, valid
 def test_same_seed_same_weights_for_any_number_of_workers(tmp_path, index, cache):
     def weights(name: str, workers: int = 0, seed: int = 7) -> bytes:
         job = tiny.make_job(index, cache=cache, epochs=2, seed=seed, loader={"workers": workers})
-        train(job, tmp_path / name, say=lambda _: None)
+        train(job, tmp_path / name, log=lambda _: None)
         return (tmp_path / name / "last.safetensors").read_bytes()
 
     first = weights("a")
@@ -89,7 +89,7 @@ def test_same_seed_same_weights_for_any_number_of_workers(tmp_path, index, cache
 def test_unlabelled_samples(tmp_path, data):
     part = tiny.make_index(data, "part", unlabelled=0.5)
     said: list[str] = []
-    summary = train(tiny.make_job(part, epochs=1), tmp_path / "none", say=said.append)
+    summary = train(tiny.make_job(part, epochs=1), tmp_path / "none", log=said.append)
     # Labels lie together in blocks here, so that most pairs have both.
     assert said[0] == "mixing leaves 20 of 22 labels in epoch 1: of a pair both samples must have one"
     assert said[1] == "22 of 44 samples have no label and are left out"
@@ -98,37 +98,37 @@ def test_unlabelled_samples(tmp_path, data):
     folder = tmp_path / "cached"
     folder.mkdir()
     summary = train(
-        tiny.make_job(part, cache=tiny.make_cache(folder, part), epochs=1), tmp_path / "kd", say=said.append
+        tiny.make_job(part, cache=tiny.make_cache(folder, part), epochs=1), tmp_path / "kd", log=said.append
     )
     assert "22 of 44 samples have no label: they learn from the teacher only" in said
     assert summary["samples"] == 44
 
 
 def test_eval_every(tmp_path, index, validation):
-    train(tiny.make_job(index, validation, epochs=3, eval_every=2), tmp_path / "run", say=lambda _: None)
+    train(tiny.make_job(index, validation, epochs=3, eval_every=2), tmp_path / "run", log=lambda _: None)
     assert [line["validation"] is not None for line in tiny.lines(tmp_path / "run")] == [False, True, True]
 
 
 def test_another_input_size_is_said(tmp_path, index, cache):
     said: list[str] = []
     job = tiny.make_job(index, cache=cache, student={"input_size": 12}, epochs=1)
-    pixels = train(job, tmp_path / "run", say=said.append)["pixels"][0]
+    pixels = train(job, tmp_path / "run", log=said.append)["pixels"][0]
     assert sum("student sees 12 pixels a side, the teacher saw 16: views share crop, flips" in s for s in said) == 1
     assert (pixels["student"], pixels["teacher"], pixels["exact"]) == (12, 16, False)
     assert "erased boxes" in pixels["shared"]
     assert "erased noise" in pixels["own"]
-    same = train(tiny.make_job(index, cache=cache, epochs=1), tmp_path / "same", say=said.append)
+    same = train(tiny.make_job(index, cache=cache, epochs=1), tmp_path / "same", log=said.append)
     assert same["pixels"][0] == {"student": 16, "teacher": 16, "exact": True, "canaries": 44}
 
 
 def test_objective_none_leaves_a_cache_alone(tmp_path, index):
     said: list[str] = []
     job = tiny.make_job(index, cache="nowhere.zarr", objective={"name": "none"}, epochs=1)
-    train(job, tmp_path / "run", say=said.append)
+    train(job, tmp_path / "run", log=said.append)
     assert said[0] == "objective none takes nothing from a teacher: the cache is not read"
 
 
 @pytest.mark.parametrize("amp_dtype", ["bfloat16", "float16"])
 def test_autocast(tmp_path, index, amp_dtype):
-    summary = train(tiny.make_job(index, epochs=1, amp_dtype=amp_dtype), tmp_path / "run", say=lambda _: None)
+    summary = train(tiny.make_job(index, epochs=1, amp_dtype=amp_dtype), tmp_path / "run", log=lambda _: None)
     assert summary["final"]["train"]["loss"] < 5

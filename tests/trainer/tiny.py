@@ -9,12 +9,12 @@ from torch import nn
 
 from kdpipe.caching import CachingConfig, cache_views
 from kdpipe.loader import LoaderConfig
-from kdpipe.losses import ObjectiveConfig
+from kdpipe.losses import LossConfig
 from kdpipe.models import ModelConfig
 from kdpipe.shards import Index, build_index
 from kdpipe.targets import TargetsConfig
 from kdpipe.teacher import Teacher, TeacherConfig
-from kdpipe.trainer import Job, TrainConfig
+from kdpipe.trainer import TrainingJob, TrainConfig
 from kdpipe.views import ViewsConfig
 from tests.shards.making import write_shards
 
@@ -82,11 +82,11 @@ def make_cache(folder: Path, index: Index, views: Any = (0, 1), **targets: Any) 
     return url
 
 
-def configured(name: str = "kd", **numbers: Any) -> ObjectiveConfig:
+def configured(name: str = "kd", **numbers: Any) -> LossConfig:
     """A config with the numbers of the one objective that it names."""
     own = {"taps", "teachers", "teacher_weights"} & numbers.keys()
     common = {key: numbers.pop(key) for key in own}
-    return ObjectiveConfig(name=name, **common, **({name.replace("-", "_"): numbers} if numbers else {}))
+    return LossConfig(name=name, **common, **({name.replace("-", "_"): numbers} if numbers else {}))
 
 
 def make_job(
@@ -97,9 +97,9 @@ def make_job(
     student: dict[str, Any] | None = None,
     loader: dict[str, Any] | None = None,
     **train: Any,
-) -> Job:
+) -> TrainingJob:
     default = {"model": MODEL, "input_size": SIZE, "num_classes": CLASSES}
-    return Job(
+    return TrainingJob(
         index=index,
         validation=validation,
         caches=(cache,) if cache else (),
@@ -107,7 +107,7 @@ def make_job(
         student=ModelConfig(**{**default, **(student or {})}),
         objective=configured(**(objective or {"name": "kd" if cache else "none"})),
         train=TrainConfig(**{**TRAIN, **train}),
-        loader=LoaderConfig(**{"lanes": 3, "window": 2, **(loader or {})}),
+        loader=LoaderConfig(**{"streams": 3, "window": 2, **(loader or {})}),
     )
 
 
@@ -117,7 +117,7 @@ def lines(out: Path) -> list[dict[str, Any]]:
     return [{k: v for k, v in line.items() if k != "timing"} for line in found]
 
 
-def distributed_job(data: str) -> Job:
+def distributed_job(data: str) -> TrainingJob:
     """The same in every process: no batch norm, whose statistics are each process's own, and no dropout."""
     index, validation = (Index.open(Path(data) / f"{name}.index") for name in ("train", "val"))
     student = {"model_kwargs": {"norm": False, "dropout": 0.0}}

@@ -22,7 +22,7 @@ from torchvision.transforms.v2 import functional as tv
 from kdpipe.views import BlockViews, ViewsConfig
 from kdpipe.views.colour import ColourDraws
 from kdpipe.views.distributions import BETA_WORDS, beta, normal
-from kdpipe.views.draws import Stage, uniform, view_streams, words
+from kdpipe.views.draws import DrawStage, uniform, view_streams, words
 from kdpipe.views.geometry import Geometry
 
 COUNT = 20_000
@@ -159,13 +159,13 @@ def test_jitter_greyscale_and_blur_happen_as_often_as_asked_and_independently(st
 
 
 def test_the_normal_distribution_is_normal(streams):
-    u = uniform(words(streams, Stage.RAND_AUGMENT, 2))
+    u = uniform(words(streams, DrawStage.RAND_AUGMENT, 2))
     assert stats.kstest(normal(u[:, 0], u[:, 1]), stats.norm.cdf).pvalue > LEVEL
 
 
 @pytest.mark.parametrize("alpha", [0.1, 0.2, 0.8, 1.0, 1.5, 8.0])
 def test_beta_variates_are_beta(alpha, streams):
-    u = uniform(words(streams, Stage.MIXING, BETA_WORDS))
+    u = uniform(words(streams, DrawStage.MIXING, BETA_WORDS))
     found = beta(np.full(COUNT, alpha), u)
     # In float32, as timm rounds its own: small alphas leave many shares at exactly 1.
     theirs = np.random.default_rng(0).beta(alpha, alpha, COUNT).astype(np.float32)
@@ -175,6 +175,6 @@ def test_beta_variates_are_beta(alpha, streams):
 
 @pytest.mark.parametrize("alpha", [1e-6, 1e-3, 1e6])
 def test_beta_of_extreme_alphas_stays_in_the_unit_interval(alpha, streams):
-    found = beta(np.full(1000, alpha), uniform(words(streams[:1000], Stage.MIXING, BETA_WORDS)))
+    found = beta(np.full(1000, alpha), uniform(words(streams[:1000], DrawStage.MIXING, BETA_WORDS)))
     assert ((found >= 0) & (found <= 1)).all()
     assert abs(found.mean() - 0.5) < 0.1

@@ -52,7 +52,7 @@ def read_bounded(path: Path, most: int) -> bytes:
 
 
 @contextmanager
-def whole(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """Where to write a file, which appears at `path` at the end, whole or not at all. Its folder is made."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")

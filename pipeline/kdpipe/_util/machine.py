@@ -13,7 +13,7 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def few_arenas() -> None:
+def limit_malloc_arenas() -> None:
     """Have glibc serve all threads from two arenas; elsewhere nothing.
 
     Threads that render come and go, and each of its many arenas keeps what was freed in it: a tenth more memory after

@@ -6,14 +6,14 @@ from kdpipe.cache.layout import Segment
 from kdpipe.cache.read import ArrayReader
 from kdpipe.cache.reader import CacheReader, require_match
 from kdpipe.cache.select import Selection, Want
-from kdpipe.cache.several import JointReader
+from kdpipe.cache.several import MultiCacheReader
 from kdpipe.cache.store import Store
 
 __all__ = [
     "ArrayReader",
     "Cache",
     "CacheReader",
-    "JointReader",
+    "MultiCacheReader",
     "Segment",
     "Selection",
     "Store",

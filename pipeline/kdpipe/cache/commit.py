@@ -37,7 +37,7 @@ from kdpipe.cache.layout import (
 from kdpipe.cache.lease import LOCKS
 from kdpipe.cache.locks import Held, committing
 from kdpipe.cache.metadata import MOST_BYTES
-from kdpipe.cache.modules import spare
+from kdpipe.cache.modules import unreferenced
 from kdpipe.cache.names import fits_shard, shown
 from kdpipe.cache.schema import validated
 from kdpipe.cache.schemas import Provenance
@@ -140,7 +140,7 @@ def sweep(cache: Cache) -> None:
     """
     store = cache.store
     store.sweep()
-    for name in spare(cache):
+    for name in unreferenced(cache):
         store.remove(part_record(name))
         del cache.parts[name]
     known = {f"segments/{s.name}": s for s in cache.segments}

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from kdpipe._util.files import whole
+from kdpipe._util.files import atomic_write
 from kdpipe._util.fingerprint import fingerprint
 from kdpipe._util.redact import bare_url
 from kdpipe._util.untrusted import load_json
@@ -82,7 +82,7 @@ class CacheRecord:
             CacheError: it can't be written.
         """
         try:
-            with whole(Path(path).absolute()) as partial:
+            with atomic_write(Path(path).absolute()) as partial:
                 partial.write_text(json.dumps(asdict(self), indent=2, allow_nan=False) + "\n")
         except OSError as e:
             raise CacheError(f"can't be written: {e.strerror}", where=path, do="Choose another --record") from e

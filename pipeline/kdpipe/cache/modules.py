@@ -141,7 +141,7 @@ def needed(segments: Iterable[Segment]) -> set[str]:
     return {feature.calibration for feature in maps if feature is not None and feature.calibration is not None}
 
 
-def spare(cache: Cache) -> list[str]:
+def unreferenced(cache: Cache) -> list[str]:
     """Calibrations of segments that are gone, or that never came to be."""
     wanted = needed(cache.segments)
     return [name for name in cache.parts if name.startswith(CALIBRATION) and name not in wanted]

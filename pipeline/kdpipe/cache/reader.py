@@ -10,7 +10,7 @@ from torch import nn
 from kdpipe.cache.cache import Cache, require_identity
 from kdpipe.cache.modules import read_calibration, read_part
 from kdpipe.cache.read import ArrayReader
-from kdpipe.cache.select import HEAD, TAIL, Source, Want, select
+from kdpipe.cache.select import HEAD, TAIL, ViewSource, Want, select
 from kdpipe.cache.store import Store
 from kdpipe.errors import CacheError, IdentityError
 from kdpipe.shards import Index
@@ -146,7 +146,7 @@ class CacheReader:
         tail: Tail = self._parts[TAIL]
         return tail
 
-    def calibration(self, source: Source | None = None) -> Calibration | None:
+    def calibration(self, source: ViewSource | None = None) -> Calibration | None:
         """Statistics and basis of the map that a source, by default any, has; None where none is read."""
         for one in self.selection.sources if source is None else (source,):
             feature = one.encoding.map

@@ -214,7 +214,7 @@ class CanaryLabels(Record):
     canaries: Annotated[list[CanaryEntry], Field(min_length=1, max_length=COUNT)]
 
 
-class Run(Record):
+class RunEntry(Record):
     """A run in the provenance; `merged` has the sources of a merge."""
 
     shards: Text
@@ -231,7 +231,7 @@ class Run(Record):
 class Provenance(Record):
     """provenance.json."""
 
-    runs: Annotated[list[Run], Field(max_length=2**20)]
+    runs: Annotated[list[RunEntry], Field(max_length=2**20)]
 
 
 class MeansEntry(Record):

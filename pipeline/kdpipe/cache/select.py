@@ -39,7 +39,7 @@ class Want:
 
 
 @dataclass(frozen=True)
-class Source:
+class ViewSource:
     """One encoding of a cache, the groups of fields that are read from it, and its complete views: segment by view."""
 
     encoding: Encoding
@@ -63,7 +63,7 @@ class Selection:
         unread: names of other encodings that would have served, over no fewer views.
     """
 
-    sources: tuple[Source, ...]
+    sources: tuple[ViewSource, ...]
     logits: Encoding | None
     by_head: bool = False
     unread: tuple[str, ...] = ()
@@ -181,7 +181,7 @@ def _joined(choices: tuple[Choice, ...], found: dict[Encoding, dict[View, Segmen
     for encoding, group, _ in choices:
         groups.setdefault(encoding, set()).add(group)
     sources = tuple(
-        Source(e, tuple(g for g in ("logits", "pooled", "map") if g in taken), found[e]) for e, taken in groups.items()
+        ViewSource(e, tuple(g for g in ("logits", "pooled", "map") if g in taken), found[e]) for e, taken in groups.items()
     )
     of_logits = [(e, by_head) for e, group, by_head in choices if group == "logits" or by_head]
     logits, by_head = of_logits[0] if of_logits else (None, False)

@@ -14,7 +14,7 @@ from kdpipe.targets import ArrayField, Targets
 from kdpipe.views import View
 
 
-class JointReader:
+class MultiCacheReader:
     """Rows of several caches; picklable. Field names are preceded by the reader's number.
 
     Args:

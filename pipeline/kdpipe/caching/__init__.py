@@ -1,12 +1,12 @@
 """Caching: the work of one task, and running all of them."""
 
 from kdpipe.caching.identity import check_canaries, make_identity
-from kdpipe.caching.run import CachingConfig, Progress, Report, cache_views
+from kdpipe.caching.run import CachingConfig, CachingProgress, CachingReport, cache_views
 
 __all__ = [
     "CachingConfig",
-    "Progress",
-    "Report",
+    "CachingProgress",
+    "CachingReport",
     "cache_views",
     "check_canaries",
     "make_identity",

@@ -11,19 +11,19 @@ from kdpipe.cache import Cache, Segment, Store, commit_task
 from kdpipe.cache.commit import finished
 from kdpipe.cache.locks import writing
 from kdpipe.cache.modules import read_calibration
-from kdpipe.caching.modules import Sample, calibrate, extract, try_extracting
+from kdpipe.caching.modules import FitSample, calibrate, extract, try_extracting
 from kdpipe.caching.task import run_task
 from kdpipe.caching.trial import try_batch
 from kdpipe.errors import CacheError, IdentityError, KdpipeError
 from kdpipe.shards import Index
 from kdpipe.shards.index import Shard
 from kdpipe.targets import Encoding, Quality
-from kdpipe.teacher import Plan, Teacher, shapes_of
+from kdpipe.teacher import KernelPlan, Teacher, shapes_of
 from kdpipe.views import View, ViewsConfig
 
 
 @dataclass(frozen=True)
-class Described:
+class TeacherSpec:
     """What a teacher is and how it is run, as `Teacher` says it; JSON-able but for nothing.
 
     `shapes` are those of the features it gives, by name, as `Teacher.shapes` has them.
@@ -35,16 +35,16 @@ class Described:
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, teacher: Teacher, features: Sequence[str] = ()) -> "Described":
+    def of(cls, teacher: Teacher, features: Sequence[str] = ()) -> "TeacherSpec":
         """Have a teacher give these features, and look at one black image: what can't run fails here."""
         size = teacher.built.input_size
-        teacher.give(features)
+        teacher.set_features(features)
         said = teacher(np.zeros((1, size, size, 3), np.uint8))
         return cls(teacher.identity(), teacher.numerics(), teacher.config.recorded(), shapes_of(said))
 
 
 @dataclass(frozen=True)
-class Job:
+class CachingJob:
     """What all tasks of a run have in common; goes to the workers, who see the same paths.
 
     `identity` is the digest of the cache's: where another run has put its own cache meanwhile, nothing is done.
@@ -58,7 +58,7 @@ class Job:
     size: int
     threads: int | None
     beside: int
-    teacher: Described
+    teacher: TeacherSpec
 
     def open(self) -> Cache:
         """The cache.
@@ -78,9 +78,9 @@ class Job:
             )
         return cache
 
-    def sample(self, views: Sequence[View]) -> Sample:
+    def sample(self, views: Sequence[View]) -> FitSample:
         """What calibrations are fitted to."""
-        return Sample(self.index, self.config, views, self.size, self.threads)
+        return FitSample(self.index, self.config, views, self.size, self.threads)
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ class Backend(Protocol):
 
     beside: int
 
-    def describe(self, features: Sequence[str] = ()) -> Described:
+    def describe(self, features: Sequence[str] = ()) -> TeacherSpec:
         """The teacher that will do the tasks, and give these features.
 
         Raises:
@@ -119,11 +119,11 @@ class Backend(Protocol):
         """
         ...
 
-    def settle(self, layers: Plan | None, batches: int) -> dict[str, Any]:
+    def resolve_plan(self, layers: KernelPlan | None, batches: int) -> dict[str, Any]:
         """Decide how the teacher is run: with these `layers`, or where they are None with the fastest.
 
         Args:
-            layers: see `Teacher.obey`.
+            layers: see `Teacher.apply_plan`.
             batches: to come; see `Teacher.search`.
 
         Returns:
@@ -138,19 +138,19 @@ class Backend(Protocol):
         """See `parts.try_extracting`."""
         ...
 
-    def extract(self, job: Job, names: Sequence[str]) -> None:
+    def extract(self, job: CachingJob, names: Sequence[str]) -> None:
         """Store parts of the teacher in the job's cache; see `parts.extract`."""
         ...
 
-    def calibrate(self, job: Job, rank: int | None, views: Sequence[View]) -> str:
+    def calibrate(self, job: CachingJob, rank: int | None, views: Sequence[View]) -> str:
         """Store a calibration of the teacher's map in the job's cache; see `parts.calibrate`. Returns its name."""
         ...
 
-    def try_batch(self, job: Job, encoding: Encoding, views: Sequence[View], nondeterministic: bool) -> None:
+    def try_batch(self, job: CachingJob, encoding: Encoding, views: Sequence[View], nondeterministic: bool) -> None:
         """Run a job's first batch, whose cache may not be there yet; see `trial.try_batch`."""
         ...
 
-    def run(self, job: Job, tasks: Iterator[Task]) -> Iterator[Outcome]:
+    def run(self, job: CachingJob, tasks: Iterator[Task]) -> Iterator[Outcome]:
         """Do the tasks, taking them from the iterator as room comes up; outcomes come as they end.
 
         Raises:
@@ -159,7 +159,7 @@ class Backend(Protocol):
         ...
 
 
-def do(job: Job, task: Task, teacher: Teacher, cache: Cache) -> dict[str, Any]:
+def do(job: CachingJob, task: Task, teacher: Teacher, cache: Cache) -> dict[str, Any]:
     """One task from tar to commit; returns the record that was committed, now or by somebody else meanwhile."""
     committed = finished(cache, task.segment, task.position)
     if committed is not None:
@@ -180,12 +180,12 @@ def do(job: Job, task: Task, teacher: Teacher, cache: Cache) -> dict[str, Any]:
         return commit_task(cache, task.segment, task.position, *done)
 
 
-def settle(teacher: Teacher, layers: Plan | None, batches: int) -> dict[str, Any]:
+def resolve_plan(teacher: Teacher, layers: KernelPlan | None, batches: int) -> dict[str, Any]:
     """Have a teacher run with these layers, or find the fastest; see Backend."""
     if layers is None:
         teacher.search(batches)
     else:
-        teacher.obey(layers)
+        teacher.apply_plan(layers)
     return teacher.numerics()
 
 
@@ -197,31 +197,31 @@ class InProcess:
     def __init__(self, teacher: Teacher) -> None:
         self._teacher = teacher
 
-    def describe(self, features: Sequence[str] = ()) -> Described:
+    def describe(self, features: Sequence[str] = ()) -> TeacherSpec:
         """See Backend."""
-        return Described.of(self._teacher, features)
+        return TeacherSpec.of(self._teacher, features)
 
-    def settle(self, layers: Plan | None, batches: int) -> dict[str, Any]:
+    def resolve_plan(self, layers: KernelPlan | None, batches: int) -> dict[str, Any]:
         """See Backend."""
-        return settle(self._teacher, layers, batches)
+        return resolve_plan(self._teacher, layers, batches)
 
     def try_extracting(self, names: Sequence[str]) -> None:
         """See Backend."""
         try_extracting(self._teacher, names)
 
-    def extract(self, job: Job, names: Sequence[str]) -> None:
+    def extract(self, job: CachingJob, names: Sequence[str]) -> None:
         """See Backend."""
         extract(job.open(), self._teacher, names)
 
-    def calibrate(self, job: Job, rank: int | None, views: Sequence[View]) -> str:
+    def calibrate(self, job: CachingJob, rank: int | None, views: Sequence[View]) -> str:
         """See Backend."""
         return calibrate(job.open(), self._teacher, job.sample(views), rank)
 
-    def try_batch(self, job: Job, encoding: Encoding, views: Sequence[View], nondeterministic: bool) -> None:
+    def try_batch(self, job: CachingJob, encoding: Encoding, views: Sequence[View], nondeterministic: bool) -> None:
         """See Backend."""
         try_batch(self._teacher, job.sample(views), encoding, nondeterministic=nondeterministic)
 
-    def run(self, job: Job, tasks: Iterator[Task]) -> Iterator[Outcome]:
+    def run(self, job: CachingJob, tasks: Iterator[Task]) -> Iterator[Outcome]:
         """See Backend."""
         cache = job.open()
         for task in tasks:

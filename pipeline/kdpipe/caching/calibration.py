@@ -6,7 +6,7 @@ from typing import Any
 
 from kdpipe.cache import Cache, Store, require_identity
 from kdpipe.cache.modules import copy_part, needed, read_part_bytes, with_calibration
-from kdpipe.caching.backend import Backend, Job
+from kdpipe.caching.backend import Backend, CachingJob
 from kdpipe.caching.modules import fitted_to
 from kdpipe.errors import CacheError, ConfigError
 from kdpipe.targets import Encoding
@@ -17,14 +17,14 @@ _TRIED = 6
 
 
 @dataclass(frozen=True)
-class Loan:
+class BasisReuse:
     """A calibration to be taken from another cache."""
 
     cache: Cache
     name: str
 
 
-def borrow(url: str, identity: dict[str, Any], encoding: Encoding, views: Sequence[View]) -> Loan:
+def reuse_basis(url: str, identity: dict[str, Any], encoding: Encoding, views: Sequence[View]) -> BasisReuse:
     """Find the calibration of such a map, of the same shape and rank, in another cache.
 
     Args:
@@ -56,10 +56,10 @@ def borrow(url: str, identity: dict[str, Any], encoding: Encoding, views: Sequen
             do="Name a cache that was made with the same --map-rank",
         )
     read_part_bytes(other, held.calibration)
-    return Loan(other, held.calibration)
+    return BasisReuse(other, held.calibration)
 
 
-def calibrated(cache: Cache, encoding: Encoding, views: Sequence[View], loan: Loan | None = None) -> Encoding:
+def calibrated(cache: Cache, encoding: Encoding, views: Sequence[View], loan: BasisReuse | None = None) -> Encoding:
     """The encoding with the calibration that the cache has for such a map, else with the loan's, if any.
 
     Segments of the same encoding can be read together: theirs comes first.
@@ -90,7 +90,7 @@ def calibrated(cache: Cache, encoding: Encoding, views: Sequence[View], loan: Lo
 
 
 def have_calibration(
-    backend: Backend, job: Job, cache: Cache, encoding: Encoding, views: Sequence[View], loan: Loan | None = None
+    backend: Backend, job: CachingJob, cache: Cache, encoding: Encoding, views: Sequence[View], loan: BasisReuse | None = None
 ) -> Encoding:
     """Have the calibration of an encoding's map in the cache: copied from the loan, or fitted to the views.
 

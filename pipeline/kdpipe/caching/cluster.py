@@ -15,11 +15,11 @@ from distributed.comm import CommClosedError
 from distributed.scheduler import KilledWorker
 
 from kdpipe._util import remote
-from kdpipe.caching.backend import Described, Job, Outcome, Task
+from kdpipe.caching.backend import TeacherSpec, CachingJob, Outcome, Task
 from kdpipe.caching.worker import TeacherPlugin, describe, require_same
 from kdpipe.errors import CacheError, KdpipeError, TeacherError
 from kdpipe.targets import Encoding
-from kdpipe.teacher import Plan, TeacherConfig
+from kdpipe.teacher import KernelPlan, TeacherConfig
 from kdpipe.views import View
 
 # Tasks in flight for each worker: one that it does and one that waits, so that it never does.
@@ -61,20 +61,20 @@ class Cluster:
         self._client, self.beside = client, beside
         client.register_plugin(TeacherPlugin(teacher.absolute(), num_classes, devices or []))
 
-    def describe(self, features: Sequence[str] = ()) -> Described:
+    def describe(self, features: Sequence[str] = ()) -> TeacherSpec:
         """See Backend. Every worker loads its teacher; they must all be the same, run in the same way."""
         try:
             self._client.wait_for_workers(1)
             answers = self._client.run(describe, tuple(features), on_error="return")
         except _GONE as e:
             raise CacheError("the scheduler is gone", do=_REPEAT) from e
-        first: Described | None = None
+        first: TeacherSpec | None = None
         for worker, answer in answers.items():
             if isinstance(answer, KdpipeError):
                 raise answer
             if _unreachable(answer):
                 raise _died("loading the teacher and trying it", worker) from answer
-            if not isinstance(answer, Described):
+            if not isinstance(answer, TeacherSpec):
                 raise TeacherError(f"a worker can't load the teacher: {answer}", where=worker)
             first = first or answer
             require_same(answer, first, worker)
@@ -82,7 +82,7 @@ class Cluster:
             raise _died("being asked for its teacher")
         return first
 
-    def settle(self, layers: Plan | None, batches: int) -> dict[str, Any]:
+    def resolve_plan(self, layers: KernelPlan | None, batches: int) -> dict[str, Any]:
         """See Backend. One worker finds out; the others do as it found when their first task tells them."""
         share = -(-batches // max(1, len(self._client.nthreads())))
         numerics: dict[str, Any] = self._on_one("settle", layers, share)
@@ -92,16 +92,16 @@ class Cluster:
         """See Backend, of one worker."""
         self._on_one("try_extracting", tuple(names))
 
-    def extract(self, job: Job, names: Sequence[str]) -> None:
+    def extract(self, job: CachingJob, names: Sequence[str]) -> None:
         """See Backend. One worker writes them: they may be large, and it is at the cache as well as anybody."""
         self._on_one("extract", pickle.dumps(job), tuple(names))
 
-    def calibrate(self, job: Job, rank: int | None, views: Sequence[View]) -> str:
+    def calibrate(self, job: CachingJob, rank: int | None, views: Sequence[View]) -> str:
         """See Backend. One worker fits it, and writes it."""
         name: str = self._on_one("calibrate", pickle.dumps(job), rank, tuple(views))
         return name
 
-    def try_batch(self, job: Job, encoding: Encoding, views: Sequence[View], nondeterministic: bool) -> None:
+    def try_batch(self, job: CachingJob, encoding: Encoding, views: Sequence[View], nondeterministic: bool) -> None:
         """See Backend, of one worker."""
         self._on_one("try_batch", pickle.dumps(job), encoding, tuple(views), nondeterministic)
 
@@ -115,14 +115,14 @@ class Cluster:
         except _GONE as e:
             raise CacheError("the scheduler is gone", do=_REPEAT) from e
 
-    def run(self, job: Job, tasks: Iterator[Task]) -> Iterator[Outcome]:
+    def run(self, job: CachingJob, tasks: Iterator[Task]) -> Iterator[Outcome]:
         """See Backend."""
         try:
             yield from self._run(job, tasks)
         except (*_GONE, TimeoutError) as e:
             raise CacheError("the scheduler is gone", where=job.url, do=_REPEAT) from e
 
-    def _run(self, job: Job, tasks: Iterator[Task]) -> Iterator[Outcome]:
+    def _run(self, job: CachingJob, tasks: Iterator[Task]) -> Iterator[Outcome]:
         # As bytes: else the scheduler would unpickle it for every task, and so would the workers; and opening a large
         # index takes longer than all the rest of scheduling.
         packed = pickle.dumps(job)

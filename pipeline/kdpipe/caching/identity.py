@@ -94,14 +94,14 @@ def check_canaries(cache: Cache, index: Index, config: ViewsConfig, allow: Pixel
 
 
 def check_readers_canaries(
-    cache: Cache, index: Index, config: ViewsConfig, allow: Pixels, *, asked: bool, say: Callable[[str], None]
+    cache: Cache, index: Index, config: ViewsConfig, allow: Pixels, *, asked: bool, log: Callable[[str], None]
 ) -> dict[str, Any]:
     """As `check_canaries`, for an index that may be any part of the cache: where nothing can be compared, say so.
 
     Args:
         cache, index, config, allow: as there.
         asked: whether somebody asked for `allow`, rather than leaving it at its default.
-        say: told a remark, if no canary is of the index's samples.
+        log: told a remark, if no canary is of the index's samples.
 
     Raises:
         ViewError: they look different now, or it was asked for and nothing can be compared.
@@ -119,7 +119,7 @@ def check_readers_canaries(
                 allowed=f"an index with one of the shards {some}",
                 do="Index one of them too; without --pixels (loader.pixels) it goes on unchecked",
             )
-        say(f"PIXELS UNCHECKED: {what}; an index with one of the shards {some} would tell")
+        log(f"PIXELS UNCHECKED: {what}; an index with one of the shards {some} would tell")
     return report
 
 

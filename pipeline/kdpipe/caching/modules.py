@@ -30,7 +30,7 @@ _TRIED = 2
 
 
 @dataclass(frozen=True)
-class Sample:
+class FitSample:
     """Views that calibrations are fitted to; the same for the same index and views, whoever fits."""
 
     index: Index
@@ -68,7 +68,7 @@ def _taken(teacher: Teacher, names: Sequence[str], images: np.ndarray) -> Iterat
     """Parts with their tensors and what is to be said about them."""
     if not names:
         return
-    plain, x = teacher.plain(), teacher.normalized(images).contiguous()
+    plain, x = teacher.original(), teacher.normalized(images).contiguous()
     if HEAD in names:
         yield HEAD, head_parts(plain, teacher.built, x), {"teacher": teacher.weights}
     if TAIL in names:
@@ -81,7 +81,7 @@ def _bytes(tensors: Tensors, images: np.ndarray) -> int:
     return sum(n * COUNT // len(images) if key.startswith("probe_") else n for key, n in sizes.items())
 
 
-def calibrate(cache: Cache, teacher: Teacher, sample: Sample, rank: int | None) -> str:
+def calibrate(cache: Cache, teacher: Teacher, sample: FitSample, rank: int | None) -> str:
     """Fit a calibration of the teacher's final map and store it; returns its name.
 
     Args:
@@ -105,7 +105,7 @@ def fitted_to(views: Sequence[View]) -> tuple[View, ...]:
     return tuple(in_order(view for view in views if isinstance(view, int)) or in_order(views))
 
 
-def fit_tokens(teacher: Teacher, sample: Sample) -> tuple[torch.Tensor, int]:
+def fit_tokens(teacher: Teacher, sample: FitSample) -> tuple[torch.Tensor, int]:
     """Tokens float32 (n, D) that a calibration is fitted to, and of how many views they are."""
     index, count = sample.index, VIEWS
     views = fitted_to(sample.views)

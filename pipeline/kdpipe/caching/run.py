@@ -19,8 +19,8 @@ from kdpipe.cache.commit import finished, sweep, write_provenance
 from kdpipe.cache.layout import STORE_RECORD
 from kdpipe.cache.locks import adding, writing
 from kdpipe.cache.manifest import place
-from kdpipe.caching.backend import Backend, Described, InProcess, Job, Outcome, Task
-from kdpipe.caching.calibration import Loan, borrow, calibrated, have_calibration
+from kdpipe.caching.backend import Backend, TeacherSpec, InProcess, CachingJob, Outcome, Task
+from kdpipe.caching.calibration import BasisReuse, reuse_basis, calibrated, have_calibration
 from kdpipe.caching.identity import check_canaries, make_identity, render_canaries
 from kdpipe.caching.modules import parts_of
 from kdpipe.caching.segments import layers_asked, segments_for, settled
@@ -43,7 +43,7 @@ class CachingConfig(Config):
 
 
 @dataclass
-class Report:
+class CachingReport:
     """What `cache_views` did: committed tasks, those that were there, views, quality, bytes, seconds; what failed.
 
     `encoding` is that of the segments that hold what was asked for.
@@ -68,7 +68,7 @@ class Report:
 
 
 @dataclass(frozen=True)
-class Progress:
+class CachingProgress:
     """One finished task, for whoever shows progress; the first, with `done` 0, comes before any.
 
     `views` are those of this task, `pending` those of all the tasks that the run has to do.
@@ -91,8 +91,8 @@ def cache_views(
     views: Sequence[View],
     *,
     caching: CachingConfig | None = None,
-    on_progress: Callable[[Progress], None] = lambda _: None,
-) -> tuple[Cache, Report]:
+    on_progress: Callable[[CachingProgress], None] = lambda _: None,
+) -> tuple[Cache, CachingReport]:
     """Make the cache hold the teacher's targets of these views of all samples of the index.
 
     Tasks that are committed already are skipped, so an interrupted run goes on by repeating it, and asking for
@@ -126,15 +126,15 @@ def cache_views(
     encoding = Encoding.of(targets, num_classes, described.shapes)
     size, chance = int(described.identity["input_size"]), caching.allow_nondeterministic
     identity = make_identity(index, config, described.identity, size, nondeterministic=chance)
-    loan = borrow(caching.calibration_from, identity, encoding, views) if caching.calibration_from else None
-    store, report = Store(place(url, identity)), Report()
+    loan = reuse_basis(caching.calibration_from, identity, encoding, views) if caching.calibration_from else None
+    store, report = Store(place(url, identity)), CachingReport()
     batches = -(-len(index) // int(described.numerics["batch_size"]))  # of each view
     where = store.url, fingerprint(identity)
-    job_of = partial(Job, *where, index, config, size, caching.render_threads, backend.beside)
+    job_of = partial(CachingJob, *where, index, config, size, caching.render_threads, backend.beside)
     searched = not store.exists(STORE_RECORD)
     if searched:  # while nobody has to wait: it may take minutes
         backend.try_extracting(parts_of(targets))
-        described = replace(described, numerics=backend.settle(layers_asked(described), len(views) * batches))
+        described = replace(described, numerics=backend.resolve_plan(layers_asked(described), len(views) * batches))
         backend.try_batch(job_of(described), encoding, views, chance)
     with writing(store) as writer:
         with adding(store):
@@ -154,14 +154,14 @@ def cache_views(
         writer.share()
         report.skipped = len(segments) * len(cache.shards) - len(todo)
         pending = sum(task.shard.samples * len(task.segment.views) for task in todo)
-        on_progress(Progress(0, len(todo), "", "", 0, pending))
+        on_progress(CachingProgress(0, len(todo), "", "", 0, pending))
         # Another run may be at the same cache: what it has finished by now needn't be done twice.
         fresh = (task for task in todo if finished(cache, task.segment, task.position) is None)
         for done, outcome in enumerate(backend.run(job, fresh), start=1):
             report.add(outcome)
             if outcome.record is not None:
                 at = outcome.task.shard.name, outcome.task.segment.name
-                on_progress(Progress(done, len(todo), *at, outcome.quality.views, pending))
+                on_progress(CachingProgress(done, len(todo), *at, outcome.quality.views, pending))
     cache.refresh()
     report.seconds = time.monotonic() - began
     return cache, report
@@ -185,12 +185,12 @@ def _open(
 
 def _store_parts(
     backend: Backend,
-    job: Job,
+    job: CachingJob,
     cache: Cache,
     encoding: Encoding,
     names: Sequence[str],
     views: Sequence[View],
-    loan: Loan | None,
+    loan: BasisReuse | None,
 ) -> Encoding:
     """Have what the arrays need beside them; the encoding, which names the calibration of its map."""
     missing = [name for name in names if name not in cache.parts]
@@ -218,7 +218,7 @@ def _todo(cache: Cache, index: Index, segments: Sequence[Segment]) -> list[Task]
     ]
 
 
-def provenance(index: Index, teacher: Described) -> dict[str, Any]:
+def provenance(index: Index, teacher: TeacherSpec) -> dict[str, Any]:
     """Where, when and with what a run was done; compared by nobody, but `kdpipe verify` looks there for inputs."""
     packages = ["kdpipe", "torch", "torchvision", "timm", "zarr", "numcodecs", "numpy"]
     return {

@@ -8,10 +8,10 @@ from typing import Any
 from kdpipe._util.fingerprint import differences
 from kdpipe.cache import Cache, Segment, add_segment
 from kdpipe.cache.layout import padded_rows, runs
-from kdpipe.caching.backend import Backend, Described
+from kdpipe.caching.backend import Backend, TeacherSpec
 from kdpipe.errors import IdentityError, TeacherError
 from kdpipe.targets import Encoding
-from kdpipe.teacher import Plan
+from kdpipe.teacher import KernelPlan
 from kdpipe.views import View
 
 # A task's arrays are in memory until they are written: more views than fit in this become several segments.
@@ -21,12 +21,12 @@ _AS_BEGUN = "Leave out teacher.form and teacher.layers, and it goes on as it was
 
 def settled(
     backend: Backend,
-    described: Described,
+    described: TeacherSpec,
     cache: Cache,
     encoding: Encoding,
     views: Sequence[View],
     batches: int | None,
-) -> Described:
+) -> TeacherSpec:
     """How the teacher is run from here on: as the cache's last segments were made, if its form allows that.
 
     Then a run that goes on, and one that adds views, needn't search, and its targets are as those before.
@@ -52,14 +52,14 @@ def settled(
         if layers is not None and not begun:
             # A new segment may be made in another way.
             with suppress(TeacherError):
-                return replace(described, numerics=backend.settle(layers, 0))
+                return replace(described, numerics=backend.resolve_plan(layers, 0))
             layers = None
     if layers == described.numerics["layers"] or (layers is None and batches is None):
         return described
-    return replace(described, numerics=backend.settle(layers, count))
+    return replace(described, numerics=backend.resolve_plan(layers, count))
 
 
-def layers_asked(described: Described) -> Plan | None:
+def layers_asked(described: TeacherSpec) -> KernelPlan | None:
     """The ways that the user wants, none for plain ones; None for the fastest."""
     config = described.config
     return config["layers"] if config["form"] == "fastest" or config["layers"] else {}

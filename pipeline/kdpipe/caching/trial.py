@@ -8,7 +8,7 @@ import torch
 
 from kdpipe._util.machine import cores
 from kdpipe.caching.determinism import require_deterministic
-from kdpipe.caching.modules import Sample
+from kdpipe.caching.modules import FitSample
 from kdpipe.caching.output_checks import require_finite, require_fit
 from kdpipe.errors import ImageError, ShardError
 from kdpipe.shards import BlockReader
@@ -17,7 +17,7 @@ from kdpipe.teacher import Teacher
 from kdpipe.views.block import Rendered, paired_index, render_rows
 
 
-def try_batch(teacher: Teacher, sample: Sample, encoding: Encoding, *, nondeterministic: bool) -> None:
+def try_batch(teacher: Teacher, sample: FitSample, encoding: Encoding, *, nondeterministic: bool) -> None:
     """Run the first batch of the first view of a sample; three forwards.
 
     A batch that can't be rendered fails its own task and no other: then the next block's first batch is tried.
@@ -48,7 +48,7 @@ def try_batch(teacher: Teacher, sample: Sample, encoding: Encoding, *, nondeterm
         require_deterministic(teacher, pixels, erased, where)
 
 
-def _first_batch(sample: Sample, size: int) -> tuple[range, Rendered] | None:
+def _first_batch(sample: FitSample, size: int) -> tuple[range, Rendered] | None:
     """Rows and pixels of the first block whose first batch can be rendered; None if no block's can."""
     index = sample.index
     reader = BlockReader(paired_index(index, sample.config))

@@ -14,14 +14,14 @@ from distributed import WorkerPlugin
 
 from kdpipe._util import remote
 from kdpipe._util.fingerprint import differences
-from kdpipe._util.machine import few_arenas
+from kdpipe._util.machine import limit_malloc_arenas
 from kdpipe.cache import Cache
-from kdpipe.caching.backend import Described, Job, do, settle
+from kdpipe.caching.backend import TeacherSpec, CachingJob, do, resolve_plan
 from kdpipe.caching.modules import calibrate, extract, try_extracting
 from kdpipe.caching.trial import try_batch
 from kdpipe.errors import IdentityError
 from kdpipe.targets import Encoding
-from kdpipe.teacher import Plan, Teacher, TeacherConfig
+from kdpipe.teacher import KernelPlan, Teacher, TeacherConfig
 from kdpipe.views import View
 
 
@@ -33,12 +33,12 @@ class TeacherPlugin(WorkerPlugin):
     def __init__(self, config: TeacherConfig, num_classes: int | None, devices: list[str]) -> None:
         self._config, self._num_classes, self._devices = config, num_classes, devices
         self._teacher: Teacher | None = None
-        self._described: Described | None = None
-        self._jobs: dict[bytes, tuple[Job, Cache]] = {}
+        self._described: TeacherSpec | None = None
+        self._jobs: dict[bytes, tuple[CachingJob, Cache]] = {}
 
     def setup(self, worker: Any) -> None:
         """Called by dask in each worker, also in those that come later. Workers of a local cluster are numbered."""
-        few_arenas()
+        limit_malloc_arenas()
         self._lock = threading.Lock()  # a worker with several threads, against our advice, is slow but not wrong
         if isinstance(worker.name, int) and worker.name:
             logging.getLogger("kdpipe").setLevel(logging.ERROR)  # remarks come from the first of them
@@ -46,24 +46,24 @@ class TeacherPlugin(WorkerPlugin):
             device = self._devices[worker.name % len(self._devices)]
             self._config = self._config.model_copy(update={"device": device})
 
-    def described(self, features: Sequence[str] | None = None) -> Described:
+    def described(self, features: Sequence[str] | None = None) -> TeacherSpec:
         """The teacher, loaded if it isn't yet, that gives these features; by default what it gives."""
         if self._teacher is None:
             self._teacher = Teacher(self._config, self._num_classes)
         if self._described is None or not (features is None or set(features) == set(self._described.shapes)):
-            self._described = Described.of(self._teacher, features or ())
+            self._described = TeacherSpec.of(self._teacher, features or ())
         return self._described
 
-    def settle(self, layers: Plan | None, batches: int) -> dict[str, Any]:
+    def resolve_plan(self, layers: KernelPlan | None, batches: int) -> dict[str, Any]:
         """See Backend, of this worker's teacher."""
         with self._lock:
             described = self.described()
             assert self._teacher is not None
-            self._described = replace(described, numerics=settle(self._teacher, layers, batches))
+            self._described = replace(described, numerics=resolve_plan(self._teacher, layers, batches))
             return self._described.numerics
 
     def do(self, packed: bytes, task: bytes) -> dict[str, Any]:
-        """A pickled Task of a pickled Job, with the teacher that its run was begun with."""
+        """A pickled Task of a pickled CachingJob, with the teacher that its run was begun with."""
         job, teacher, cache = self._begin(packed)
         return do(job, pickle.loads(task), teacher, cache)
 
@@ -85,37 +85,37 @@ class TeacherPlugin(WorkerPlugin):
 
     def try_batch(self, packed: bytes, encoding: Encoding, views: Sequence[View], nondeterministic: bool) -> None:
         """See Backend; the job is pickled."""
-        job: Job = pickle.loads(packed)
+        job: CachingJob = pickle.loads(packed)
         require_same(self.described(), job.teacher, socket.gethostname())
         try_batch(self._prepared(job), job.sample(views), encoding, nondeterministic=nondeterministic)
 
-    def _begin(self, packed: bytes) -> tuple[Job, Teacher, Cache]:
+    def _begin(self, packed: bytes) -> tuple[CachingJob, Teacher, Cache]:
         """A job, and the teacher as it is to be run in it."""
         if packed not in self._jobs:
-            new: Job = pickle.loads(packed)
+            new: CachingJob = pickle.loads(packed)
             require_same(self.described(), new.teacher, socket.gethostname())
             self._jobs[packed] = new, new.open()
         job, cache = self._jobs[packed]
         return job, self._prepared(job), cache
 
-    def _prepared(self, job: Job) -> Teacher:
+    def _prepared(self, job: CachingJob) -> Teacher:
         """The teacher as it is to be run in a job."""
         # As one worker found for all; the last task may have been of another job.
         with self._lock:
             self.described(tuple(job.teacher.shapes))
-        self.settle(job.teacher.numerics["layers"], 0)
+        self.resolve_plan(job.teacher.numerics["layers"], 0)
         assert self._teacher is not None
         return self._teacher
 
 
-def describe(features: tuple[str, ...], dask_worker: Any) -> Described:
+def describe(features: tuple[str, ...], dask_worker: Any) -> TeacherSpec:
     """On a worker, to which dask passes itself: its teacher, that gives these features."""
     plugin = dask_worker.plugins[remote.PLUGIN]
     assert isinstance(plugin, TeacherPlugin)
     return plugin.described(features)
 
 
-def require_same(ours: Described, theirs: Described, worker: str) -> None:
+def require_same(ours: TeacherSpec, theirs: TeacherSpec, worker: str) -> None:
     """Refuse a worker whose teacher is another one, or is run in another way. Its layers are as each job says.
 
     Raises:

@@ -10,15 +10,15 @@ from kdpipe.cache import Segment
 from kdpipe.cache.layout import padded_rows
 from kdpipe.caching.segments import portions
 from kdpipe.estimate.interval import Estimate
-from kdpipe.estimate.measure import Measured
-from kdpipe.estimate.sizes import Weight, index_bytes, loss
+from kdpipe.estimate.measure import SampleMeasurements
+from kdpipe.estimate.sizes import CandidateSize, index_bytes, loss
 from kdpipe.shards import Index
 from kdpipe.targets import Encoding, Quality
 from kdpipe.views import View
 
 
 def forecast(
-    index: Index, measured: Measured, chosen: Encoding, views: Sequence[View], machines: Sequence[int], loading: float
+    index: Index, measured: SampleMeasurements, chosen: Encoding, views: Sequence[View], machines: Sequence[int], loading: float
 ) -> dict[str, Any]:
     """What `cache_views` would make, and how long it would take.
 
@@ -35,7 +35,7 @@ def forecast(
         `seconds_alone` is what each part takes by itself, of which rendering hides behind the teacher or the
         teacher behind rendering; `binds` is the longest of them.
     """
-    pace, startup, alone = measured.pace, loading + measured.startup, _alone(index, measured, chosen, views)
+    throughput, startup, alone = measured.throughput, loading + measured.startup, _alone(index, measured, chosen, views)
     tasks = _tasks(index, measured, chosen, views)
     count = len(index) * len(views)
     return {
@@ -47,18 +47,18 @@ def forecast(
         ],
         "part_bytes": sum(measured.part_bytes.values()) + _calibration_bytes(chosen),
         "startup_seconds": startup,
-        "device_seconds": (pace.forward * (alone["teacher"] / max(pace.forward.mid, 1e-12))).json(),
+        "device_seconds": (throughput.forward * (alone["teacher"] / max(throughput.forward.mid, 1e-12))).json(),
         "seconds_alone": alone,
         "binds": max(alone, key=alone.__getitem__),
-        "views_per_second": Estimate.exactly(count).over(pace.spread * sum(tasks)).json(),
-        "read_bytes_per_second": pace.read,
+        "views_per_second": Estimate.exactly(count).over(throughput.spread * sum(tasks)).json(),
+        "read_bytes_per_second": throughput.read,
         "machines": [
-            {"machines": n, "seconds": (pace.spread * _makespan(tasks, n) + startup).json()} for n in machines
+            {"machines": n, "seconds": (throughput.spread * _makespan(tasks, n) + startup).json()} for n in machines
         ],
     }
 
 
-def sampled(index: Index, measured: Measured) -> dict[str, Any]:
+def sampled(index: Index, measured: SampleMeasurements) -> dict[str, Any]:
     """How much was looked at, and how good the teacher was there."""
     sample, total = measured.sample, Quality()
     for said in measured.weights[0].quality:
@@ -74,29 +74,29 @@ def sampled(index: Index, measured: Measured) -> dict[str, Any]:
     }
 
 
-def _alone(index: Index, measured: Measured, encoding: Encoding, views: Sequence[View]) -> dict[str, float]:
+def _alone(index: Index, measured: SampleMeasurements, encoding: Encoding, views: Sequence[View]) -> dict[str, float]:
     """Seconds of each part of all the work."""
-    pace, rows = measured.pace, np.diff(index.block_first)
+    throughput, rows = measured.throughput, np.diff(index.block_first)
     segments = _segments(index, encoding, views)
     return {
-        "teacher": len(views) * float((-(-rows // pace.batch)).sum()) * pace.forward.mid,
-        "rendering": sum(float(pace.rendering(rows, g).sum()) for s in segments for g in _groups(s, pace.group)),
-        "encoding": len(views) * len(index) * pace.encode,
+        "teacher": len(views) * float((-(-rows // throughput.batch)).sum()) * throughput.forward.mid,
+        "rendering": sum(float(throughput.rendering(rows, g).sum()) for s in segments for g in _groups(s, throughput.group)),
+        "encoding": len(views) * len(index) * throughput.encode,
         "writing": len(index.shards) * sum(_writing(index, measured, s) for s in segments),
     }
 
 
-def _tasks(index: Index, measured: Measured, encoding: Encoding, views: Sequence[View]) -> list[float]:
+def _tasks(index: Index, measured: SampleMeasurements, encoding: Encoding, views: Sequence[View]) -> list[float]:
     """Seconds of every task."""
-    pace, rows, found = measured.pace, np.diff(index.block_first), []
+    throughput, rows, found = measured.throughput, np.diff(index.block_first), []
     for segment in _segments(index, encoding, views):
-        groups = _groups(segment, pace.group)
-        steps = np.add.reduce([pace.steps(rows, g) for g in groups])
+        groups = _groups(segment, throughput.group)
+        steps = np.add.reduce([throughput.steps(rows, g) for g in groups])
         by_shard = np.bincount(index.block_shard, steps, len(index.shards))
         # Nothing hides the first rendering of a task nor its last answers.
         whole, views_then = np.full(1, index.block_size), groups[-1]
-        ends = pace.rendering(whole, views_then) + pace.answering(whole, views_then)
-        ends = np.maximum(0, ends - pace.steps(whole, views_then))
+        ends = throughput.rendering(whole, views_then) + throughput.outputs(whole, views_then)
+        ends = np.maximum(0, ends - throughput.steps(whole, views_then))
         found += (by_shard + ends + _writing(index, measured, segment)).tolist()
     return found
 
@@ -109,7 +109,7 @@ def _makespan(tasks: list[float], machines: int) -> float:
     return max(free)
 
 
-def _encoding(index: Index, measured: Measured, weight: Weight, views: Sequence[View]) -> dict[str, Any]:
+def _encoding(index: Index, measured: SampleMeasurements, weight: CandidateSize, views: Sequence[View]) -> dict[str, Any]:
     encoding, shards, writing = weight.encoding, len(index.shards), measured.writing
     segments, fields = _segments(index, encoding, views), len(encoding.fields())
     numbered = sum(isinstance(v, int) for v in views)
@@ -152,7 +152,7 @@ def _padded(index: Index) -> int:
     return padded_rows([{"samples": shard.samples} for shard in index.shards], index.block_size)
 
 
-def _writing(index: Index, measured: Measured, segment: Segment) -> float:
+def _writing(index: Index, measured: SampleMeasurements, segment: Segment) -> float:
     """Seconds to write a task."""
     size = _padded(index) * len(segment.views) * segment.encoding.nbytes
     return measured.writing.task + measured.writing.byte * size

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 import torch
 
 from kdpipe._util.machine import cores
-from kdpipe.caching.backend import Described
-from kdpipe.caching.modules import VIEWS, Sample, parts_of, try_extracting
+from kdpipe.caching.backend import TeacherSpec
+from kdpipe.caching.modules import VIEWS, FitSample, parts_of, try_extracting
 from kdpipe.caching.run import CachingConfig
 from kdpipe.caching.trial import try_batch
 from kdpipe.estimate.candidates import encodings, largest_rank
-from kdpipe.estimate.sampling import Answered
-from kdpipe.estimate.sizes import Scales, Weight, Writing, measure_writing
-from kdpipe.estimate.throughput import Pace, rehearse
+from kdpipe.estimate.sampling import SampledOutputs
+from kdpipe.estimate.sizes import Scales, CandidateSize, Writing, measure_writing
+from kdpipe.estimate.throughput import Throughput, measure_throughput
 from kdpipe.shards import Index
 from kdpipe.targets import Calibration, Encoding, TargetsConfig
 from kdpipe.teacher import Teacher
@@ -28,11 +28,11 @@ _TOKENS = 8
 
 
 @dataclass(frozen=True)
-class Measured:
+class SampleMeasurements:
     """What was found out on the sample.
 
     Attributes:
-        pace: of rendering and teacher.
+        throughput: of rendering and teacher.
         sample: the teacher's answers.
         encoding: the chosen one.
         weights: by encoding, the chosen one among them.
@@ -44,10 +44,10 @@ class Measured:
         seconds: that measuring took.
     """
 
-    pace: Pace
-    sample: list[Answered]
+    throughput: Throughput
+    sample: list[SampledOutputs]
     encoding: Encoding
-    weights: list[Weight]
+    weights: list[CandidateSize]
     writing: Writing
     calibration: Calibration | None
     part_bytes: dict[str, int]
@@ -65,14 +65,14 @@ def measure(
     *,
     caching: CachingConfig | None = None,
     seconds: float = 60.0,
-    say: Callable[[str], None] = lambda _: None,
-) -> Measured:
+    log: Callable[[str], None] = lambda _: None,
+) -> SampleMeasurements:
     """Do everything that caching does, on at most 2 % of the samples (but at least two blocks).
 
     Args:
         index, config, teacher, targets, views, caching: as for `cache_views`.
         seconds: to spend; a teacher that takes long for a batch may take more.
-        say: told what is being measured.
+        log: told what is being measured.
 
     Raises:
         ShardError: a label is out of range, or a sample can't be read.
@@ -82,35 +82,35 @@ def measure(
     config, block = config.cached, index.block_size
     caching = caching or CachingConfig()
     threads = caching.render_threads or cores()
-    say("starting")
+    log("starting")
     labelling_index(index, config).check_labels(teacher.num_classes)
     index.verify()
-    described = Described.of(teacher, targets.features)
+    described = TeacherSpec.of(teacher, targets.features)
     encoding = Encoding.of(targets, teacher.num_classes, described.shapes)
     part_bytes, extracting = _parts(teacher, targets)
     teacher.search(len(views) * -(-len(index) // teacher.config.batch_size), at_most=0.25 * seconds)
-    first = Sample(index, config, views, teacher.built.input_size, threads)
+    first = FitSample(index, config, views, teacher.built.input_size, threads)
     try_batch(teacher, first, encoding, nondeterministic=caching.allow_nondeterministic)
     startup = time.monotonic() - began
-    say("rendering and asking the teacher")
-    pace, sample = rehearse(index, config, teacher, encoding, views, threads, max(0.0, 0.75 * seconds - startup))
+    log("rendering and asking the teacher")
+    throughput, sample = measure_throughput(index, config, teacher, encoding, views, threads, max(0.0, 0.75 * seconds - startup))
     # A cache begins with its canaries, rendered one by one, and with what isn't in arrays.
-    startup += COUNT * threads * (pace.decode + pace.render) + extracting
+    startup += COUNT * threads * (throughput.decode + throughput.render) + extracting
     all_of_them = encodings(encoding)
     calibration, fitting = _calibration(encoding, sample, largest_rank(all_of_them))
     if calibration is not None:
-        a_view = pace.decode + pace.render + pace.forward.mid / pace.batch
+        a_view = throughput.decode + throughput.render + throughput.forward.mid / throughput.batch
         startup += fitting + min(VIEWS, len(index) * len(views)) * a_view
     scales = Scales(sample, block, 0.2 * seconds / len(all_of_them), calibration)
     weights = []
     for one in all_of_them:
-        say(f"encoding {one.name}")
+        log(f"encoding {one.name}")
         weights.append(scales.weigh(one))
-    say("writing")
+    log("writing")
     writing = measure_writing(encoding, sample, block, scales)
     took = time.monotonic() - began
     fitted = scales.of_rank(encoding)
-    return Measured(pace, sample, encoding, weights, writing, fitted, part_bytes, startup, threads, took)
+    return SampleMeasurements(throughput, sample, encoding, weights, writing, fitted, part_bytes, startup, threads, took)
 
 
 def _parts(teacher: Teacher, targets: TargetsConfig) -> tuple[dict[str, int], float]:
@@ -120,7 +120,7 @@ def _parts(teacher: Teacher, targets: TargetsConfig) -> tuple[dict[str, int], fl
     return sizes, time.monotonic() - began
 
 
-def _calibration(encoding: Encoding, sample: Sequence[Answered], rank: int | None) -> tuple[Calibration | None, float]:
+def _calibration(encoding: Encoding, sample: Sequence[SampledOutputs], rank: int | None) -> tuple[Calibration | None, float]:
     """One of so many components, fitted to the sample, and the seconds that it takes to fit the cache's own."""
     maps = [part.map for part in sample if part.map is not None]
     if encoding.map is None or not maps:

@@ -18,7 +18,7 @@ _LEAST_BLOCKS = 2
 
 
 @dataclass(frozen=True)
-class Answered:
+class SampledOutputs:
     """The teacher's word on some rows of one block.
 
     Attributes:

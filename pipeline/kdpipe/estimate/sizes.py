@@ -16,7 +16,7 @@ from kdpipe.cache.layout import padded_rows
 from kdpipe.caching.identity import scratch_identity
 from kdpipe.estimate.candidates import keeping
 from kdpipe.estimate.interval import Estimate
-from kdpipe.estimate.sampling import Answered
+from kdpipe.estimate.sampling import SampledOutputs
 from kdpipe.targets import Calibration, Encoding, Quality, quality
 from kdpipe.views import View
 from kdpipe.views.canaries import Canary
@@ -25,7 +25,7 @@ LOSSES = ("retained_mass", "kl", "pooled_error", "map_error")
 
 
 @dataclass(frozen=True)
-class Weight:
+class CandidateSize:
     """An encoding's cost and worth.
 
     Attributes:
@@ -38,11 +38,11 @@ class Weight:
     evaluation: Estimate
     quality: tuple[Quality | None, Quality | None]
 
-    def __add__(self, other: "Weight") -> "Weight":
+    def __add__(self, other: "CandidateSize") -> "CandidateSize":
         """Of other fields of the same views, kept beside these; the encoding stays this one."""
         numbered, evaluation = (_joined(*pair) for pair in zip(self.quality, other.quality, strict=True))
         own, others = self.numbered + other.numbered, self.evaluation + other.evaluation
-        return Weight(self.encoding, own, others, (numbered, evaluation))
+        return CandidateSize(self.encoding, own, others, (numbered, evaluation))
 
 
 @dataclass(frozen=True)
@@ -75,14 +75,14 @@ class Scales:
     """
 
     def __init__(
-        self, sample: Sequence[Answered], block: int, seconds: float, calibration: Calibration | None = None
+        self, sample: Sequence[SampledOutputs], block: int, seconds: float, calibration: Calibration | None = None
     ) -> None:
         self._sample, self._block, self._seconds, self.calibration = sample, block, seconds, calibration
-        self._known: dict[Encoding, Weight] = {}
+        self._known: dict[Encoding, CandidateSize] = {}
 
-    def weigh(self, encoding: Encoding) -> Weight:
+    def weigh(self, encoding: Encoding) -> CandidateSize:
         """Encode and compress in the cache's own layout, in memory; two parts of the sample, and more in time."""
-        total: Weight | None = None
+        total: CandidateSize | None = None
         for alone in _alone(encoding):
             if alone not in self._known:
                 self._known[alone] = self._weigh_alone(alone)
@@ -94,13 +94,13 @@ class Scales:
         """The calibration of an encoding's map."""
         return cut(self.calibration, encoding)
 
-    def _weigh_alone(self, encoding: Encoding) -> Weight:
+    def _weigh_alone(self, encoding: Encoding) -> CandidateSize:
         found: list[tuple[Estimate, Quality | None]] = []
         for numbered in (True, False):
             views = tuple(v for v in self._sample[0].views if isinstance(v, int) is numbered)
             found.append(self._weigh(encoding, views) if views else (Estimate.exactly(0), None))
         (own, said), (others, of_others) = found
-        return Weight(encoding, own, others, (said, of_others))
+        return CandidateSize(encoding, own, others, (said, of_others))
 
     def _weigh(self, encoding: Encoding, views: tuple[View, ...]) -> tuple[Estimate, Quality]:
         """Bytes of a row's view, and what is lost."""
@@ -170,7 +170,7 @@ def index_bytes(segment: Segment, views: int, rows: int, block: int) -> int:
     return sum(16 * views * (rows // segment.rows_a_chunk(f.name, block)) + 4 for f in segment.encoding.fields())
 
 
-def measure_writing(encoding: Encoding, sample: Sequence[Answered], block: int, scales: Scales) -> Writing:
+def measure_writing(encoding: Encoding, sample: Sequence[SampledOutputs], block: int, scales: Scales) -> Writing:
     """Write the sample as a task of one block and as a task of all, on disk, and read it back."""
     views = tuple(range(len(sample[0].views)))
     parts = [_encode(encoding, part, part.views, scales.of_rank(encoding))[0] for part in sample]
@@ -198,7 +198,7 @@ def measure_writing(encoding: Encoding, sample: Sequence[Answered], block: int, 
     return Writing(task, byte, read, before + 2, own)
 
 
-def loss(weight: Weight, numbered: int, evaluation: int) -> dict[str, float | None]:
+def loss(weight: CandidateSize, numbered: int, evaluation: int) -> dict[str, float | None]:
     """Means of LOSSES over so many numbered and evaluation views; None for what isn't kept, and what has no bound."""
     parts = [(n, q) for n, q in zip((numbered, evaluation), weight.quality, strict=True) if q is not None and n]
     found: dict[str, float | None] = {}
@@ -210,7 +210,7 @@ def loss(weight: Weight, numbered: int, evaluation: int) -> dict[str, float | No
 
 
 def _encode(
-    encoding: Encoding, part: Answered, views: Sequence[View], calibration: Calibration | None
+    encoding: Encoding, part: SampledOutputs, views: Sequence[View], calibration: Calibration | None
 ) -> tuple[dict[str, np.ndarray], Quality]:
     places = [part.views.index(v) for v in views]
     total, fields = Quality(), []

@@ -13,7 +13,7 @@ import torch
 from kdpipe.caching.task import one_ahead, views_a_step
 from kdpipe.errors import TeacherError
 from kdpipe.estimate.interval import Estimate
-from kdpipe.estimate.sampling import Answered, choose_blocks, choose_views, cut
+from kdpipe.estimate.sampling import SampledOutputs, choose_blocks, choose_views, cut
 from kdpipe.shards import BlockReader, Index
 from kdpipe.targets import Calibration, Encoding, quality
 from kdpipe.teacher import Teacher, TeacherOutput
@@ -27,7 +27,7 @@ _STEPS = 5
 
 
 @dataclass(frozen=True)
-class Pace:
+class Throughput:
     """Seconds of the parts of a task, each measured alone.
 
     Attributes:
@@ -57,17 +57,17 @@ class Pace:
         """Of steps with so many rows, rendering alone."""
         return np.asarray(rows * (self.decode + views * self.render))
 
-    def answering(self, rows: np.ndarray | int, views: int) -> np.ndarray:
+    def outputs(self, rows: np.ndarray | int, views: int) -> np.ndarray:
         """Of steps with so many rows, teacher and encoding alone."""
         return np.asarray(views * (-(-rows // self.batch) * self.forward.mid + rows * self.encode))
 
     def steps(self, rows: np.ndarray | int, views: int) -> np.ndarray:
         """Of steps with so many rows, one following the other."""
-        parts = self.rendering(rows, views), self.answering(rows, views)
+        parts = self.rendering(rows, views), self.outputs(rows, views)
         return np.asarray(np.maximum(*parts) + self.together * np.minimum(*parts))
 
 
-def rehearse(
+def measure_throughput(
     index: Index,
     config: ViewsConfig,
     teacher: Teacher,
@@ -75,7 +75,7 @@ def rehearse(
     views: Sequence[View],
     threads: int,
     seconds: float,
-) -> tuple[Pace, list[Answered]]:
+) -> tuple[Throughput, list[SampledOutputs]]:
     """Do the work of a task on a sample of the index, for about so many seconds.
 
     However slow the teacher, it answers at least on a batch twice.
@@ -86,7 +86,7 @@ def rehearse(
         seconds: to spend.
 
     Returns:
-        The pace, and what the teacher said.
+        The throughput, and what the teacher said.
 
     Raises:
         ShardError: a sample can't be read or decoded.
@@ -107,7 +107,7 @@ def rehearse(
             decode, per_view = _rendering(lambda some: render(blocks[0], some), len(blocks[0]), few, 0.1 * seconds)
             forward, encode, calibration = _answering(teacher, encoding, first, 0.1 * seconds)
             unknown = Estimate.exactly(1)
-            alone = Pace(decode, per_view, Estimate.of_times(forward), encode, 1.0, unknown, batch, group, read)
+            alone = Throughput(decode, per_view, Estimate.of_times(forward), encode, 1.0, unknown, batch, group, read)
             budget = 0.7 * seconds
             floats = teacher.num_classes + sum(math.prod(feature.shape) for feature in encoding.features)
             pieces, few = _pieces(alone, blocks, few, budget, 4 * floats)
@@ -178,36 +178,36 @@ def _answering(
 
 
 def _pieces(
-    pace: Pace, blocks: list[range], views: list[View], seconds: float, row_bytes: int
+    throughput: Throughput, blocks: list[range], views: list[View], seconds: float, row_bytes: int
 ) -> tuple[list[range], list[View]]:
     """What of the sample can be answered in time and kept: fewer blocks, then fewer views, then parts of blocks."""
     whole = max(len(rows) for rows in blocks)
-    cost = float(pace.rendering(whole, 1) + pace.answering(whole, 1))
+    cost = float(throughput.rendering(whole, 1) + throughput.outputs(whole, 1))
     units = min(seconds / max(cost, 1e-9), _LOGITS_BYTES / (whole * row_bytes))
     least = min(2, len(blocks))
     if units < least * len(views):
         views = choose_views(views, 1)
     if units < least * len(views):
-        batches = max(1, int(units * -(-whole // pace.batch) / (least * len(views))))
-        whole = min(whole, batches * pace.batch)
+        batches = max(1, int(units * -(-whole // throughput.batch) / (least * len(views))))
+        whole = min(whole, batches * throughput.batch)
     number = max(least, int(units / len(views)))
     return cut(blocks[:number], whole), views
 
 
 def _run(
-    pace: Pace,
+    throughput: Throughput,
     ask: Callable[[Rendered, int], TeacherOutput],
     pieces: list[range],
     views: list[View],
     render: Callable[[range, Sequence[View]], Rendered],
     seconds: float,
-) -> tuple[list[Answered], float, Estimate]:
-    """Answer on every piece, and again on the first ones while there is time; `together` and `spread`."""
-    costs = [float(pace.rendering(len(p), len(views)) + pace.answering(len(p), len(views))) for p in pieces]
+) -> tuple[list[SampledOutputs], float, Estimate]:
+    """StudentOutput on every piece, and again on the first ones while there is time; `together` and `spread`."""
+    costs = [float(throughput.rendering(len(p), len(views)) + throughput.outputs(len(p), len(views))) for p in pieces]
     # A task's number of steps is about this: what warms up and what waits come in as they do there.
     steps = max(len(pieces), min(16, int(seconds / max(1e-9, float(np.mean(costs))))))
     order = [pieces[i % len(pieces)] for i in range(steps)]
-    answered: list[Answered] = []
+    answered: list[SampledOutputs] = []
     marks: list[float] = []
     asked: list[float] = []
     for rows, rendered in one_ahead(order, lambda rows: render(rows, views)):
@@ -216,15 +216,15 @@ def _run(
         for view in range(len(views)):
             start = time.perf_counter()
             said.append(ask(rendered, view))
-            asked.append((time.perf_counter() - start) / -(-len(rows) // pace.batch))
+            asked.append((time.perf_counter() - start) / -(-len(rows) // throughput.batch))
         if len(answered) < len(pieces):
             named = [output.parts() for output in said]
             stacked = {name: torch.stack([parts[name] for parts in named]) for name in named[0]}
-            answered.append(Answered(rows, tuple(views), labels=torch.from_numpy(rendered.labels), **stacked))
+            answered.append(SampledOutputs(rows, tuple(views), labels=torch.from_numpy(rendered.labels), **stacked))
     took = np.diff(marks)
     parts = np.array(
         [
-            (float(pace.rendering(len(after), len(views))), float(pace.answering(len(before), len(views))))
+            (float(throughput.rendering(len(after), len(views))), float(throughput.outputs(len(before), len(views))))
             for before, after in itertools.pairwise(order)
         ]
     ).reshape(-1, 2)

@@ -58,7 +58,7 @@ class Batch:
         return replace(self, **tensors, **fields)
 
     @property
-    def truth(self) -> Labels:
+    def ground_truth(self) -> Labels:
         """The labels as objectives take them."""
         return Labels(self.labels, self.label_pairs, self.lam)
 

@@ -1,4 +1,4 @@
-"""Open blocks of remote shards, on local disk: in memory they would be lanes x window blocks of photographs."""
+"""Open blocks of remote shards, on local disk: in memory they would be streams x window blocks of photographs."""
 
 import os
 import tempfile
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from kdpipe.errors import ShardError
 
 
-class Spooled:
+class SpilledBlock:
     """Encoded images of one block, by place in it; each is read when asked for."""
 
     def __init__(self, fd: int, slot: int, places: list[tuple[int, int]]) -> None:
@@ -19,7 +19,7 @@ class Spooled:
         return os.pread(self._fd, size, start)
 
 
-class Spool:
+class BlockSpill:
     """A nameless file in the system's temporary folder (TMPDIR), with one slot a block.
 
     It grows to the slots in use at a time and goes with the process. What is read back comes from the system's file
@@ -35,7 +35,7 @@ class Spool:
         self._file = tempfile.TemporaryFile(prefix="kdpipe-", buffering=0)  # noqa: SIM115
         self.close = weakref.finalize(self, self._file.close)
 
-    def put(self, images: Sequence[memoryview]) -> Spooled:
+    def put(self, images: Sequence[memoryview]) -> SpilledBlock:
         """Keep a block's images.
 
         Raises:
@@ -48,9 +48,9 @@ class Spool:
         for image in images:
             places.append((at, len(image)))
             at += self._write(image, at)
-        return Spooled(self._file.fileno(), slot, places)
+        return SpilledBlock(self._file.fileno(), slot, places)
 
-    def drop(self, block: Spooled) -> None:
+    def drop(self, block: SpilledBlock) -> None:
         """Let a block go; its slot is the next one's."""
         self._free.append(block.slot)
 
@@ -64,6 +64,6 @@ class Spool:
                 f"blocks of remote shards can't be kept ({error.strerror or error})",
                 where=tempfile.gettempdir(),
                 found=f"block {self._slots} of {self._size} bytes",
-                do="Set TMPDIR to a local disk with more room, or lower loader.lanes or loader.window",
+                do="Set TMPDIR to a local disk with more room, or lower loader.streams or loader.window",
             ) from error
         return done

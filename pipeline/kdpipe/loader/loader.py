@@ -9,16 +9,16 @@ import torch
 from pydantic import Field
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from kdpipe.cache import CacheReader, JointReader
+from kdpipe.cache import CacheReader, MultiCacheReader
 from kdpipe.config import Config
 from kdpipe.errors import TargetsError, TrainingError
 from kdpipe.loader.batch import Batch, join
 from kdpipe.loader.blocks import RowBlocks
-from kdpipe.loader.mixing_pairs import Pairs, pair_units
+from kdpipe.loader.mixing_pairs import MixingPairs, pair_units
 from kdpipe.loader.order import Order, epoch_order, lane_count, plain_order
 from kdpipe.loader.schedule import ViewSchedule, views_of
 from kdpipe.loader.worker import RowReader
-from kdpipe.loader.worker_share import Share, known
+from kdpipe.loader.worker_share import WorkerShare, known
 from kdpipe.shards import Index
 from kdpipe.views import View, ViewsConfig
 from kdpipe.views.block import paired_index
@@ -29,8 +29,8 @@ class LoaderConfig(Config):
     """How samples reach training. Workers and canaries apart, it changes what a step sees."""
 
     workers: int = Field(0, ge=0, description="loader processes; 0 renders in the training process")
-    lanes: int = Field(64, ge=1, description="blocks read side by side; a multiple of the number of processes")
-    window: int = Field(8, ge=1, description="blocks of a lane that are shuffled together")
+    streams: int = Field(64, ge=1, description="blocks read side by side; a multiple of the number of processes")
+    window: int = Field(8, ge=1, description="blocks of a stream that are shuffled together")
     views_per_decode: int = Field(1, ge=1, description="views of a sample that follow each other, decoded once")
     view_schedule: ViewSchedule = "cycle"
     pixels: Pixels = Field("exact", description="how close the cache's canaries must be when rendered here")
@@ -65,7 +65,7 @@ class Loader:
         *,
         loader: LoaderConfig | None = None,
         seed: int = 0,
-        cache: CacheReader | JointReader | None = None,
+        cache: CacheReader | MultiCacheReader | None = None,
         rank: int = 0,
         world: int = 1,
         labelled_only: bool = False,
@@ -79,7 +79,7 @@ class Loader:
         self._blocks = RowBlocks(index, labelled_only)
         if not self._blocks.rows:
             raise TrainingError("no labelled sample to train on", where=index.path)
-        self._pairs = Pairs(paired_index(index, config), config, index.blocks)
+        self._pairs = MixingPairs(paired_index(index, config), config, index.blocks)
         self._views = None if cache is None else [v for v in cache.views if isinstance(v, int)]
         missing = [] if cache is None else [v for v in evaluate if v not in cache.views]
         if cache is not None and missing:
@@ -111,9 +111,9 @@ class Loader:
         return max(1, -(-len(self) // self.batch_size))
 
     @property
-    def lanes(self) -> int:
+    def streams(self) -> int:
         """Lanes in use, which are part of a run's order and so of its checkpoint."""
-        return lane_count(len(self._blocks), self.batch_size, self.loader.lanes)
+        return lane_count(len(self._blocks), self.batch_size, self.loader.streams)
 
     def views(self, epoch: int) -> tuple[View, ...]:
         """The views that an epoch shows."""
@@ -152,7 +152,7 @@ class Loader:
         if self.config.mixes:
             paired = self._pairs.paired(int(views[0]))
             blocks = [pair_units(rows, paired) for rows in blocks]
-        how = (self.batch_size, self.loader.lanes, self.loader.window)
+        how = (self.batch_size, self.loader.streams, self.loader.window)
         order = epoch_order(blocks, self.seed, epoch // together, *how, views)
         if together > 1:
             # A pass over the samples in several views is as many epochs, each of as many rows as there are samples.
@@ -203,9 +203,9 @@ class Loader:
     def _labels(self) -> np.ndarray:
         return paired_index(self.index, self.config).labels
 
-    def share(self, epoch: int, start: int, worker: int, workers: int) -> Share:
+    def share(self, epoch: int, start: int, worker: int, workers: int) -> WorkerShare:
         """What one of this process's workers renders of an epoch, from step `start` on."""
-        return Share.of(self.order(epoch), self._labels, self.rank, self.world, worker, workers, start)
+        return WorkerShare.of(self.order(epoch), self._labels, self.rank, self.world, worker, workers, start)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_pool": None}

@@ -1,4 +1,4 @@
-"""Pairs of rows that are mixed with each other, and so move through an epoch together."""
+"""MixingPairs of rows that are mixed with each other, and so move through an epoch together."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ from kdpipe.views.mixing import coins, members, partner_names, partners
 _BLOCKS = 512  # drawn in one go
 
 
-class Pairs:
+class MixingPairs:
     """Who is paired with whom in the blocks of an index.
 
     Args:

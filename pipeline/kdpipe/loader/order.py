@@ -1,7 +1,7 @@
 """In which order an epoch visits the samples: a pure function of the seed and the epoch.
 
-Blocks are permuted and dealt to lanes of nearly equal length; a lane shuffles its units within windows of a few
-blocks; the epoch takes one unit from each lane in turn and skips lanes that ran out. A unit is what is decoded
+Blocks are permuted and dealt to streams of nearly equal length; a stream shuffles its units within windows of a few
+blocks; the epoch takes one unit from each stream in turn and skips streams that ran out. A unit is what is decoded
 once: a row, or a pair that is mixed, in one view or several. Lanes give locality and nothing else: neither the
 number of processes nor of workers enters, so a run may stop on four GPUs and go on with two.
 """
@@ -27,7 +27,7 @@ class Order:
         rows: row_type (N,), global rows in the order of their positions.
         shown: unsigned (N,), which of `views` a position shows.
         units: row_type (N,), the unit of each position, ascending.
-        lanes: int16 or row_type (N,), the lane of each position.
+        streams: int16 or row_type (N,), the stream of each position.
         bounds: int64 (batches + 1,), batch t is positions bounds[t] to bounds[t + 1].
         views: those that are shown.
         partners: row_type (N,), the row that a position's row is mixed with, itself for none; None without mixing.
@@ -36,7 +36,7 @@ class Order:
     rows: np.ndarray
     shown: np.ndarray
     units: np.ndarray
-    lanes: np.ndarray
+    streams: np.ndarray
     bounds: np.ndarray
     views: tuple[View, ...]
     partners: np.ndarray | None = None
@@ -49,13 +49,13 @@ class Order:
     def part(self, start: int, stop: int, batch_size: int) -> "Order":
         """Positions start to stop - 1, as an epoch of their own."""
         # Copies: slices would keep the whole alive.
-        cut = {name: getattr(self, name)[start:stop].copy() for name in ("rows", "shown", "units", "lanes")}
+        cut = {name: getattr(self, name)[start:stop].copy() for name in ("rows", "shown", "units", "streams")}
         return replace(self, **cut, bounds=batch_bounds(stop - start, batch_size))
 
     def places(self, rank: int, world: int) -> np.ndarray:
         """Place of each position in this process's part of its batch; -1 where another process has it. row_type (N,).
 
-        Units are dealt in turn: with lanes a multiple of the processes, each reads lanes of its own until some run out.
+        Units are dealt in turn: with streams a multiple of the processes, each reads streams of its own until some run out.
         """
         lengths = np.diff(self.bounds)
         mine = self.units % world == rank
@@ -72,7 +72,7 @@ def epoch_order(
     seed: int,
     epoch: int,
     batch_size: int,
-    lanes: int,
+    streams: int,
     window: int,
     views: tuple[View, ...] = (0,),
 ) -> Order:
@@ -83,27 +83,27 @@ def epoch_order(
         seed: of the run.
         epoch: from 0; of several views the number of their pass.
         batch_size: rows in a batch over all processes.
-        lanes: wanted; cut to the number of blocks and of rows in a batch.
-        window: blocks within which a lane shuffles.
+        streams: wanted; cut to the number of blocks and of rows in a batch.
+        window: blocks within which a stream shuffles.
         views: shown of every row, one after another.
     """
-    count = lane_count(len(blocks), batch_size, lanes)
+    count = lane_count(len(blocks), batch_size, streams)
     dealt: list[list[int]] = [[] for _ in range(count)]
-    heap = [(0, lane) for lane in range(count)]
+    heap = [(0, stream) for stream in range(count)]
     for block in permutation(len(blocks), "blocks", seed, epoch).tolist():
-        length, lane = heapq.heappop(heap)
-        dealt[lane].append(block)
-        heapq.heappush(heap, (length + len(blocks[block]), lane))
+        length, stream = heapq.heappop(heap)
+        dealt[stream].append(block)
+        heapq.heappush(heap, (length + len(blocks[block]), stream))
     longest = max(length for length, _ in heap)
     width = 1 if blocks[0].ndim == 1 else blocks[0].shape[1]
-    # One column a lane: reading row by row takes one of each lane in turn, and -1 marks those that ran out.
+    # One column a stream: reading row by row takes one of each stream in turn, and -1 marks those that ran out.
     table = np.full((longest, count, width), -1, blocks[0].dtype)
-    for lane, numbers in enumerate(dealt):
+    for stream, numbers in enumerate(dealt):
         at = 0
         for first in range(0, len(numbers), window):
             units = np.concatenate([blocks[b] for b in numbers[first : first + window]]).reshape(-1, width)
-            mixed = permutation(len(units), "rows", seed, epoch, lane, first)
-            table[at : at + len(units), lane] = units[mixed]
+            mixed = permutation(len(units), "rows", seed, epoch, stream, first)
+            table[at : at + len(units), stream] = units[mixed]
             at += len(units)
     flat = table.reshape(-1, width)
     there = (flat >= 0).any(axis=1)
@@ -114,14 +114,14 @@ def epoch_order(
 
 
 def plain_order(rows: np.ndarray, batch_size: int, views: tuple[View, ...] = ("center",)) -> Order:
-    """Every row as they come, its views together in one batch; each row is a lane, so workers share batches evenly."""
+    """Every row as they come, its views together in one batch; each row is a stream, so workers share batches evenly."""
     whole = max(1, batch_size // len(views)) * len(views)
     order = _expanded(rows[:, None], np.arange(len(rows), dtype=_lane_type(len(rows))), views, batch_size)
     bounds = np.r_[np.arange(0, len(order.rows), whole), len(order.rows)].astype(np.int64)
     return replace(order, bounds=bounds)
 
 
-def _expanded(units: np.ndarray, lanes: np.ndarray, views: tuple[View, ...], batch_size: int) -> Order:
+def _expanded(units: np.ndarray, streams: np.ndarray, views: tuple[View, ...], batch_size: int) -> Order:
     """Units (U, width) in sequence to positions: of each unit all rows in the first view, then in the next."""
     shape = (len(units), len(views), units.shape[1])
     there = np.broadcast_to(units[:, None] >= 0, shape).reshape(-1)
@@ -134,7 +134,7 @@ def _expanded(units: np.ndarray, lanes: np.ndarray, views: tuple[View, ...], bat
         rows=rows,
         shown=spread(np.arange(len(views), dtype=np.min_scalar_type(len(views)))[:, None]),
         units=spread(number[:, None, None]),
-        lanes=spread(lanes[:, None, None]),
+        streams=spread(streams[:, None, None]),
         bounds=batch_bounds(len(rows), batch_size),
         views=views,
     )
@@ -145,13 +145,13 @@ def row_type(rows: int) -> type[np.signedinteger[Any]]:
     return np.int32 if rows <= np.iinfo(np.int32).max else np.int64
 
 
-def _lane_type(lanes: int) -> type[np.signedinteger[Any]]:
-    return np.int16 if lanes <= np.iinfo(np.int16).max else row_type(lanes)
+def _lane_type(streams: int) -> type[np.signedinteger[Any]]:
+    return np.int16 if streams <= np.iinfo(np.int16).max else row_type(streams)
 
 
-def lane_count(blocks: int, batch_size: int, lanes: int) -> int:
+def lane_count(blocks: int, batch_size: int, streams: int) -> int:
     """Lanes that make sense: no more than blocks, nor than rows in a batch."""
-    return max(1, min(lanes, blocks, batch_size))
+    return max(1, min(streams, blocks, batch_size))
 
 
 def batch_bounds(rows: int, batch_size: int) -> np.ndarray:

@@ -5,11 +5,11 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from kdpipe.cache import CacheReader, JointReader
+from kdpipe.cache import CacheReader, MultiCacheReader
 from kdpipe.loader.batch import Batch, view_code
-from kdpipe.loader.block_spill import Spool, Spooled
+from kdpipe.loader.block_spill import BlockSpill, SpilledBlock
 from kdpipe.loader.target_rows import TargetRows
-from kdpipe.loader.worker_share import Share
+from kdpipe.loader.worker_share import WorkerShare
 from kdpipe.shards import BlockReader, Index
 from kdpipe.shards.sources import is_local
 from kdpipe.views import BlockViews, Erased, View, ViewsConfig
@@ -30,7 +30,7 @@ class _Open:
     """
 
     first: int
-    data: Spooled | list[memoryview]
+    data: SpilledBlock | list[memoryview]
     left: int
     drawn: dict[View, BlockViews] = field(default_factory=dict)
     ready: dict[tuple[int, View], np.ndarray] = field(default_factory=dict)
@@ -44,14 +44,14 @@ class RowReader:
         cache: where targets come from, or None.
     """
 
-    def __init__(self, index: Index, config: ViewsConfig, size: int, cache: CacheReader | JointReader | None) -> None:
+    def __init__(self, index: Index, config: ViewsConfig, size: int, cache: CacheReader | MultiCacheReader | None) -> None:
         self._index, self._config, self._size, self._cache = index, config, size, cache
         # A partner may lie beyond the limit of the index, but not of the cache where its targets are mixed in.
         self._whole = paired_index(index, config)
         self._reader = BlockReader(self._whole)
         self._starts = np.asarray(self._whole.block_first[:-1])
         self._open: dict[int, _Open] = {}
-        self._spool: Spool | None = None
+        self._spool: BlockSpill | None = None
         self._targets, self._partners = None, None
         if cache is not None:
             self._targets = TargetRows(cache.fields)
@@ -67,7 +67,7 @@ class RowReader:
         self._expected = np.zeros(len(self._whole), bool)
         self._expected[rows] = True
 
-    def batch(self, share: Share, epoch: int, step: int) -> Batch:
+    def batch(self, share: WorkerShare, epoch: int, step: int) -> Batch:
         """One step's batch, or the part of it that is in a share."""
         chosen = share.at(step)
         rows, views = share.rows[chosen].astype(np.int64), [share.views[v] for v in share.shown[chosen].tolist()]
@@ -152,12 +152,12 @@ class RowReader:
         self._open[block] = opened
         return opened
 
-    def _read(self, block: int) -> Spooled | list[memoryview]:
+    def _read(self, block: int) -> SpilledBlock | list[memoryview]:
         images, whole = self._reader.read(block), self._whole
         if is_local(whole.url(whole.shards[int(whole.block_shard[block])])):
             return images
         if self._spool is None:
-            self._spool = Spool(int((whole.block_stop - whole.block_start).max()))
+            self._spool = BlockSpill(int((whole.block_stop - whole.block_start).max()))
         return self._spool.put(images)
 
     def _draw(self, block: int, opened: _Open, view: View) -> BlockViews:
@@ -174,7 +174,7 @@ class RowReader:
 
     def _end(self, block: int) -> None:
         opened = self._open.pop(block)
-        if self._spool is not None and isinstance(opened.data, Spooled):
+        if self._spool is not None and isinstance(opened.data, SpilledBlock):
             self._spool.drop(opened.data)
         for view in opened.drawn:
             for rows in (self._targets, self._partners):

@@ -9,7 +9,7 @@ from kdpipe.views import View
 
 
 @dataclass(frozen=True)
-class Share:
+class WorkerShare:
     """The positions of one worker, M of the epoch's N, ascending; and each whole batch's counts.
 
     Attributes:
@@ -33,13 +33,13 @@ class Share:
     @classmethod
     def of(
         cls, order: Order, labels: np.ndarray, rank: int, world: int, worker: int, workers: int, start: int
-    ) -> "Share":
+    ) -> "WorkerShare":
         """The share of a worker, its process `rank` among `world`, from step `start` on.
 
         `labels`: int32, of all rows that the order names.
         """
         places = order.places(rank, world)
-        mine = (places >= 0) & ((order.lanes // world) % workers == worker)
+        mine = (places >= 0) & ((order.streams // world) % workers == worker)
         mine[: order.bounds[start]] = False
         each = np.add.reduceat(mine, order.bounds[:-1], dtype=np.int64)
         return cls(

@@ -1,20 +1,20 @@
 """Objectives: losses of a student, each declaring what it needs of labels and cached targets."""
 
-from kdpipe.losses.base import Objective, TermConfig
-from kdpipe.losses.build import ALIASES, OBJECTIVES, ObjectiveConfig, build_objective
+from kdpipe.losses.base import Loss, TermConfig
+from kdpipe.losses.build import ALIASES, OBJECTIVES, LossConfig, build_objective
 from kdpipe.losses.combine import average
-from kdpipe.losses.inputs import Answer, Context, Needs, Student, Teaching
+from kdpipe.losses.inputs import StudentOutput, Context, Requirements, FeatureShapes, TeacherInfo
 
 __all__ = [
     "ALIASES",
     "OBJECTIVES",
-    "Answer",
+    "StudentOutput",
     "Context",
-    "Needs",
-    "Objective",
-    "ObjectiveConfig",
-    "Student",
-    "Teaching",
+    "Requirements",
+    "Loss",
+    "LossConfig",
+    "FeatureShapes",
+    "TeacherInfo",
     "TermConfig",
     "average",
     "build_objective",

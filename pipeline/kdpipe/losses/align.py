@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from kdpipe.errors import TargetsError
-from kdpipe.losses.inputs import Student, Teaching
+from kdpipe.losses.inputs import FeatureShapes, TeacherInfo
 
 Shape = tuple[int, int, int]
 
@@ -36,27 +36,27 @@ def to_width(student: int, teacher: int) -> nn.Conv2d:
     return nn.Conv2d(student, teacher, kernel_size=1)
 
 
-def map_shapes(name: str, student: Student, teaching: Teaching | None) -> tuple[Shape, Shape]:
+def map_shapes(name: str, student: FeatureShapes, info: TeacherInfo | None) -> tuple[Shape, Shape]:
     """(c, h, w) of the student's last map and (D, h, w) of the teacher's.
 
     Raises:
         TargetsError: no map of the teacher's is known.
     """
-    if teaching is None or teaching.map is None:
+    if info is None or info.map is None:
         raise missing(name, "map")
-    assert student.maps, "the student's maps are asked for by Needs.maps"
-    return student.maps[-1], teaching.map
+    assert student.maps, "the student's maps are asked for by Requirements.maps"
+    return student.maps[-1], info.map
 
 
-def teacher_head(name: str, teaching: Teaching | None) -> nn.Linear:
+def teacher_head(name: str, info: TeacherInfo | None) -> nn.Linear:
     """The teacher's classifier.
 
     Raises:
         TargetsError: it isn't known.
     """
-    if teaching is None or teaching.head is None:
+    if info is None or info.head is None:
         raise missing(name, "pooled")
-    return teaching.head
+    return info.head
 
 
 def require_nonnegative(name: str, pooled: torch.Tensor) -> None:

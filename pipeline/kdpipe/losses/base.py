@@ -8,8 +8,8 @@ from torch import nn
 
 from kdpipe.config import Config
 from kdpipe.errors import TargetsError
-from kdpipe.losses.inputs import Answer, Context, Needs, Student, Teaching
-from kdpipe.models import Built
+from kdpipe.losses.inputs import StudentOutput, Context, Requirements, FeatureShapes, TeacherInfo
+from kdpipe.models import ModelSpec
 from kdpipe.targets import Labels, Targets
 
 
@@ -35,15 +35,15 @@ class TermConfig(Config):
         return self.weight * [factor for start, factor in self.schedule if start <= share + 1e-9][-1]
 
 
-class Objective(nn.Module):
+class Loss(nn.Module):
     """A loss over one batch, with the adapters that it trains, if it has any. A subclass has the first four.
 
     Attributes:
         name: as in `--objective`.
         paper: where it is from, one line.
         Config: its numbers.
-        whole: it trains the student's classifier, so that it can stand alone.
-        dresses: whether `dress` does anything.
+        trains_classifier: it trains the student's classifier, so that it can stand alone.
+        wraps_student: whether `wrap` does anything.
         needs: what it takes.
         config: its own.
     """
@@ -51,26 +51,26 @@ class Objective(nn.Module):
     name: ClassVar[str]
     paper: ClassVar[str]
     Config: ClassVar[type[TermConfig]]
-    whole: ClassVar[bool] = True
-    dresses: ClassVar[bool] = False
+    trains_classifier: ClassVar[bool] = True
+    wraps_student: ClassVar[bool] = False
 
     def __init__(self, config: TermConfig) -> None:
         super().__init__()
         self.config = config
-        self.needs = self.needs_of(config)
+        self.requirements = self.requirements_of(config)
 
     @classmethod
     def usable(cls) -> str:
         """Its name as it can be used by itself: beside the labels' cross entropy where the classifier needs it."""
-        return cls.name if cls.whole else f"ce+{cls.name}"
+        return cls.name if cls.trains_classifier else f"ce+{cls.name}"
 
     @staticmethod
-    def needs_of(config: Any) -> Needs:
+    def requirements_of(config: Any) -> Requirements:
         """What it takes with these numbers."""
         raise NotImplementedError
 
     @classmethod
-    def make(cls, config: Any, student: Student, teaching: Teaching | None) -> Self:
+    def make(cls, config: Any, student: FeatureShapes, info: TeacherInfo | None) -> Self:
         """With adapters of these sizes; without a teacher only where it needs none.
 
         Raises:
@@ -79,31 +79,31 @@ class Objective(nn.Module):
         return cls(config)
 
     @classmethod
-    def dress(cls, config: Any, model: nn.Module, teaching: Teaching | None) -> nn.Module:
+    def wrap(cls, config: Any, model: nn.Module, info: TeacherInfo | None) -> nn.Module:
         """The student as it is trained and evaluated, where it needs more than its own layers.
 
         Raises:
-            TrainingError: this student can't be dressed like that.
+            TrainingError: this student can't be wrapped like that.
         """
         return model
 
     @classmethod
-    def undress(cls, built: Built) -> Built:
-        """The student as it is kept, from `built` whose module is dressed: the same function."""
+    def unwrap(cls, built: ModelSpec) -> ModelSpec:
+        """The student as it is kept, from `built` whose module is wrapped: the same function."""
         return built
 
     @classmethod
     def taps(cls, config: Any) -> tuple[str, ...]:
-        """Names of the dressed student's modules whose maps it takes; empty for the user's or the usual ones."""
+        """Names of the wrapped student's modules whose maps it takes; empty for the user's or the usual ones."""
         return ()
 
     def forward(
-        self, answer: Answer, labels: Labels, targets: Targets | None, context: Context
+        self, output: StudentOutput, labels: Labels, targets: Targets | None, context: Context
     ) -> dict[str, torch.Tensor]:
         """Compute in float32 whatever autocast is on.
 
         Args:
-            answer: the student's, n rows.
+            output: the student's, n rows.
             labels: of the same n rows.
             targets: of the same n rows.
             context: see Context.
@@ -117,7 +117,7 @@ class Objective(nn.Module):
         raise NotImplementedError
 
 
-def require_targets(name: str, needs: Needs, targets: Targets | None) -> Targets:
+def require_targets(name: str, needs: Requirements, targets: Targets | None) -> Targets:
     """The targets, or TargetsError if they can't serve `needs`."""
     if targets is None:
         raise TargetsError("this objective needs a teacher's targets", where=name, do="Pass --cache")

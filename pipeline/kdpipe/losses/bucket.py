@@ -6,8 +6,8 @@ import torch
 from pydantic import Field
 from torch.nn import functional as F
 
-from kdpipe.losses.base import Objective, float32, require_targets
-from kdpipe.losses.inputs import Answer, Context, Needs
+from kdpipe.losses.base import Loss, float32, require_targets
+from kdpipe.losses.inputs import StudentOutput, Context, Requirements
 from kdpipe.losses.logit import CrossEntropyConfig, cross_entropy
 from kdpipe.targets import Labels, Targets
 
@@ -34,7 +34,7 @@ class BucketConfig(CrossEntropyConfig):
     alpha: float = Field(0.5, ge=0, le=1, description="weight of the KL; cross entropy gets 1 - alpha")
 
 
-class BucketKd(Objective):
+class BucketKd(Loss):
     """alpha * `bucket_kd` + (1 - alpha) * CE, at temperature 1.
 
     Of dense targets, a live teacher's among them, the k likeliest classes count as kept: with the cache's k the
@@ -46,24 +46,24 @@ class BucketKd(Objective):
     config: BucketConfig
 
     @staticmethod
-    def needs_of(config: Any) -> Needs:
-        """See Objective."""
-        return Needs(labels=config.alpha < 1, logits=True)
+    def requirements_of(config: Any) -> Requirements:
+        """See Loss."""
+        return Requirements(labels=config.alpha < 1, logits=True)
 
     def forward(
-        self, answer: Answer, labels: Labels, targets: Targets | None, context: Context
+        self, output: StudentOutput, labels: Labels, targets: Targets | None, context: Context
     ) -> dict[str, torch.Tensor]:
-        """See Objective."""
-        c, found = self.config, require_targets(self.name, self.needs, targets)
+        """See Loss."""
+        c, found = self.config, require_targets(self.name, self.requirements, targets)
         teacher, index = found.log_probs, found.index
         assert teacher is not None
         if index is None:
             index = teacher.topk(min(c.k, teacher.shape[1]), dim=1).indices
-        with torch.autocast(answer.logits.device.type, enabled=False):
-            kl = context.over_rows(bucket_kd(answer.logits, teacher, index).sum())
-        if not self.needs.labels:
+        with torch.autocast(output.logits.device.type, enabled=False):
+            kl = context.over_rows(bucket_kd(output.logits, teacher, index).sum())
+        if not self.requirements.labels:
             return {"loss": kl, "bucket": kl}
-        ce = cross_entropy(answer.logits, labels, context, c.label_smoothing)
+        ce = cross_entropy(output.logits, labels, context, c.label_smoothing)
         return {"loss": c.alpha * kl + (1 - c.alpha) * ce, "bucket": kl, "ce": ce}
 
 

@@ -7,14 +7,14 @@ from pydantic import Field, field_validator, model_validator
 
 from kdpipe.config import Config
 from kdpipe.errors import ConfigError
-from kdpipe.losses.base import Objective, TermConfig
+from kdpipe.losses.base import Loss, TermConfig
 from kdpipe.losses.bucket import BucketConfig, BucketKd
-from kdpipe.losses.combine import OfTeachers, Sum, all_needs
+from kdpipe.losses.combine import SumOverTeachers, Sum, all_requirements
 from kdpipe.losses.dist import Dist, DistConfig
 from kdpipe.losses.dkd import Dkd, DkdConfig
 from kdpipe.losses.fd import FdConfig, FeatureDistillation
 from kdpipe.losses.fitnets import FitNets, FitNetsConfig
-from kdpipe.losses.inputs import Needs, Student, Teaching
+from kdpipe.losses.inputs import Requirements, FeatureShapes, TeacherInfo
 from kdpipe.losses.logit import (
     CrossEntropy,
     CrossEntropyConfig,
@@ -30,7 +30,7 @@ from kdpipe.losses.scalekd import CapDfm, CapDfmConfig, ScaleKd, ScaleKdConfig
 from kdpipe.losses.simkd import Simkd, SimkdConfig
 from kdpipe.losses.srrl import Srrl, SrrlConfig
 
-_ALL: tuple[type[Objective], ...] = (
+_ALL: tuple[type[Loss], ...] = (
     CrossEntropy,
     KnowledgeDistillation,
     SoftCrossEntropy,
@@ -48,11 +48,11 @@ _ALL: tuple[type[Objective], ...] = (
     CapDfm,
     ScaleKd,
 )
-OBJECTIVES: dict[str, type[Objective]] = {objective.name: objective for objective in _ALL}
+OBJECTIVES: dict[str, type[Loss]] = {objective.name: objective for objective in _ALL}
 ALIASES = {"ce": "none"}
 
 
-class ObjectiveConfig(Config):
+class LossConfig(Config):
     """Which loss, and the numbers of each; those of objectives that are not named have no effect."""
 
     name: str = Field("kd", description="one of kdpipe objectives, or several joined by +: kd+fd")
@@ -97,64 +97,64 @@ class ObjectiveConfig(Config):
 
     @model_validator(mode="after")
     def _trains_a_classifier(self) -> Self:
-        if not any(objective.whole for objective in self.objectives):
+        if not any(objective.trains_classifier for objective in self.objectives):
             raise ValueError(f"nothing in {self.name} trains the classifier; allowed: ce+{self.name}, kd+{self.name}")
-        dressing = [objective.name for objective in self.objectives if objective.dresses]
-        if len(dressing) > 1:
-            raise ValueError(f"{' and '.join(dressing)} both change the student; one can")
-        mapped = [o.name for o in self.objectives if not o.dresses and o.needs_of(self.numbers(o.name)).maps]
-        if dressing and mapped:
-            raise ValueError(f"{dressing[0]} changes the student's maps, which {mapped[0]} takes; use one of them")
+        wrapping = [objective.name for objective in self.objectives if objective.wraps_student]
+        if len(wrapping) > 1:
+            raise ValueError(f"{' and '.join(wrapping)} both change the student; one can")
+        mapped = [o.name for o in self.objectives if not o.wraps_student and o.requirements_of(self.hyperparameters(o.name)).maps]
+        if wrapping and mapped:
+            raise ValueError(f"{wrapping[0]} changes the student's maps, which {mapped[0]} takes; use one of them")
         return self
 
     @property
-    def objectives(self) -> list[type[Objective]]:
+    def objectives(self) -> list[type[Loss]]:
         """Those named, in order."""
         return [OBJECTIVES[part] for part in self.name.split("+")]
 
-    def numbers(self, name: str) -> Any:
+    def hyperparameters(self, name: str) -> Any:
         """Those of an objective."""
         return getattr(self, name.replace("-", "_"))
 
     @property
-    def needs(self) -> Needs:
+    def requirements(self) -> Requirements:
         """What they take together."""
-        return all_needs(objective.needs_of(self.numbers(objective.name)) for objective in self.objectives)
+        return all_requirements(objective.requirements_of(self.hyperparameters(objective.name)) for objective in self.objectives)
 
     def used(self) -> dict[str, Any]:
         """What has an effect, JSON-able."""
         common = {"name": self.name, "taps": list(self.taps)} | (
             {"teachers": self.teachers, "teacher_weights": list(self.teacher_weights)}
         )
-        numbers = {part: self.numbers(part).model_dump(mode="json") for part in self.name.split("+")}
+        numbers = {part: self.hyperparameters(part).model_dump(mode="json") for part in self.name.split("+")}
         return common | numbers
 
 
 def build_objective(
-    config: ObjectiveConfig, student: Student | None = None, teaching: Sequence[Teaching] = ()
-) -> Objective:
+    config: LossConfig, student: FeatureShapes | None = None, info: Sequence[TeacherInfo] = ()
+) -> Loss:
     """The objective that a config names.
 
     Args:
         config: which.
-        student: the sizes of its answer; only for objectives with adapters.
-        teaching: what is known of the teacher, or of each of several where `config.teachers` is sum.
+        student: the sizes of its output; only for objectives with adapters.
+        info: what is known of the teacher, or of each of several where `config.teachers` is sum.
 
     Raises:
         ConfigError: the objective can't sum over teachers.
         TrainingError: student and teacher don't go together in an objective.
     """
-    if config.teachers == "sum" and len(teaching) > 1:
-        dressing = [objective.name for objective in config.objectives if objective.dresses]
-        if dressing:
-            what = f"{dressing[0]} changes the student for one teacher: it can't sum over several"
+    if config.teachers == "sum" and len(info) > 1:
+        wrapping = [objective.name for objective in config.objectives if objective.wraps_student]
+        if wrapping:
+            what = f"{wrapping[0]} changes the student for one teacher: it can't sum over several"
             raise ConfigError(what, where="objective.teachers", found="sum", allowed="average")
-        return OfTeachers([_of_one(config, student, one) for one in teaching], config.teacher_weights)
-    return _of_one(config, student, teaching[0] if teaching else None)
+        return SumOverTeachers([_of_one(config, student, one) for one in info], config.teacher_weights)
+    return _of_one(config, student, info[0] if info else None)
 
 
-def _of_one(config: ObjectiveConfig, student: Student | None, teaching: Teaching | None) -> Objective:
-    student = student or Student(teaching.num_classes if teaching else 0)
-    terms = [o.make(config.numbers(o.name), student, teaching) for o in config.objectives]
+def _of_one(config: LossConfig, student: FeatureShapes | None, info: TeacherInfo | None) -> Loss:
+    student = student or FeatureShapes(info.num_classes if info else 0)
+    terms = [o.make(config.hyperparameters(o.name), student, info) for o in config.objectives]
     plain = all(term.config.weight == 1 and term.config.schedule == ((0.0, 1.0),) for term in terms)
     return terms[0] if len(terms) == 1 and plain else Sum(terms)

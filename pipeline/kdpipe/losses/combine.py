@@ -8,14 +8,14 @@ import torch
 from torch import nn
 
 from kdpipe.errors import TargetsError
-from kdpipe.losses.base import Objective, TermConfig
-from kdpipe.losses.inputs import Answer, Context, Needs
+from kdpipe.losses.base import Loss, TermConfig
+from kdpipe.losses.inputs import StudentOutput, Context, Requirements
 from kdpipe.targets import Labels, Targets
 
 Parts = dict[str, torch.Tensor]
 
 
-class Sum(Objective):
+class Sum(Loss):
     """Weighted objectives of one teacher. Parts: the terms' own, by their names; `<objective>.<part>` where two
     have the same; unweighted.
     """
@@ -23,18 +23,18 @@ class Sum(Objective):
     name, paper = "sum", "a weighted sum"
     Config = TermConfig
 
-    def __init__(self, terms: Sequence[Objective]) -> None:
+    def __init__(self, terms: Sequence[Loss]) -> None:
         nn.Module.__init__(self)
         self.terms = nn.ModuleList(terms)
-        self.needs = all_needs(term.needs for term in terms)
+        self.requirements = all_requirements(term.requirements for term in terms)
 
-    def forward(self, answer: Answer, labels: Labels, targets: Targets | None, context: Context) -> Parts:
-        """See Objective."""
+    def forward(self, output: StudentOutput, labels: Labels, targets: Targets | None, context: Context) -> Parts:
+        """See Loss."""
         total: torch.Tensor | None = None
         parts: Parts = {}
         for term in self.terms:
-            assert isinstance(term, Objective)
-            own = term(answer, labels, targets, context)
+            assert isinstance(term, Loss)
+            own = term(output, labels, targets, context)
             loss = term.config.factor(context) * own.pop("loss")
             total = loss if total is None else total + loss
             for name, part in own.items():
@@ -43,23 +43,23 @@ class Sum(Objective):
         return {"loss": total, **parts}
 
 
-class OfTeachers(Objective):
+class SumOverTeachers(Loss):
     """One objective for each teacher, the weighted mean of their losses. Parts: the weighted means of theirs."""
 
     name, paper = "teachers", "a weighted mean over teachers"
     Config = TermConfig
 
-    def __init__(self, objectives: Sequence[Objective], weights: Sequence[float]) -> None:
+    def __init__(self, objectives: Sequence[Loss], weights: Sequence[float]) -> None:
         nn.Module.__init__(self)
         self.objectives = nn.ModuleList(objectives)
-        self.needs = objectives[0].needs
+        self.requirements = objectives[0].requirements
         self._weights = shares(weights, len(objectives))
 
-    def forward(self, answer: Answer, labels: Labels, targets: Any, context: Context) -> Parts:
-        """See Objective; `targets` are a tuple, one of each teacher."""
+    def forward(self, output: StudentOutput, labels: Labels, targets: Any, context: Context) -> Parts:
+        """See Loss; `targets` are a tuple, one of each teacher."""
         total: Parts = {}
         for weight, objective, own in zip(self._weights, self.objectives, targets, strict=True):
-            for name, part in objective(answer, labels, own, context).items():
+            for name, part in objective(output, labels, own, context).items():
                 total[name] = total.get(name, 0) + weight * part
         return total
 
@@ -102,9 +102,9 @@ def shares(weights: Sequence[float], count: int) -> list[float]:
     return [weight / math.fsum(given) for weight in given]
 
 
-def all_needs(needs: Any) -> Needs:
+def all_requirements(needs: Any) -> Requirements:
     """What all of them take together."""
-    total = Needs()
+    total = Requirements()
     for one in needs:
         total = total | one
     return total

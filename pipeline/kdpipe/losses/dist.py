@@ -5,9 +5,9 @@ from typing import Any
 import torch
 from pydantic import Field
 
-from kdpipe.losses.base import Objective, float32, require_targets
+from kdpipe.losses.base import Loss, float32, require_targets
 from kdpipe.losses.gather import gathered
-from kdpipe.losses.inputs import Answer, Context, Needs
+from kdpipe.losses.inputs import StudentOutput, Context, Requirements
 from kdpipe.losses.logit import CrossEntropyConfig, cross_entropy
 from kdpipe.targets import Labels, Targets
 
@@ -55,7 +55,7 @@ class DistConfig(CrossEntropyConfig):
     tau: float = Field(1.0, gt=0, description="temperature")
 
 
-class Dist(Objective):
+class Dist(Loss):
     """CE + 2 tau^2 (`dist_inter` + `dist_intra`), over all rows of the batch on all ranks; CE over the labelled.
 
     Columns of classes that a top-k set seldom keeps would correlate with its tail, so it takes dense targets
@@ -67,20 +67,20 @@ class Dist(Objective):
     config: DistConfig
 
     @staticmethod
-    def needs_of(config: Any) -> Needs:
-        """See Objective."""
-        return Needs(labels=True, logits=True, dense=True)
+    def requirements_of(config: Any) -> Requirements:
+        """See Loss."""
+        return Requirements(labels=True, logits=True, dense=True)
 
     def forward(
-        self, answer: Answer, labels: Labels, targets: Targets | None, context: Context
+        self, output: StudentOutput, labels: Labels, targets: Targets | None, context: Context
     ) -> dict[str, torch.Tensor]:
-        """See Objective."""
-        c, teacher = self.config, require_targets(self.name, self.needs, targets).log_probs
+        """See Loss."""
+        c, teacher = self.config, require_targets(self.name, self.requirements, targets).log_probs
         assert teacher is not None
-        with torch.autocast(answer.logits.device.type, enabled=False):
-            student, teacher = gathered(answer.logits, context), gathered(teacher, context)
+        with torch.autocast(output.logits.device.type, enabled=False):
+            student, teacher = gathered(output.logits, context), gathered(teacher, context)
             inter, intra = dist_inter(student, teacher, c.tau), dist_intra(student, teacher, c.tau)
-        ce = cross_entropy(answer.logits, labels, context, c.label_smoothing)
+        ce = cross_entropy(output.logits, labels, context, c.label_smoothing)
         return {"loss": ce + 2 * c.tau**2 * (inter + intra), "dist_inter": inter, "dist_intra": intra, "ce": ce}
 
 

@@ -6,8 +6,8 @@ import torch
 from pydantic import Field
 from torch.nn import functional as F
 
-from kdpipe.losses.base import Objective, float32, require_targets
-from kdpipe.losses.inputs import Answer, Context, Needs
+from kdpipe.losses.base import Loss, float32, require_targets
+from kdpipe.losses.inputs import StudentOutput, Context, Requirements
 from kdpipe.losses.logit import CrossEntropyConfig, cross_entropy
 from kdpipe.losses.target_class import label_mask, labelled, log_softmax_others, with_label
 from kdpipe.targets import Labels, Targets
@@ -65,7 +65,7 @@ class DkdConfig(CrossEntropyConfig):
     warmup: float = Field(0.0, ge=0, description="epochs over which both weights grow from 0; CIFAR 20")
 
 
-class Dkd(Objective):
+class Dkd(Loss):
     """CE + min(epoch / warmup, 1) * (alpha * `tckd` + beta * `nckd`), all of them means over the labelled rows.
 
     The epoch counts from 0 and in fractions, where the authors' code counts whole ones from 1: its warm-up of one
@@ -79,16 +79,16 @@ class Dkd(Objective):
     config: DkdConfig
 
     @staticmethod
-    def needs_of(config: Any) -> Needs:
-        """See Objective."""
-        return Needs(labels=True, logits=True, dense=config.temperature != 1)
+    def requirements_of(config: Any) -> Requirements:
+        """See Loss."""
+        return Requirements(labels=True, logits=True, dense=config.temperature != 1)
 
     def forward(
-        self, answer: Answer, labels: Labels, targets: Targets | None, context: Context
+        self, output: StudentOutput, labels: Labels, targets: Targets | None, context: Context
     ) -> dict[str, torch.Tensor]:
-        """See Objective."""
-        c, student, hard = self.config, answer.logits, labels.hard
-        teacher = with_label(require_targets(self.name, self.needs, targets), hard)
+        """See Loss."""
+        c, student, hard = self.config, output.logits, labels.hard
+        teacher = with_label(require_targets(self.name, self.requirements, targets), hard)
         with torch.autocast(student.device.type, enabled=False):
             target = context.over_labelled(tckd(student, teacher, hard, c.temperature).sum())
             others = context.over_labelled(nckd(student, teacher, hard, c.temperature).sum())

@@ -7,8 +7,8 @@ from pydantic import Field
 from torch.nn import functional as F
 
 from kdpipe.losses.align import map_shapes, same_grid, to_width
-from kdpipe.losses.base import Objective, TermConfig, float32, require_targets
-from kdpipe.losses.inputs import Answer, Context, Needs, Student, Teaching
+from kdpipe.losses.base import Loss, TermConfig, float32, require_targets
+from kdpipe.losses.inputs import StudentOutput, Context, Requirements, FeatureShapes, TeacherInfo
 from kdpipe.targets import Labels, Targets
 
 
@@ -41,7 +41,7 @@ class FdConfig(TermConfig):
     )
 
 
-class FeatureDistillation(Objective):
+class FeatureDistillation(Loss):
     """`fd` of the student's last map, through a 1x1 convolution to the teacher's width.
 
     `paper` is the form of the large-kernel paper, `whitened` the original one. There the grids are equal by the
@@ -51,7 +51,7 @@ class FeatureDistillation(Objective):
 
     name, paper = "fd", "Wei et al. 2022, Feature Distillation; Huang et al. 2023, Large Kernels as Teachers"
     Config = FdConfig
-    whole = False
+    trains_classifier = False
     config: FdConfig
 
     def __init__(self, config: FdConfig, student: int, teacher: int) -> None:
@@ -59,23 +59,23 @@ class FeatureDistillation(Objective):
         self.align = to_width(student, teacher)
 
     @staticmethod
-    def needs_of(config: Any) -> Needs:
-        """See Objective."""
-        return Needs(map=True, maps=1)
+    def requirements_of(config: Any) -> Requirements:
+        """See Loss."""
+        return Requirements(map=True, maps=1)
 
     @classmethod
-    def make(cls, config: Any, student: Student, teaching: Teaching | None) -> Self:
-        """See Objective."""
-        (narrow, *_), (wide, *_) = map_shapes(cls.name, student, teaching)
+    def make(cls, config: Any, student: FeatureShapes, info: TeacherInfo | None) -> Self:
+        """See Loss."""
+        (narrow, *_), (wide, *_) = map_shapes(cls.name, student, info)
         return cls(config, narrow, wide)
 
     def forward(
-        self, answer: Answer, labels: Labels, targets: Targets | None, context: Context
+        self, output: StudentOutput, labels: Labels, targets: Targets | None, context: Context
     ) -> dict[str, torch.Tensor]:
-        """See Objective."""
-        teacher = require_targets(self.name, self.needs, targets).map
+        """See Loss."""
+        teacher = require_targets(self.name, self.requirements, targets).map
         assert teacher is not None
-        student = self.align(answer.maps[-1])
+        student = self.align(output.maps[-1])
         with torch.autocast(student.device.type, enabled=False):
             losses = fd(*same_grid(float32(student), teacher), whitened=self.config.form == "whitened")
             loss = context.over_rows(losses.sum())

@@ -6,8 +6,8 @@ import torch
 from pydantic import Field
 
 from kdpipe.losses.align import map_shapes, same_grid, to_width
-from kdpipe.losses.base import Objective, TermConfig, float32, require_targets
-from kdpipe.losses.inputs import Answer, Context, Needs, Student, Teaching
+from kdpipe.losses.base import Loss, TermConfig, float32, require_targets
+from kdpipe.losses.inputs import StudentOutput, Context, Requirements, FeatureShapes, TeacherInfo
 from kdpipe.targets import Labels, Targets
 
 
@@ -26,7 +26,7 @@ class FitNetsConfig(TermConfig):
     weight: float = Field(100.0, ge=0, description="of the objective where several are summed")
 
 
-class FitNets(Objective):
+class FitNets(Loss):
     """`squared_error` of the student's last map, through a 1x1 convolution to the teacher's width.
 
     The paper's regressor has the kernel that brings the student's grid down to the hint's. Here it stays 1x1, and
@@ -36,7 +36,7 @@ class FitNets(Objective):
 
     name, paper = "fitnets", "Romero et al. 2015, FitNets: Hints for Thin Deep Nets"
     Config = FitNetsConfig
-    whole = False
+    trains_classifier = False
     config: FitNetsConfig
 
     def __init__(self, config: FitNetsConfig, student: int, teacher: int) -> None:
@@ -44,23 +44,23 @@ class FitNets(Objective):
         self.align = to_width(student, teacher)
 
     @staticmethod
-    def needs_of(config: Any) -> Needs:
-        """See Objective."""
-        return Needs(map=True, maps=1)
+    def requirements_of(config: Any) -> Requirements:
+        """See Loss."""
+        return Requirements(map=True, maps=1)
 
     @classmethod
-    def make(cls, config: Any, student: Student, teaching: Teaching | None) -> Self:
-        """See Objective."""
-        (narrow, *_), (wide, *_) = map_shapes(cls.name, student, teaching)
+    def make(cls, config: Any, student: FeatureShapes, info: TeacherInfo | None) -> Self:
+        """See Loss."""
+        (narrow, *_), (wide, *_) = map_shapes(cls.name, student, info)
         return cls(config, narrow, wide)
 
     def forward(
-        self, answer: Answer, labels: Labels, targets: Targets | None, context: Context
+        self, output: StudentOutput, labels: Labels, targets: Targets | None, context: Context
     ) -> dict[str, torch.Tensor]:
-        """See Objective."""
-        teacher = require_targets(self.name, self.needs, targets).map
+        """See Loss."""
+        teacher = require_targets(self.name, self.requirements, targets).map
         assert teacher is not None
-        student = self.align(answer.maps[-1])
+        student = self.align(output.maps[-1])
         with torch.autocast(student.device.type, enabled=False):
             loss = context.over_rows(squared_error(*same_grid(float32(student), teacher)).sum())
         return {"loss": loss, "fitnets": loss}

@@ -9,7 +9,7 @@ from kdpipe.teacher import Tail
 
 
 @dataclass(frozen=True)
-class Needs:
+class Requirements:
     """What an objective takes.
 
     Attributes:
@@ -42,10 +42,10 @@ class Needs:
         """Whether it takes more than logits from the teacher."""
         return any((self.pooled, self.map, self.head, self.tail))
 
-    def __or__(self, other: "Needs") -> "Needs":
+    def __or__(self, other: "Requirements") -> "Requirements":
         """What both take."""
         mine, theirs = vars(self), vars(other)
-        return Needs(**{name: max(value, theirs[name]) for name, value in mine.items()})
+        return Requirements(**{name: max(value, theirs[name]) for name, value in mine.items()})
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class Context:
 
 
 @dataclass(frozen=True)
-class Answer:
+class StudentOutput:
     """What a student says of n views.
 
     Attributes:
@@ -95,13 +95,13 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class Student:
-    """What adapters must know of a student before they are made: the sizes of its answer.
+class FeatureShapes:
+    """What adapters must know of a student before they are made: the sizes of its output.
 
     Attributes:
         num_classes: C.
         pooled: d; 0 unless asked for.
-        maps: (c, h, w) of each map, as in `Answer`.
+        maps: (c, h, w) of each map, as in `StudentOutput`.
     """
 
     num_classes: int
@@ -110,7 +110,7 @@ class Student:
 
 
 @dataclass(frozen=True)
-class Teaching:
+class TeacherInfo:
     """What adapters must know of a teacher: sizes of its features, its statistics and its parts.
 
     Attributes:

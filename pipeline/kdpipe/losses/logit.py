@@ -6,8 +6,8 @@ import torch
 from pydantic import Field
 from torch.nn import functional as F
 
-from kdpipe.losses.base import Objective, TermConfig, float32, require_targets
-from kdpipe.losses.inputs import Answer, Context, Needs
+from kdpipe.losses.base import Loss, TermConfig, float32, require_targets
+from kdpipe.losses.inputs import StudentOutput, Context, Requirements
 from kdpipe.targets import Labels, Targets
 
 
@@ -70,7 +70,7 @@ class CrossEntropyConfig(TermConfig):
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="of the cross entropy against labels")
 
 
-class CrossEntropy(Objective):
+class CrossEntropy(Loss):
     """Training without a teacher, see `cross_entropy`. Parts: `ce`."""
 
     name, paper = "none", "cross entropy against the labels; no teacher"
@@ -78,15 +78,15 @@ class CrossEntropy(Objective):
     config: CrossEntropyConfig
 
     @staticmethod
-    def needs_of(config: Any) -> Needs:
-        """See Objective."""
-        return Needs(labels=True)
+    def requirements_of(config: Any) -> Requirements:
+        """See Loss."""
+        return Requirements(labels=True)
 
     def forward(
-        self, answer: Answer, labels: Labels, targets: Targets | None, context: Context
+        self, output: StudentOutput, labels: Labels, targets: Targets | None, context: Context
     ) -> dict[str, torch.Tensor]:
-        """See Objective."""
-        ce = cross_entropy(answer.logits, labels, context, self.config.label_smoothing)
+        """See Loss."""
+        ce = cross_entropy(output.logits, labels, context, self.config.label_smoothing)
         return {"loss": ce, "ce": ce}
 
 
@@ -97,7 +97,7 @@ class KdConfig(CrossEntropyConfig):
     alpha: float = Field(0.5, ge=0, le=1, description="weight of KD; cross entropy gets 1 - alpha")
 
 
-class KnowledgeDistillation(Objective):
+class KnowledgeDistillation(Loss):
     """alpha * KD + (1 - alpha) * CE, see `kd` and `cross_entropy`: timm's LogitDistillationTask.
 
     KD averages over all rows, CE over the labelled ones. At another temperature than 1 the tail of a top-k set
@@ -109,41 +109,41 @@ class KnowledgeDistillation(Objective):
     config: KdConfig
 
     @staticmethod
-    def needs_of(config: Any) -> Needs:
-        """See Objective."""
-        return Needs(labels=config.alpha < 1, logits=True, dense=config.temperature != 1)
+    def requirements_of(config: Any) -> Requirements:
+        """See Loss."""
+        return Requirements(labels=config.alpha < 1, logits=True, dense=config.temperature != 1)
 
     def forward(
-        self, answer: Answer, labels: Labels, targets: Targets | None, context: Context
+        self, output: StudentOutput, labels: Labels, targets: Targets | None, context: Context
     ) -> dict[str, torch.Tensor]:
-        """See Objective."""
-        c, teacher = self.config, require_targets(self.name, self.needs, targets).log_probs
+        """See Loss."""
+        c, teacher = self.config, require_targets(self.name, self.requirements, targets).log_probs
         assert teacher is not None
-        with torch.autocast(answer.logits.device.type, enabled=False):
-            loss = context.over_rows(kd(answer.logits, teacher, c.temperature).sum())
-        if not self.needs.labels:
+        with torch.autocast(output.logits.device.type, enabled=False):
+            loss = context.over_rows(kd(output.logits, teacher, c.temperature).sum())
+        if not self.requirements.labels:
             return {"loss": loss, "kd": loss}
-        ce = cross_entropy(answer.logits, labels, context, c.label_smoothing)
+        ce = cross_entropy(output.logits, labels, context, c.label_smoothing)
         return {"loss": c.alpha * loss + (1 - c.alpha) * ce, "kd": loss, "ce": ce}
 
 
-class SoftCrossEntropy(Objective):
+class SoftCrossEntropy(Loss):
     """`soft_cross_entropy` over all rows, without ground truth, at temperature 1. Parts: `ce`."""
 
     name, paper = "soft-ce", "Shen and Xing 2022, FKD; Wu et al. 2022, TinyViT"
     Config = TermConfig
 
     @staticmethod
-    def needs_of(config: Any) -> Needs:
-        """See Objective."""
-        return Needs(logits=True)
+    def requirements_of(config: Any) -> Requirements:
+        """See Loss."""
+        return Requirements(logits=True)
 
     def forward(
-        self, answer: Answer, labels: Labels, targets: Targets | None, context: Context
+        self, output: StudentOutput, labels: Labels, targets: Targets | None, context: Context
     ) -> dict[str, torch.Tensor]:
-        """See Objective."""
-        teacher = require_targets(self.name, self.needs, targets).log_probs
+        """See Loss."""
+        teacher = require_targets(self.name, self.requirements, targets).log_probs
         assert teacher is not None
-        with torch.autocast(answer.logits.device.type, enabled=False):
-            ce = context.over_rows(soft_cross_entropy(answer.logits, teacher).sum())
+        with torch.autocast(output.logits.device.type, enabled=False):
+            ce = context.over_rows(soft_cross_entropy(output.logits, teacher).sum())
         return {"loss": ce, "ce": ce}

@@ -7,8 +7,8 @@ from pydantic import Field
 from torch import nn
 
 from kdpipe.losses.align import map_shapes, same_grid, to_width
-from kdpipe.losses.base import Objective, TermConfig, float32, require_targets
-from kdpipe.losses.inputs import Answer, Context, Needs, Student, Teaching
+from kdpipe.losses.base import Loss, TermConfig, float32, require_targets
+from kdpipe.losses.inputs import StudentOutput, Context, Requirements, FeatureShapes, TeacherInfo
 from kdpipe.targets import Labels, Targets
 
 
@@ -39,7 +39,7 @@ class MgdConfig(TermConfig):
     mask: float = Field(0.15, ge=0, lt=1, description="share of channels that are masked: the paper's lambda")
 
 
-class MaskedGenerative(Objective):
+class MaskedGenerative(Loss):
     """`mgd` of the student's last map: aligned by a 1x1 convolution where widths differ, masked, generated anew by
     3x3 convolution, ReLU, 3x3 convolution.
 
@@ -49,7 +49,7 @@ class MaskedGenerative(Objective):
 
     name, paper = "mgd", "Yang et al. 2022, Masked Generative Distillation"
     Config = MgdConfig
-    whole = False
+    trains_classifier = False
     config: MgdConfig
 
     def __init__(self, config: MgdConfig, student: int, teacher: int) -> None:
@@ -60,23 +60,23 @@ class MaskedGenerative(Objective):
         )
 
     @staticmethod
-    def needs_of(config: Any) -> Needs:
-        """See Objective."""
-        return Needs(map=True, maps=1)
+    def requirements_of(config: Any) -> Requirements:
+        """See Loss."""
+        return Requirements(map=True, maps=1)
 
     @classmethod
-    def make(cls, config: Any, student: Student, teaching: Teaching | None) -> Self:
-        """See Objective."""
-        (narrow, *_), (wide, *_) = map_shapes(cls.name, student, teaching)
+    def make(cls, config: Any, student: FeatureShapes, info: TeacherInfo | None) -> Self:
+        """See Loss."""
+        (narrow, *_), (wide, *_) = map_shapes(cls.name, student, info)
         return cls(config, narrow, wide)
 
     def forward(
-        self, answer: Answer, labels: Labels, targets: Targets | None, context: Context
+        self, output: StudentOutput, labels: Labels, targets: Targets | None, context: Context
     ) -> dict[str, torch.Tensor]:
-        """See Objective."""
-        teacher = require_targets(self.name, self.needs, targets).map
+        """See Loss."""
+        teacher = require_targets(self.name, self.requirements, targets).map
         assert teacher is not None
-        student, teacher = same_grid(self.align(answer.maps[-1]), teacher)
+        student, teacher = same_grid(self.align(output.maps[-1]), teacher)
         generated = self.generate(student * channel_mask(student, self.config.mask))
         with torch.autocast(generated.device.type, enabled=False):
             loss = context.over_rows(mgd(generated, teacher).sum())

@@ -5,8 +5,8 @@ from typing import Any, Literal
 import torch
 from pydantic import Field, model_validator
 
-from kdpipe.losses.base import Objective, float32, require_targets
-from kdpipe.losses.inputs import Answer, Context, Needs
+from kdpipe.losses.base import Loss, float32, require_targets
+from kdpipe.losses.inputs import StudentOutput, Context, Requirements
 from kdpipe.losses.logit import CrossEntropyConfig, cross_entropy
 from kdpipe.losses.target_class import labelled, log_softmax_others, with_label
 from kdpipe.targets import Labels, Targets
@@ -77,7 +77,7 @@ class NkdConfig(CrossEntropyConfig):
         return data
 
 
-class Nkd(Objective):
+class Nkd(Loss):
     """CE + `nkd_target` + gamma * `nkd_others`, all of them means over the labelled rows.
 
     Of a mixed view y is the label with the larger share, and CE takes both. The label's probability is the
@@ -90,16 +90,16 @@ class Nkd(Objective):
     config: NkdConfig
 
     @staticmethod
-    def needs_of(config: Any) -> Needs:
-        """See Objective."""
-        return Needs(labels=True, logits=True, dense=config.temperature != 1)
+    def requirements_of(config: Any) -> Requirements:
+        """See Loss."""
+        return Requirements(labels=True, logits=True, dense=config.temperature != 1)
 
     def forward(
-        self, answer: Answer, labels: Labels, targets: Targets | None, context: Context
+        self, output: StudentOutput, labels: Labels, targets: Targets | None, context: Context
     ) -> dict[str, torch.Tensor]:
-        """See Objective."""
-        c, student, hard = self.config, answer.logits, labels.hard
-        teacher = with_label(require_targets(self.name, self.needs, targets), hard)
+        """See Loss."""
+        c, student, hard = self.config, output.logits, labels.hard
+        teacher = with_label(require_targets(self.name, self.requirements, targets), hard)
         with torch.autocast(student.device.type, enabled=False):
             target = context.over_labelled(nkd_target(student, teacher, hard).sum())
             others = context.over_labelled(nkd_others(student, teacher, hard, c.temperature).sum())

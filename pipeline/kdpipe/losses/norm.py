@@ -9,10 +9,10 @@ from torch import nn
 
 from kdpipe.errors import TargetsError, TrainingError
 from kdpipe.losses.align import map_shapes, missing, same_grid
-from kdpipe.losses.base import Objective, TermConfig, float32, require_targets
-from kdpipe.losses.inputs import Answer, Context, Needs, Student, Teaching
+from kdpipe.losses.base import Loss, TermConfig, float32, require_targets
+from kdpipe.losses.inputs import StudentOutput, Context, Requirements, FeatureShapes, TeacherInfo
 from kdpipe.losses.logit import cross_entropy, kd
-from kdpipe.models import Built
+from kdpipe.models import ModelSpec
 from kdpipe.models.wrappers.logits import standardised
 from kdpipe.models.wrappers.norm import EXPANDED, NormStudent
 from kdpipe.targets import Labels, Targets
@@ -67,10 +67,10 @@ class NormConfig(TermConfig):
         return TermConfig(weight=self.matching, schedule=self.matching_schedule)
 
 
-class Norm(Objective):
+class Norm(Loss):
     """ce * CE + kd * KD + matching * w(share of the run) * `norm`. Parts: `ce`, `kd`, `norm`, those with a weight.
 
-    The student is dressed as a NormStudent and undressed to its plain self, merged. CE and KD see logits that
+    The student is wrapped as a NormStudent and undressed to its plain self, merged. CE and KD see logits that
     are `standardised`; so must whoever wants probabilities of the kept student. Of the two maps the larger one is
     max-pooled to the other's grid. The squared error is not free of scale: the maps of ConvNeXt, SLaK or Swin, whose
     channels differ by orders of magnitude, are standardised per channel with the statistics in the cache; those of
@@ -79,7 +79,7 @@ class Norm(Objective):
 
     name, paper = "norm", "Liu et al. 2023, NORM: N-to-One Representation Matching"
     Config = NormConfig
-    dresses = True
+    wraps_student = True
     config: NormConfig
     mean: torch.Tensor | None
     std: torch.Tensor | None
@@ -92,56 +92,56 @@ class Norm(Objective):
         self.register_buffer("std", std, persistent=False)
 
     @staticmethod
-    def needs_of(config: Any) -> Needs:
-        """See Objective."""
+    def requirements_of(config: Any) -> Requirements:
+        """See Loss."""
         learns = config.kd > 0
-        return Needs(labels=config.ce > 0, logits=learns, dense=learns, map=True, maps=1)
+        return Requirements(labels=config.ce > 0, logits=learns, dense=learns, map=True, maps=1)
 
     @classmethod
-    def make(cls, config: Any, student: Student, teaching: Teaching | None) -> Self:
-        """See Objective."""
-        (width, *_), (wide, *_) = map_shapes(cls.name, student, teaching)
+    def make(cls, config: Any, student: FeatureShapes, info: TeacherInfo | None) -> Self:
+        """See Loss."""
+        (width, *_), (wide, *_) = map_shapes(cls.name, student, info)
         if width != config.expansion * wide:
             raise TrainingError(
-                "the student isn't dressed for this teacher",
+                "the student isn't wrapped for this teacher",
                 where=cls.name,
                 found=width,
                 allowed=config.expansion * wide,
             )
-        assert teaching is not None
-        return cls(config, *_statistics(config, teaching))
+        assert info is not None
+        return cls(config, *_statistics(config, info))
 
     @classmethod
-    def dress(cls, config: Any, model: nn.Module, teaching: Teaching | None) -> nn.Module:
-        """See Objective."""
-        if teaching is None or teaching.map is None:
+    def wrap(cls, config: Any, model: nn.Module, info: TeacherInfo | None) -> nn.Module:
+        """See Loss."""
+        if info is None or info.map is None:
             raise missing(cls.name, "map")
-        return NormStudent(model, teaching.map[0], config.expansion)
+        return NormStudent(model, info.map[0], config.expansion)
 
     @classmethod
-    def undress(cls, built: Built) -> Built:
-        """See Objective."""
+    def unwrap(cls, built: ModelSpec) -> ModelSpec:
+        """See Loss."""
         assert isinstance(built.module, NormStudent)
         return replace(built, module=built.module.merged())
 
     @classmethod
     def taps(cls, config: Any) -> tuple[str, ...]:
-        """See Objective."""
+        """See Loss."""
         return (EXPANDED,)
 
     def forward(
-        self, answer: Answer, labels: Labels, targets: Targets | None, context: Context
+        self, output: StudentOutput, labels: Labels, targets: Targets | None, context: Context
     ) -> dict[str, torch.Tensor]:
-        """See Objective."""
-        c, told = self.config, require_targets(self.name, self.needs, targets)
+        """See Loss."""
+        c, told = self.config, require_targets(self.name, self.requirements, targets)
         assert told.map is not None
         teacher, scale, parts = told.map, c.logit_scale, {}
-        with torch.autocast(answer.logits.device.type, enabled=False):
+        with torch.autocast(output.logits.device.type, enabled=False):
             if self.mean is not None and self.std is not None:
                 teacher = (teacher - self.mean[:, None, None]) / self.std[:, None, None]
-            expanded, teacher = same_grid(float32(answer.maps[-1]), teacher, "max")
+            expanded, teacher = same_grid(float32(output.maps[-1]), teacher, "max")
             parts["norm"] = context.over_rows(norm(expanded, teacher).sum())
-            logits = answer.logits if scale is None else standardised(answer.logits, scale)
+            logits = output.logits if scale is None else standardised(output.logits, scale)
             if c.ce:
                 parts["ce"] = cross_entropy(logits, labels, context)
             if c.kd:
@@ -154,10 +154,10 @@ class Norm(Objective):
         return {"loss": loss, **parts}
 
 
-def _statistics(config: NormConfig, teaching: Teaching) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+def _statistics(config: NormConfig, info: TeacherInfo) -> tuple[torch.Tensor | None, torch.Tensor | None]:
     if config.standardise_map is False:
         return None, None
-    if teaching.mean is None or teaching.std is None:
+    if info.mean is None or info.std is None:
         raise TargetsError(
             "the cache has no statistics of the teacher's map",
             where="objective.norm.standardise_map",
@@ -165,7 +165,7 @@ def _statistics(config: NormConfig, teaching: Teaching) -> tuple[torch.Tensor | 
             do="Cache the map anew, or set objective.norm.standardise_map=false",
         )
     # What comes out of a ReLU has no negative mean in any channel; of other maps some of hundreds have one.
-    if config.standardise_map == "auto" and bool((teaching.mean >= 0).all()):
+    if config.standardise_map == "auto" and bool((info.mean >= 0).all()):
         return None, None
-    usual = teaching.std.mean().clamp(min=torch.finfo(torch.float32).tiny)
-    return teaching.mean.clone(), torch.where(teaching.std < _LEAST * usual, usual, teaching.std)
+    usual = info.std.mean().clamp(min=torch.finfo(torch.float32).tiny)
+    return info.mean.clone(), torch.where(info.std < _LEAST * usual, usual, info.std)

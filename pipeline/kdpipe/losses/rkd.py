@@ -8,9 +8,9 @@ from torch import distributed
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from kdpipe.losses.base import Objective, TermConfig, float32, require_targets
+from kdpipe.losses.base import Loss, TermConfig, float32, require_targets
 from kdpipe.losses.gather import gathered
-from kdpipe.losses.inputs import Answer, Context, Needs
+from kdpipe.losses.inputs import StudentOutput, Context, Requirements
 from kdpipe.targets import Labels, Targets
 
 # Numbers in the largest tensor of the angles: with more rows they are computed a few vertices at a time.
@@ -60,7 +60,7 @@ class RkdConfig(TermConfig):
     angle: float = Field(50.0, ge=0, description="weight of the angles")
 
 
-class Rkd(Objective):
+class Rkd(Loss):
     """distance * `rkd_distance` + angle * `rkd_angle` of what both classifiers see, the mean over the whole batch.
 
     The batch is that of all ranks. Each of them takes its own rows as vertices of all rows' angles, so that n ranks
@@ -69,23 +69,23 @@ class Rkd(Objective):
 
     name, paper = "rkd", "Park et al. 2019, Relational Knowledge Distillation"
     Config = RkdConfig
-    whole = False
+    trains_classifier = False
     config: RkdConfig
 
     @staticmethod
-    def needs_of(config: Any) -> Needs:
-        """See Objective."""
-        return Needs(pooled=True, student_pooled=True)
+    def requirements_of(config: Any) -> Requirements:
+        """See Loss."""
+        return Requirements(pooled=True, student_pooled=True)
 
     def forward(
-        self, answer: Answer, labels: Labels, targets: Targets | None, context: Context
+        self, output: StudentOutput, labels: Labels, targets: Targets | None, context: Context
     ) -> dict[str, torch.Tensor]:
-        """See Objective."""
-        told = require_targets(self.name, self.needs, targets).pooled
-        assert answer.pooled is not None
+        """See Loss."""
+        told = require_targets(self.name, self.requirements, targets).pooled
+        assert output.pooled is not None
         assert told is not None
-        with torch.autocast(answer.pooled.device.type, enabled=False):
-            student, teacher = gathered(float32(answer.pooled), context), gathered(told, context)
+        with torch.autocast(output.pooled.device.type, enabled=False):
+            student, teacher = gathered(float32(output.pooled), context), gathered(told, context)
             own = _own_rows(len(told), student, context)
             distances = context.over_rows(rkd_distance(student, teacher)[own].sum())
             angles = context.over_rows(rkd_angle(student, teacher, own).sum())

@@ -6,10 +6,10 @@ import torch
 from pydantic import Field, model_validator
 
 from kdpipe.errors import TrainingError
-from kdpipe.losses.base import Objective, TermConfig, float32, require_targets
+from kdpipe.losses.base import Loss, TermConfig, float32, require_targets
 from kdpipe.losses.cap import CrossAttentionProjector, Shape
 from kdpipe.losses.dfm import frequency, spatial
-from kdpipe.losses.inputs import Answer, Context, Needs, Student, Teaching
+from kdpipe.losses.inputs import StudentOutput, Context, Requirements, FeatureShapes, TeacherInfo
 from kdpipe.losses.logit import cross_entropy, soft_cross_entropy
 from kdpipe.targets import Labels, Targets
 from kdpipe.teacher import Tail
@@ -25,14 +25,14 @@ class CapDfmConfig(TermConfig):
     head_width: int = Field(64, ge=1, description="channels of an attention head; one of 64 where they don't go up")
 
 
-class CapDfm(Objective):
+class CapDfm(Loss):
     """ScaleKD's terms that do without the teacher's tail: .08 L_spat(CAP(S4), T4) + .06 L_freq(CAP'(S4), T4).
 
     Both projectors have queries of their own; see `kdpipe.losses.dfm` and `cap`. With `kd+cap-dfm` it is
     ScaleKD without what passes the tail. Parts: `spat`, `freq`.
     """
 
-    name, paper, whole = "cap-dfm", _PAPER, False
+    name, paper, trains_classifier = "cap-dfm", _PAPER, False
     Config = CapDfmConfig
     config: CapDfmConfig
 
@@ -43,21 +43,21 @@ class CapDfm(Objective):
         )
 
     @staticmethod
-    def needs_of(config: Any) -> Needs:
-        """See Objective."""
-        return Needs(map=True, maps=1)
+    def requirements_of(config: Any) -> Requirements:
+        """See Loss."""
+        return Requirements(map=True, maps=1)
 
     @classmethod
-    def make(cls, config: CapDfmConfig, student: Student, teaching: Teaching | None) -> Self:
-        """See Objective."""
-        return cls(config, student.maps[-1], _map_of(cls.name, teaching))
+    def make(cls, config: CapDfmConfig, student: FeatureShapes, info: TeacherInfo | None) -> Self:
+        """See Loss."""
+        return cls(config, student.maps[-1], _map_of(cls.name, info))
 
     def forward(
-        self, answer: Answer, labels: Labels, targets: Targets | None, context: Context
+        self, output: StudentOutput, labels: Labels, targets: Targets | None, context: Context
     ) -> dict[str, torch.Tensor]:
-        """See Objective."""
-        t4 = require_targets(self.name, self.needs, targets).map
-        s4 = answer.maps[-1]
+        """See Loss."""
+        t4 = require_targets(self.name, self.requirements, targets).map
+        s4 = output.maps[-1]
         assert t4 is not None
         spat = context.over_rows(spatial(self.cap_spat(s4), t4).sum())
         freq = context.over_rows(frequency(self.cap_freq(s4), t4).sum())
@@ -88,7 +88,7 @@ class ScaleKdConfig(TermConfig):
         return self
 
 
-class ScaleKd(Objective):
+class ScaleKd(Loss):
     """ScaleKD with all its terms (NeurIPS 2024, equations of CAP, DFM and TPP).
 
     .5 CE + .5 T^2 CE(softmax(t / T), s / T) + .08 L_spat(Q, T4) + .06 L_freq(Q', T4) + .08 L_spat(F, T4)
@@ -111,17 +111,17 @@ class ScaleKd(Objective):
         self.cap4_spat, self.cap4_freq = (cap(s4, tail.out_shape, wide4, learned=False) for _ in range(2))
 
     @staticmethod
-    def needs_of(config: Any) -> Needs:
-        """See Objective."""
+    def requirements_of(config: Any) -> Requirements:
+        """See Loss."""
         soft = config.kd > 0
         dense = soft and config.temperature != 1
-        return Needs(labels=config.ce > 0, logits=soft, dense=dense, map=True, tail=True, maps=2)
+        return Requirements(labels=config.ce > 0, logits=soft, dense=dense, map=True, tail=True, maps=2)
 
     @classmethod
-    def make(cls, config: ScaleKdConfig, student: Student, teaching: Teaching | None) -> Self:
-        """See Objective."""
-        final = _map_of(cls.name, teaching)
-        tail = None if teaching is None else teaching.tail
+    def make(cls, config: ScaleKdConfig, student: FeatureShapes, info: TeacherInfo | None) -> Self:
+        """See Loss."""
+        final = _map_of(cls.name, info)
+        tail = None if info is None else info.tail
         if tail is None:
             raise TrainingError(
                 "this objective needs the teacher's last stage",
@@ -143,17 +143,17 @@ class ScaleKd(Objective):
         return cls(config, (s3, s4), tail)
 
     def forward(
-        self, answer: Answer, labels: Labels, targets: Targets | None, context: Context
+        self, output: StudentOutput, labels: Labels, targets: Targets | None, context: Context
     ) -> dict[str, torch.Tensor]:
-        """See Objective."""
-        c, told = self.config, require_targets(self.name, self.needs, targets)
-        t4, (s3, s4) = told.map, answer.maps[-2:]
+        """See Loss."""
+        c, told = self.config, require_targets(self.name, self.requirements, targets)
+        t4, (s3, s4) = told.map, output.maps[-2:]
         assert t4 is not None
         parts: dict[str, torch.Tensor] = {}
         if c.ce:
-            parts["ce"] = cross_entropy(answer.logits, labels, context, c.label_smoothing)
+            parts["ce"] = cross_entropy(output.logits, labels, context, c.label_smoothing)
         if c.kd:
-            parts["kd"] = self._soft(answer.logits, told, context)
+            parts["kd"] = self._soft(output.logits, told, context)
         q_spat, q_freq = self.tail(self.cap3_spat(s3)), self.tail(self.cap3_freq(s3))
         rows = {
             "spat_tail": spatial(q_spat, t4),
@@ -173,11 +173,11 @@ class ScaleKd(Objective):
             return context.over_rows(soft_cross_entropy(float32(logits) / heat, teacher).sum()) * heat**2
 
 
-def _map_of(name: str, teaching: Teaching | None) -> Shape:
-    if teaching is None or teaching.map is None:
+def _map_of(name: str, info: TeacherInfo | None) -> Shape:
+    if info is None or info.map is None:
         raise TrainingError(
             "this objective needs the teacher's final map",
             where=name,
             do="Cache it: kdpipe cache-teacher --map int8, or float16",
         )
-    return teaching.map
+    return info.map

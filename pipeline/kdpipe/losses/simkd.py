@@ -8,10 +8,10 @@ from torch import nn
 
 from kdpipe.errors import TargetsError
 from kdpipe.losses.align import require_nonnegative, same_grid, teacher_head
-from kdpipe.losses.base import Objective, TermConfig, float32, require_targets
+from kdpipe.losses.base import Loss, TermConfig, float32, require_targets
 from kdpipe.losses.fitnets import squared_error
-from kdpipe.losses.inputs import Answer, Context, Needs, Teaching
-from kdpipe.models import Built
+from kdpipe.losses.inputs import StudentOutput, Context, Requirements, TeacherInfo
+from kdpipe.models import ModelSpec
 from kdpipe.models.wrappers.simkd import PROJECTED, SimkdStudent, kept
 from kdpipe.targets import Labels, Targets
 
@@ -30,7 +30,7 @@ class SimkdConfig(TermConfig):
     )  # fmt: skip
 
 
-class Simkd(Objective):
+class Simkd(Loss):
     """(P(f_s) - f_t)^2, the mean over the elements of each row, and nothing else: no labels, no logits.
 
     Chen et al., "Knowledge Distillation with the Reused Teacher Classifier" (2022), section 3.2. The student is a
@@ -43,7 +43,7 @@ class Simkd(Objective):
 
     name, paper = "simkd", "Chen et al. 2022, Knowledge Distillation with the Reused Teacher Classifier"
     Config = SimkdConfig
-    dresses = True
+    wraps_student = True
     config: SimkdConfig
 
     def __init__(self, config: SimkdConfig) -> None:
@@ -51,41 +51,41 @@ class Simkd(Objective):
         self._tried = False
 
     @staticmethod
-    def needs_of(config: Any) -> Needs:
-        """See Objective."""
+    def requirements_of(config: Any) -> Requirements:
+        """See Loss."""
         if config.feature == "map":
-            return Needs(pooled=True, head=True, map=True, maps=1)
-        return Needs(pooled=True, head=True, student_pooled=True)
+            return Requirements(pooled=True, head=True, map=True, maps=1)
+        return Requirements(pooled=True, head=True, student_pooled=True)
 
     @classmethod
-    def dress(cls, config: Any, model: nn.Module, teaching: Teaching | None) -> nn.Module:
-        """See Objective."""
-        return SimkdStudent(model, teacher_head(cls.name, teaching), factor=config.bottleneck, relu=config.relu)
+    def wrap(cls, config: Any, model: nn.Module, info: TeacherInfo | None) -> nn.Module:
+        """See Loss."""
+        return SimkdStudent(model, teacher_head(cls.name, info), factor=config.bottleneck, relu=config.relu)
 
     @classmethod
-    def undress(cls, built: Built) -> Built:
-        """See Objective: it is kept as it is, and its header says how to build it."""
+    def unwrap(cls, built: ModelSpec) -> ModelSpec:
+        """See Loss: it is kept as it is, and its header says how to build it."""
         return kept(built)
 
     @classmethod
     def taps(cls, config: Any) -> tuple[str, ...]:
-        """See Objective."""
+        """See Loss."""
         return (PROJECTED,) if config.feature == "map" else ()
 
     def forward(
-        self, answer: Answer, labels: Labels, targets: Targets | None, context: Context
+        self, output: StudentOutput, labels: Labels, targets: Targets | None, context: Context
     ) -> dict[str, torch.Tensor]:
-        """See Objective."""
-        told = require_targets(self.name, self.needs, targets)
+        """See Loss."""
+        told = require_targets(self.name, self.requirements, targets)
         assert told.pooled is not None
         self._try(told)
-        with torch.autocast(answer.logits.device.type, enabled=False):
+        with torch.autocast(output.logits.device.type, enabled=False):
             if self.config.feature == "map":
                 assert told.map is not None
-                losses = squared_error(*same_grid(float32(answer.maps[-1]), told.map))
+                losses = squared_error(*same_grid(float32(output.maps[-1]), told.map))
             else:
-                assert answer.pooled is not None
-                losses = squared_error(answer.pooled, told.pooled)
+                assert output.pooled is not None
+                losses = squared_error(output.pooled, told.pooled)
             loss = context.over_rows(losses.sum())
         return {"loss": loss, "simkd": loss}
 

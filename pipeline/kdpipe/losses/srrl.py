@@ -9,9 +9,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from kdpipe.losses.align import require_nonnegative, teacher_head
-from kdpipe.losses.base import Objective, TermConfig, float32, require_targets
+from kdpipe.losses.base import Loss, TermConfig, float32, require_targets
 from kdpipe.losses.fitnets import squared_error
-from kdpipe.losses.inputs import Answer, Context, Needs, Student, Teaching
+from kdpipe.losses.inputs import StudentOutput, Context, Requirements, FeatureShapes, TeacherInfo
 from kdpipe.targets import Labels, Targets
 
 
@@ -40,7 +40,7 @@ class SrrlConfig(TermConfig):
     relu: bool = Field(False, description="the connector ends in a ReLU: the paper's, for ResNets as teachers")
 
 
-class Srrl(Objective):
+class Srrl(Loss):
     """Feature error + regression * logit error of `srrl`, behind a connector: 1x1 convolution, BatchNorm, ReLU.
 
     The connector is applied to the student's last map, whose mean over positions is compared: grids may differ. The
@@ -51,7 +51,7 @@ class Srrl(Objective):
 
     name, paper = "srrl", "Yang et al. 2021, Softmax Regression Representation Learning"
     Config = SrrlConfig
-    whole = False
+    trains_classifier = False
     config: SrrlConfig
     weight: torch.Tensor
     bias: torch.Tensor
@@ -69,26 +69,26 @@ class Srrl(Objective):
         self._tried = False
 
     @staticmethod
-    def needs_of(config: Any) -> Needs:
-        """See Objective."""
-        return Needs(pooled=True, head=True, maps=1)
+    def requirements_of(config: Any) -> Requirements:
+        """See Loss."""
+        return Requirements(pooled=True, head=True, maps=1)
 
     @classmethod
-    def make(cls, config: Any, student: Student, teaching: Teaching | None) -> Self:
-        """See Objective."""
-        assert student.maps, "Needs.maps asks for it"
-        return cls(config, student.maps[-1][0], teacher_head(cls.name, teaching))
+    def make(cls, config: Any, student: FeatureShapes, info: TeacherInfo | None) -> Self:
+        """See Loss."""
+        assert student.maps, "Requirements.maps asks for it"
+        return cls(config, student.maps[-1][0], teacher_head(cls.name, info))
 
     def forward(
-        self, answer: Answer, labels: Labels, targets: Targets | None, context: Context
+        self, output: StudentOutput, labels: Labels, targets: Targets | None, context: Context
     ) -> dict[str, torch.Tensor]:
-        """See Objective."""
-        teacher = require_targets(self.name, self.needs, targets).pooled
+        """See Loss."""
+        teacher = require_targets(self.name, self.requirements, targets).pooled
         assert teacher is not None
         if self.config.relu and not self._tried:
             require_nonnegative(self.name, teacher)
             self._tried = True
-        student = self.connector(answer.maps[-1])
+        student = self.connector(output.maps[-1])
         with torch.autocast(student.device.type, enabled=False):
             terms = srrl(float32(student).mean(dim=(2, 3)), teacher, self.weight, self.bias)
             feature, logits = (context.over_rows(term.sum()) for term in terms)

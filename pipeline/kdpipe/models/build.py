@@ -52,7 +52,7 @@ class ModelConfig(Config):
 
 
 @dataclass(frozen=True)
-class Built:
+class ModelSpec:
     """A module and how to feed it. `name` and `kwargs` rebuild the architecture.
 
     With a `logit_scale` the logits that it was trained for are `standardised`, which the module does where it was
@@ -81,7 +81,7 @@ class Built:
         }
 
 
-def build(config: ModelConfig, *, num_classes: int | None = None, extra: dict[str, Any] | None = None) -> Built:
+def build(config: ModelConfig, *, num_classes: int | None = None, extra: dict[str, Any] | None = None) -> ModelSpec:
     """Create the model, load its weights if it has any, resolve its preprocessing.
 
     Args:
@@ -135,7 +135,7 @@ def build(config: ModelConfig, *, num_classes: int | None = None, extra: dict[st
     feed = resolve_data_config(
         {}, pretrained_cfg=getattr(module, "pretrained_cfg", None) or {"input_size": (3, 224, 224)}
     )
-    return Built(
+    return ModelSpec(
         module=module,
         name=name,
         kwargs=kwargs,

@@ -43,7 +43,7 @@ Arguments = Annotated[dict[str, Any], AfterValidator(_small)]
 Record = TypeVar("Record", bound=BaseModel)
 
 
-class Described(BaseModel):
+class ModelDescription(BaseModel):
     """A network as a file describes it. Types are exact; keys that are no part of this are left alone."""
 
     model_config = ConfigDict(strict=True, frozen=True, allow_inf_nan=False, protected_namespaces=())
@@ -54,7 +54,7 @@ class Described(BaseModel):
     input_size: int | None = Field(None, ge=1, le=SIDE)
 
 
-class Header(Described):
+class Header(ModelDescription):
     """What `kdpipe train-student` writes into the header of weights; all of it may be missing in other files."""
 
     mean: list[float] | None = Field(None, min_length=3, max_length=3)

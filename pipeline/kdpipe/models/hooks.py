@@ -10,7 +10,7 @@ from torch import nn
 from kdpipe.errors import TrainingError
 
 
-class Taps:
+class StudentHooks:
     """Catches outputs of a network's modules with timm's hooks; take them after each forward.
 
     Args:

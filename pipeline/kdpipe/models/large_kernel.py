@@ -77,9 +77,9 @@ class LargeKernelConv(nn.Module):
 
     def __init__(self, channels: int, branches: Sequence[Branch], *, merged: bool = False) -> None:
         super().__init__()
-        self.taps = tuple(branches)
+        self.branch_specs = tuple(branches)
         self.branches = nn.ModuleList(
-            ConvBn(channels, channels, b.kernel, dilation=b.dilation, groups=channels) for b in self.taps
+            ConvBn(channels, channels, b.kernel, dilation=b.dilation, groups=channels) for b in self.branch_specs
         )
         if merged:
             self.reparameterize()
@@ -98,9 +98,9 @@ class LargeKernelConv(nn.Module):
             return
         kernels: list[tuple[torch.Tensor, torch.Tensor]] = []
         # The largest first, so that whatever fits into a kernel finds it there.
-        for i in sorted(range(len(self.taps)), key=lambda i: -self.taps[i].extent[0] * self.taps[i].extent[1]):
+        for i in sorted(range(len(self.branch_specs)), key=lambda i: -self.branch_specs[i].extent[0] * self.branch_specs[i].extent[1]):
             weight, bias = _folded_weights(*_pair(self.branches[i]))
-            weight = _spread(weight, self.taps[i].dilation)
+            weight = _spread(weight, self.branch_specs[i].dilation)
             for at, (kernel, others) in enumerate(kernels):
                 if _fits(weight, kernel):
                     kernels[at] = (kernel + _centred(weight, kernel), others + bias)

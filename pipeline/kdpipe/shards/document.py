@@ -1,4 +1,4 @@
-"""What index.json may say: read with bounds, checked against a schema and against itself.
+"""What index.json may log: read with bounds, checked against a schema and against itself.
 
 Its digest finds damage; it doesn't tell who wrote it. So whatever the other modules rely on is checked here: an index
 names no file that its URL doesn't name, no negative size, and no row or block that isn't there.

@@ -6,14 +6,14 @@ from kdpipe.teacher.extract import head_parts, tail_parts
 from kdpipe.teacher.modules import Tail, load_head, load_tail
 from kdpipe.teacher.outputs import FEATURES, TeacherOutput
 from kdpipe.teacher.teacher import Teacher, shapes_of
-from kdpipe.teacher.tune.plan import CAUSES, NOT_A_FUNCTION, Plan
+from kdpipe.teacher.tune.plan import CAUSES, NOT_A_FUNCTION, KernelPlan
 
 __all__ = [
     "CAUSES",
     "FEATURES",
     "NOT_A_FUNCTION",
     "AmpDtype",
-    "Plan",
+    "KernelPlan",
     "Tail",
     "Teacher",
     "TeacherConfig",

@@ -8,7 +8,7 @@ from kdpipe.errors import TeacherError
 from kdpipe.models import ModelConfig, require_trusted
 from kdpipe.models.header import parsed
 from kdpipe.teacher.reparameterisation import Form
-from kdpipe.teacher.tune.plan import Plan
+from kdpipe.teacher.tune.plan import KernelPlan
 
 AmpDtype = Literal["float32", "bfloat16", "float16"]
 
@@ -25,7 +25,7 @@ class TeacherConfig(ModelConfig):
     batch_size: int = Field(64, ge=1, le=2**16, description="samples a forward; a short batch is padded to it")
     amp_dtype: AmpDtype = Field("float32", description="autocast dtype of the forward")
     form: Form = Field("fastest", description="as trained; merged and cropped; or besides in the fastest ways")
-    layers: Plan | None = Field(None, description="way of each layer that isn't plain; fastest: searched if left out")
+    layers: KernelPlan | None = Field(None, description="way of each layer that isn't plain; fastest: searched if left out")
     channels_last: bool = True
     device: str = Field("auto", description="cuda if there is one, else cpu; or a torch device")
     threads: int | None = Field(
@@ -76,7 +76,7 @@ class TeacherConfig(ModelConfig):
                     "a teacher has one model or members, not both",
                     where=f"teacher.{name}",
                     found=value,
-                    do=f"Say {name} of each of teacher.members, or leave the members out",
+                    do=f"Log {name} of each of teacher.members, or leave the members out",
                 )
         common = {name: getattr(self, name) for name in _FOR_ALL}
         return [

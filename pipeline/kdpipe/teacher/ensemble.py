@@ -4,11 +4,11 @@ import torch
 from torch import nn
 
 from kdpipe.errors import TeacherError
-from kdpipe.models import Built
+from kdpipe.models import ModelSpec
 from kdpipe.teacher.config import TeacherConfig
 from kdpipe.teacher.network import Network
 
-# What members have in common: of Built, what is wrong if they differ, and what to do.
+# What members have in common: of ModelSpec, what is wrong if they differ, and what to do.
 _ALIKE = (
     (
         "num_classes",
@@ -47,10 +47,10 @@ def load(config: TeacherConfig, device: torch.device, num_classes: int | None) -
     return networks
 
 
-def joined(networks: list[Network]) -> Built:
+def joined(networks: list[Network]) -> ModelSpec:
     """All modules, the names joined, and no mean and std, because each member has its own."""
     first = networks[0].built
-    return Built(
+    return ModelSpec(
         module=nn.ModuleList(network.built.module for network in networks),
         name=" + ".join(network.built.name for network in networks),
         kwargs={},

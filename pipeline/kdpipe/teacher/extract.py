@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from kdpipe.errors import TeacherError
-from kdpipe.models import Built, first_line
+from kdpipe.models import ModelSpec, first_line
 from kdpipe.teacher.modules import TOLERANCE, Tail, answers, gap, shape_of
 from kdpipe.teacher.outputs import channels_last
 
@@ -20,7 +20,7 @@ _BATCH = 16
 
 
 def tail_parts(
-    plain: nn.Module, built: Built, images: torch.Tensor, teacher: str
+    plain: nn.Module, built: ModelSpec, images: torch.Tensor, teacher: str
 ) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """The last stage and the norm behind it, with probes: `load_tail` makes a Tail of them.
 
@@ -78,7 +78,7 @@ def tail_parts(
     return {k: v.detach().cpu().clone().contiguous() for k, v in tensors.items()}, about
 
 
-def head_parts(plain: nn.Module, built: Built, images: torch.Tensor) -> dict[str, torch.Tensor]:
+def head_parts(plain: nn.Module, built: ModelSpec, images: torch.Tensor) -> dict[str, torch.Tensor]:
     """The classifier, with probes: `load_head` makes a Linear of them.
 
     Args:
@@ -127,7 +127,7 @@ def _last_stage(plain: nn.Module) -> str | None:
 
 
 def _run(
-    plain: nn.Module, stage: nn.Module, name: str, built: Built, images: torch.Tensor
+    plain: nn.Module, stage: nn.Module, name: str, built: ModelSpec, images: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """What the stage is given, and the final map, both on the CPU, in the network's own layout."""
     given: list[Any] = []
@@ -158,5 +158,5 @@ def _near(images: torch.Tensor) -> float:
     return TOLERANCE if images.device.type == "cpu" else _ROUNDING
 
 
-def _refuse(built: Built, what: str, found: str, do: str) -> NoReturn:
+def _refuse(built: ModelSpec, what: str, found: str, do: str) -> NoReturn:
     raise TeacherError(what, where=built.name, found=found, do=do)

@@ -11,7 +11,7 @@ from torch import nn
 from kdpipe.errors import CacheError, IdentityError, TeacherError
 from kdpipe.models import ModelConfig, build, first_line, require_trusted, runs_code
 from kdpipe.models.bounded import outline, require_size
-from kdpipe.models.header import CLASSES_OF_FILE, SIDE, Described, Text, parsed
+from kdpipe.models.header import CLASSES_OF_FILE, SIDE, ModelDescription, Text, parsed
 
 Shape = tuple[int, int, int]
 Tensors = Mapping[str, torch.Tensor]
@@ -68,7 +68,7 @@ class Tail(nn.Module):
         return super()._apply(fn, recurse)
 
 
-class _OfTail(Described):
+class _OfTail(ModelDescription):
     """What is kept of a tail beside its tensors: how to build the network, and where its parts are in it."""
 
     model: Text

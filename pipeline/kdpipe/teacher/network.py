@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from kdpipe.errors import TeacherError
-from kdpipe.models import Built, ModelConfig, build, is_factory, weights_digest
+from kdpipe.models import ModelSpec, ModelConfig, build, is_factory, weights_digest
 from kdpipe.teacher.config import TeacherConfig
-from kdpipe.teacher.outputs import Answering, TeacherOutput
+from kdpipe.teacher.outputs import WithFeatures, TeacherOutput
 from kdpipe.teacher.reparameterisation import Form, check_merged, merge
 from kdpipe.teacher.runner import Runner
 from kdpipe.views import Erased, Normalize
@@ -67,7 +67,7 @@ class Network:
         self._unchecked = None if copied is None else plain
         layout = torch.channels_last if how.channels_last else torch.contiguous_format
         self._model: nn.Module = (copied or plain).to(device, memory_format=layout)  # type: ignore[call-overload]
-        self.built: Built = replace(built, module=self._model)
+        self.built: ModelSpec = replace(built, module=self._model)
         self._normalize = Normalize(built.mean, built.std, how.channels_last).to(device)
         dtype = getattr(torch, how.amp_dtype)
         self.runner = Runner(
@@ -99,10 +99,10 @@ class Network:
             "std": list(b.std),
         }
 
-    def _build(self) -> Built:
+    def _build(self) -> ModelSpec:
         return build(self._config, num_classes=self._num_classes)
 
-    def plain(self) -> nn.Module:
+    def original(self) -> nn.Module:
         """The network on the CPU in eval mode as it was built, whatever the form: another copy of it, or built again.
 
         Raises:
@@ -122,13 +122,13 @@ class Network:
             )
         return module
 
-    def give(self, features: tuple[str, ...]) -> None:
+    def set_features(self, features: tuple[str, ...]) -> None:
         """Give these features beside the logits; see `Runner.give`."""
         before = self.runner.features
-        self.runner.give(features)
+        self.runner.set_features(features)
         if set(features) - set(before) and self.form == "merged" and self._unchecked is None:
             # It was compared without them.
-            self._unchecked = self.plain()
+            self._unchecked = self.original()
 
     def normalized(self, images: torch.Tensor) -> torch.Tensor:
         """uint8 (N, S, S, 3) on the device -> what the network is fed, float32 (N, 3, S, S)."""
@@ -166,7 +166,7 @@ class Network:
                 allowed=(len(images), self.built.num_classes),
             )
         if self._unchecked is not None:
-            plain, run = (Answering(one, self.runner.features) for one in (self._unchecked, self._model))
+            plain, run = (WithFeatures(one, self.runner.features) for one in (self._unchecked, self._model))
             check_merged(plain, run, x, self.built.name)
             self._unchecked = None
         return TeacherOutput(**{name: part.float() for name, part in said.parts().items()})

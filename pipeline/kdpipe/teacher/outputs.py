@@ -44,7 +44,7 @@ class TeacherOutput(NamedTuple):
         return cls(**{name: torch.cat([parts[name] for parts in named]) for name in named[0]})
 
 
-class Answering(nn.Module):
+class WithFeatures(nn.Module):
     """A network of timm's kind that gives these features beside its logits; without any it is run as it is.
 
     Args:
@@ -68,7 +68,7 @@ class Answering(nn.Module):
         return TeacherOutput(logits, pooled, as_map(model, final) if "map" in self.features else None)
 
 
-def answering(model: nn.Module, features: tuple[str, ...], name: str, x: torch.Tensor) -> Answering:
+def with_features(model: nn.Module, features: tuple[str, ...], name: str, x: torch.Tensor) -> WithFeatures:
     """The network with these features, tried on images.
 
     Args:
@@ -84,7 +84,7 @@ def answering(model: nn.Module, features: tuple[str, ...], name: str, x: torch.T
     if features and missing:
         do = f"Give it {' and '.join(_NEEDED)} as timm's models have them, or {_lower(without(*features))}"
         raise TeacherError(f"the model has no {missing[0]}, so its features can't be had", where=name, do=do)
-    made = Answering(model, features)
+    made = WithFeatures(model, features)
     if features:
         try:
             with torch.inference_mode():

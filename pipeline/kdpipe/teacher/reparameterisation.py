@@ -8,7 +8,7 @@ from torch import nn
 
 from kdpipe.errors import TeacherError
 from kdpipe.models import crop, croppable, first_line, merged
-from kdpipe.teacher.outputs import Answering
+from kdpipe.teacher.outputs import WithFeatures
 from kdpipe.teacher.tune.plan import noise, on_cpu, require_same
 
 Form = Literal["eager", "merged", "fastest"]
@@ -52,7 +52,7 @@ def merge(plain: nn.Module, name: str, size: int) -> nn.Module | None:
     return copied
 
 
-def check_merged(plain: Answering, run: Answering, x: torch.Tensor, name: str) -> None:
+def check_merged(plain: WithFeatures, run: WithFeatures, x: torch.Tensor, name: str) -> None:
     """Compare the merged network with the plain one: in float32 on the CPU, on a few views and one of noise.
 
     Noise, because a first batch may be of one colour, which tells little about kernels.

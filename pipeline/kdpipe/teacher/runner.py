@@ -11,13 +11,13 @@ from torch import nn
 
 from kdpipe.errors import TeacherError
 from kdpipe.models import first_line
-from kdpipe.teacher.outputs import Answering, TeacherOutput, answering, without
+from kdpipe.teacher.outputs import WithFeatures, TeacherOutput, with_features, without
 from kdpipe.teacher.tune.plan import (
     COMPILED,
     OTHER,
     TOLERANCE,
     WHOLE,
-    Plan,
+    KernelPlan,
     apply,
     compiled,
     noise,
@@ -69,21 +69,21 @@ class Runner:
     ) -> None:
         self._model, self._name, self._batch, self._size = model, name, batch, size
         self._device, self._amp_dtype, self._channels_last = device, amp_dtype, channels_last
-        self._answering = Answering(model)
-        self._run: Run = self._answering
-        self.plan: Plan = {}
+        self._with_features = WithFeatures(model)
+        self._run: Run = self._with_features
+        self.plan: KernelPlan = {}
         self._plainly: TeacherOutput | None = None
 
     @property
     def features(self) -> tuple[str, ...]:
         """Given beside the logits."""
-        return self._answering.features
+        return self._with_features.features
 
     def __call__(self, x: torch.Tensor) -> TeacherOutput:
         """The answer on normalised images (N, 3, S, S) on the device; it raises whatever a layer does."""
         return self._with(self._run, x)
 
-    def give(self, features: tuple[str, ...]) -> None:
+    def set_features(self, features: tuple[str, ...]) -> None:
         """Give these features from now on, by a way to the logits that was compared with the network's own.
 
         Raises:
@@ -91,50 +91,50 @@ class Runner:
         """
         if features == self.features:
             return
-        plan, before = self.plan, self._answering
-        self.obey({})
+        plan, before = self.plan, self._with_features
+        self.apply_plan({})
         x = noise(_COMPARED, self._size)
         try:
             if features:
                 # On the CPU, where float32 is float32.
-                tried = answering(self._model, features, self._name, self._images(1))
+                tried = with_features(self._model, features, self._name, self._images(1))
                 with torch.inference_mode():
-                    found, expected = on_cpu(tried, x), on_cpu(Answering(self._model), x)
-                again = partial(on_cpu, Answering(self._model), x)
+                    found, expected = on_cpu(tried, x), on_cpu(WithFeatures(self._model), x)
+                again = partial(on_cpu, WithFeatures(self._model), x)
                 require_same(found, expected, self._name, _FEATURES, without(*features), again=again)
-            self._take(Answering(self._model, features))
-            self.obey(plan)
+            self._take(WithFeatures(self._model, features))
+            self.apply_plan(plan)
         except BaseException:
             self._take(before)
-            self.obey(plan)
+            self.apply_plan(plan)
             raise
 
-    def _take(self, answer: Answering) -> None:
-        self._answering = self._run = answer
+    def _take(self, answer: WithFeatures) -> None:
+        self._with_features = self._run = answer
         self.plan, self._plainly = {}, None
 
     @torch.inference_mode()
     def search(self, seconds: float) -> None:
         """Find the fastest way of each layer, and of the whole network, and follow it.
 
-        A network for which that fails, for want of memory, say, is run plainly: it is for speed alone.
+        A network for which that fails, for want of memory, log, is run plainly: it is for speed alone.
 
         Args:
             seconds: to spend on timing; compiling, which can't be stopped, and comparing may take more.
         """
-        self.obey({})
+        self.apply_plan({})
         until = time.monotonic() + seconds
-        plan: Plan = {}
+        plan: KernelPlan = {}
         with suppress(Exception):
             x = self._images(self._batch)
             with self._autocast():
                 plan = search(self._model, x, seconds, channels_last=self._channels_last)
-            self.obey(plan)
+            self.apply_plan(plan)
             if until - time.monotonic() >= _COMPILING:
                 self._try_compiled(plan, x)
 
     @torch.inference_mode()
-    def obey(self, plan: Plan) -> None:
+    def apply_plan(self, plan: KernelPlan) -> None:
         """Compute each layer as a plan says, once the outcome was compared with the plain network's.
 
         Raises:
@@ -146,13 +146,13 @@ class Runner:
             self._follow(plan)
         except BaseException as e:
             restore(self._model)
-            self._run, self.plan = self._answering, {}
+            self._run, self.plan = self._with_features, {}
             if isinstance(e, TeacherError) or not isinstance(e, Exception):
                 raise
             what = f"it can't be computed as teacher.layers says: {type(e).__name__}: {first_line(e)}"
             raise TeacherError(what, where=self._name, do=OTHER) from e
 
-    def _follow(self, plan: Plan) -> None:
+    def _follow(self, plan: KernelPlan) -> None:
         if plan.get(WHOLE, COMPILED) != COMPILED:
             what = "there is no such way for a whole network"
             raise TeacherError(what, where=self._name, found=plan[WHOLE], allowed=COMPILED, do=OTHER)
@@ -160,27 +160,27 @@ class Runner:
             restore(self._model)
             x = noise(_COMPARED, self._size)
             if self._plainly is None:
-                self._plainly = on_cpu(self._answering, x)
+                self._plainly = on_cpu(self._with_features, x)
             apply(self._model, plan, self._images(1), self._name, channels_last=self._channels_last)
             if _layers(plan):
-                require_same(on_cpu(self._answering, x), self._plainly, self._name, _OTHERWISE, OTHER)
-        self._run = self._compiled() if WHOLE in plan else self._answering
+                require_same(on_cpu(self._with_features, x), self._plainly, self._name, _OTHERWISE, OTHER)
+        self._run = self._compiled() if WHOLE in plan else self._with_features
         self.plan = plan
 
-    def _try_compiled(self, plan: Plan, x: torch.Tensor) -> None:
+    def _try_compiled(self, plan: KernelPlan, x: torch.Tensor) -> None:
         try:
-            self.obey({**plan, WHOLE: COMPILED})
+            self.apply_plan({**plan, WHOLE: COMPILED})
         except TeacherError:  # no compiler here, or a network that it can't take
-            self.obey(plan)
+            self.apply_plan(plan)
             return
-        runs = {name: partial(self._with, run, x) for name, run in (("plain", self._answering), (COMPILED, self._run))}
+        runs = {name: partial(self._with, run, x) for name, run in (("plain", self._with_features), (COMPILED, self._run))}
         times = interleaved(runs, self._device)
         if times.get(COMPILED, math.inf) > times["plain"]:
-            self.obey(plan)
+            self.apply_plan(plan)
 
     def _compiled(self) -> Run:
-        run, x = compiled(self._answering), self._images(self._batch)
-        found, expected = (_here(self._with(one, x)) for one in (run, self._answering))
+        run, x = compiled(self._with_features), self._images(self._batch)
+        found, expected = (_here(self._with(one, x)) for one in (run, self._with_features))
         tolerance = _TOLERANCES[self._amp_dtype]
         tf32 = torch.backends.cudnn.allow_tf32 or torch.backends.cuda.matmul.allow_tf32
         if self._device.type == "cuda" and tf32:
@@ -204,5 +204,5 @@ def _here(said: TeacherOutput) -> TeacherOutput:
     return TeacherOutput(**{name: x.float().cpu() for name, x in said.parts().items()})
 
 
-def _layers(plan: Plan) -> Plan:
+def _layers(plan: KernelPlan) -> KernelPlan:
     return {at: way for at, way in plan.items() if at != WHOLE}

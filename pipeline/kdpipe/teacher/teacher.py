@@ -10,13 +10,13 @@ from torch import nn
 
 from kdpipe._util.fingerprint import fingerprint
 from kdpipe.errors import TeacherError
-from kdpipe.models import Built
+from kdpipe.models import ModelSpec
 from kdpipe.teacher.config import TeacherConfig
 from kdpipe.teacher.device import resolve_device
 from kdpipe.teacher.ensemble import joined, load
 from kdpipe.teacher.network import Network
 from kdpipe.teacher.outputs import FEATURES, TeacherOutput, without
-from kdpipe.teacher.tune.plan import Plan
+from kdpipe.teacher.tune.plan import KernelPlan
 from kdpipe.views import Erased
 
 # Seconds of the search for the fastest ways, as a share of what the run's batches take; with less than the least of
@@ -46,10 +46,10 @@ class Teacher:
         self.threads = config.threads or torch.get_num_threads()
         self._networks = load(config, self.device, num_classes)
         first = self._networks[0]
-        self.built: Built = joined(self._networks) if config.members else first.built
+        self.built: ModelSpec = joined(self._networks) if config.members else first.built
         self.weights = fingerprint([n.weights for n in self._networks]) if config.members else first.weights
         if config.layers:
-            self.obey(config.layers)
+            self.apply_plan(config.layers)
 
     @property
     def num_classes(self) -> int:
@@ -85,7 +85,7 @@ class Teacher:
         }
 
     @property
-    def layers(self) -> Plan:
+    def layers(self) -> KernelPlan:
         """The way of each layer that isn't plain, by its name in `built.module`; of the whole by an empty name."""
         return {
             ".".join(part for part in (prefix, name) if part): way
@@ -93,7 +93,7 @@ class Teacher:
             for name, way in network.runner.plan.items()
         }
 
-    def obey(self, layers: Plan) -> None:
+    def apply_plan(self, layers: KernelPlan) -> None:
         """Compute the layers in these ways, as another teacher did that had these `layers`; the others plainly.
 
         Raises:
@@ -103,7 +103,7 @@ class Teacher:
         left = dict(layers)
         for prefix, network in self._named():
             of_it = [at for at in left if not prefix or at.partition(".")[0] == prefix]
-            network.runner.obey({at[len(prefix) :].lstrip("."): left.pop(at) for at in of_it})
+            network.runner.apply_plan({at[len(prefix) :].lstrip("."): left.pop(at) for at in of_it})
         if left:
             at, way = next(iter(left.items()))
             raise TeacherError("no member has such a layer", where=f"teacher.layers: {at}", found=way)
@@ -113,7 +113,7 @@ class Teacher:
         """Given beside the logits."""
         return self._networks[0].runner.features
 
-    def give(self, features: Sequence[str]) -> None:
+    def set_features(self, features: Sequence[str]) -> None:
         """From now on, give these features beside the logits: `pooled`, `map`.
 
         They come from the forward that gives the logits, in whatever form the network is run; that the logits are
@@ -137,7 +137,7 @@ class Teacher:
             )
         self._use_threads()
         for network in self._networks:
-            network.give(asked)
+            network.set_features(asked)
 
     def shapes(self, features: Sequence[str]) -> dict[str, tuple[int, ...]]:
         """Of one view's features, by name: (D,) of pooled, (h, w, D) of map, as tokens lie in a cache.
@@ -146,14 +146,14 @@ class Teacher:
             TeacherError: as `give`.
         """
         before, size = self.features, self.built.input_size
-        self.give(features)
+        self.set_features(features)
         try:
             said = self(np.zeros((1, size, size, 3), np.uint8))
         finally:
-            self.give(before)
+            self.set_features(before)
         return shapes_of(said)
 
-    def plain(self) -> nn.Module:
+    def original(self) -> nn.Module:
         """The network as it was built, on the CPU; see `Network.plain`.
 
         Raises:
@@ -163,7 +163,7 @@ class Teacher:
             # Of the parts only the last stage is asked for by itself: the classifier comes with targets.pooled.
             what = "several models as one have no last stage or classifier of their own"
             raise TeacherError(what, where=self.built.name, do=without("tail"))
-        return self._networks[0].plain()
+        return self._networks[0].original()
 
     def normalized(self, images: np.ndarray) -> torch.Tensor:
         """Views, uint8 (N, S, S, 3) -> what a single network is fed, float32 (N, 3, S, S), on the CPU."""

@@ -1,20 +1,20 @@
 """Training a student: the step, the run, its checkpoints."""
 
 from kdpipe.trainer.config import TrainConfig
-from kdpipe.trainer.distributed import Ranks, joined
-from kdpipe.trainer.loop import Progress
-from kdpipe.trainer.module import Learner
-from kdpipe.trainer.prepare import Job
+from kdpipe.trainer.distributed import Distributed, joined
+from kdpipe.trainer.loop import TrainingProgress
+from kdpipe.trainer.module import DistillationModule
+from kdpipe.trainer.prepare import TrainingJob
 from kdpipe.trainer.start import train
 from kdpipe.trainer.step import Step, TargetsOf, build_student
-from kdpipe.trainer.teachers import Say
+from kdpipe.trainer.teachers import Log
 
 __all__ = [
-    "Job",
-    "Learner",
-    "Progress",
-    "Ranks",
-    "Say",
+    "TrainingJob",
+    "DistillationModule",
+    "TrainingProgress",
+    "Distributed",
+    "Log",
     "Step",
     "TargetsOf",
     "TrainConfig",

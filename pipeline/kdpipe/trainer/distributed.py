@@ -14,7 +14,7 @@ from kdpipe.teacher import resolve_device
 
 
 @dataclass(frozen=True)
-class Ranks:
+class Distributed:
     """This process among those of the run. `device` is its own."""
 
     rank: int
@@ -27,7 +27,7 @@ class Ranks:
         return self.rank == 0
 
     def agree(self, flag: bool) -> bool:
-        """The first process's answer, in all of them; nobody goes on before it is there."""
+        """The first process's output, in all of them; nobody goes on before it is there."""
         if self.world == 1:
             return flag
         told = torch.tensor(int(flag), device=self.device)
@@ -49,7 +49,7 @@ class Ranks:
 
 
 @contextmanager
-def joined(device: str) -> Iterator[Ranks]:
+def joined(device: str) -> Iterator[Distributed]:
     """Join the run that torchrun's environment describes, or be the only process.
 
     Raises:
@@ -58,7 +58,7 @@ def joined(device: str) -> Iterator[Ranks]:
     world = _number("WORLD_SIZE", 1)
     own = resolve_device(device)
     if world == 1:
-        yield Ranks(0, 1, own)
+        yield Distributed(0, 1, own)
         return
     rank, local = _number("RANK"), _number("LOCAL_RANK")
     if own.type == "cuda":
@@ -80,7 +80,7 @@ def joined(device: str) -> Iterator[Ranks]:
             do="Start with torchrun, or unset WORLD_SIZE to train in one process",
         ) from e
     try:
-        yield Ranks(rank, world, own)
+        yield Distributed(rank, world, own)
     finally:
         distributed.destroy_process_group()
 

@@ -12,22 +12,22 @@ import torch
 
 from kdpipe._util.machine import cores
 from kdpipe.estimate.interval import Estimate
-from kdpipe.estimate.measure import Measured
-from kdpipe.estimate.sampling import Answered
+from kdpipe.estimate.measure import SampleMeasurements
+from kdpipe.estimate.sampling import SampledOutputs
 from kdpipe.estimate.throughput import repeat
 from kdpipe.loader import Batch
-from kdpipe.models import Built
+from kdpipe.models import ModelSpec
 from kdpipe.shards import BlockReader
 from kdpipe.targets import Encoding
 from kdpipe.teacher import TeacherOutput
-from kdpipe.trainer.module import Learner
-from kdpipe.trainer.prepare import Job
+from kdpipe.trainer.module import DistillationModule
+from kdpipe.trainer.prepare import TrainingJob
 from kdpipe.trainer.step import Step, build_student
 from kdpipe.views.block import paired_index, render_rows
 
 
 def forecast_student(
-    job: Job, measured: Measured, encoding: Encoding, teacher: Built, caching: dict[str, Any], seconds: float
+    job: TrainingJob, measured: SampleMeasurements, encoding: Encoding, teacher: ModelSpec, caching: dict[str, Any], seconds: float
 ) -> dict[str, Any]:
     """Rehearse a student's steps on the sample and extrapolate to its epochs, evaluation left out.
 
@@ -53,11 +53,11 @@ def forecast_student(
     size, batch = built.input_size, job.train.batch_size
     load, images = _loading(job, measured.sample, size, seconds / 2)
     updates = -(-len(job.index) // batch)
-    learner = Learner(built, job.objective)
+    learner = DistillationModule(built, job.objective)
     # The objective takes no features, so a loader wouldn't read them.
     logits = replace(encoding, pooled=None, map=None)
     step = Step(learner, job.train, updates=updates, targets_of=lambda b: logits.decode(b.targets))
-    step.rehearse()
+    step.dry_run()
     first = _batch(images, measured.sample, logits, batch)
     numbers = itertools.count()
 
@@ -69,9 +69,9 @@ def forecast_student(
 
     one()  # allocates
     stepping = Estimate.of_times(repeat(one, seconds / 2)) * (1 / batch)
-    reading, pace = 1 / measured.writing.read, measured.pace
-    forward = pace.forward * (1 / pace.batch)
-    other = (pace.decode + pace.render) * measured.threads if teacher.input_size != size else 0.0
+    reading, throughput = 1 / measured.writing.read, measured.throughput
+    forward = throughput.forward * (1 / throughput.batch)
+    other = (throughput.decode + throughput.render) * measured.threads if teacher.input_size != size else 0.0
     images_seen = job.train.epochs * len(job.index)
     parallel = step.ranks.device.type == "cuda"
     cached = _together(stepping, load + reading, job.loader.workers, parallel) * images_seen
@@ -105,7 +105,7 @@ def _together(step: Estimate, load: Estimate, workers: int, parallel: bool) -> E
     return Estimate(*(max(pair) for pair in pairs))
 
 
-def _loading(job: Job, sample: Sequence[Answered], size: int, seconds: float) -> tuple[Estimate, np.ndarray]:
+def _loading(job: TrainingJob, sample: Sequence[SampledOutputs], size: int, seconds: float) -> tuple[Estimate, np.ndarray]:
     """Seconds an image on one core, which is a loader process's work; and images, uint8 (n, S, S, 3)."""
     views = range(job.loader.views_per_decode)
     images: list[np.ndarray] = []
@@ -128,7 +128,7 @@ def _loading(job: Job, sample: Sequence[Answered], size: int, seconds: float) ->
     return Estimate.of_times(per_image), np.concatenate(images)
 
 
-def _batch(images: np.ndarray, sample: Sequence[Answered], encoding: Encoding, rows: int) -> Batch:
+def _batch(images: np.ndarray, sample: Sequence[SampledOutputs], encoding: Encoding, rows: int) -> Batch:
     """A batch of so many rows, repeated where the sample has fewer: it costs the same."""
     logits = torch.cat([part.logits[0] for part in sample])
     labels = torch.cat([part.labels[0] for part in sample])

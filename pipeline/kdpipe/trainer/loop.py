@@ -15,12 +15,12 @@ from kdpipe.trainer.checkpoint import check_position
 from kdpipe.trainer.files import BEST, CHECKPOINT, LAST, SUMMARY, RunFolder
 from kdpipe.trainer.loggers import LiveLog
 from kdpipe.trainer.losses import LossLog
-from kdpipe.trainer.prepare import Plan, Say
+from kdpipe.trainer.prepare import TrainingPlan, Log
 from kdpipe.trainer.state import pack, require_same, separate, unpack
 
 
 @dataclass(frozen=True)
-class Progress:
+class TrainingProgress:
     """One step done, for whoever shows progress. Counts are over all processes, `epoch` and `step` from 1.
 
     Attributes:
@@ -40,17 +40,17 @@ class Progress:
 
 _ASK_EVERY = 10  # steps
 
-OnStep = Callable[[Progress], None]
+OnStep = Callable[[TrainingProgress], None]
 
 
-class Run:
+class TrainingLoop:
     """What changes while training; all of it is in a checkpoint."""
 
     def __init__(
-        self, plan: Plan, folder: RunFolder, live: LiveLog, say: Say, on_step: OnStep, stop: Callable[[], bool]
+        self, plan: TrainingPlan, folder: RunFolder, live: LiveLog, log: Log, on_step: OnStep, stop: Callable[[], bool]
     ) -> None:
         self.plan, self.folder, self.live = plan, folder, live
-        self.say, self.on_step, self._stop = say, on_step, stop
+        self.log, self.on_step, self._stop = log, on_step, stop
         self.epochs = plan.job.train.epochs
         self.epoch = 0  # finished epochs
         self.step = 0  # finished steps of the epoch that runs
@@ -77,7 +77,7 @@ class Run:
             # Before the first step, so that the folder belongs to this job from now on.
             self._save()
         if self.epoch == self.epochs:
-            self.say(f"{self.folder} is finished: {self.epochs} epochs, nothing to do")
+            self.log(f"{self.folder} is finished: {self.epochs} epochs, nothing to do")
             return self._kept_summary() or self._summarise()
         while self.epoch < self.epochs:
             seconds, images = self.training_seconds, self.images
@@ -120,9 +120,9 @@ class Run:
         samples = len(self.plan.loader)
         return self.epoch * samples + min(self.step * self.plan.job.train.batch_size, samples)
 
-    def _progress(self) -> Progress:
+    def _progress(self) -> TrainingProgress:
         loader = self.plan.loader
-        return Progress(
+        return TrainingProgress(
             epoch=self.epoch + 1,
             epochs=self.epochs,
             step=self.step,
@@ -163,7 +163,7 @@ class Run:
                     self.folder.write_tensors(name, weights, METADATA_KEY, header)
         if due:
             self._save()
-        self.say(_describe(self.line, self.epochs, speed))
+        self.log(_describe(self.line, self.epochs, speed))
 
     def _evaluate(self) -> Metrics | None:
         plan = self.plan
@@ -221,7 +221,7 @@ class Run:
         if self.plan.ranks.first:
             self.folder.cut_metrics(self.metrics_bytes)
         if self.epoch < self.epochs:
-            self.say(f"going on at epoch {self.epoch + 1} step {self.step + 1} of {self.folder}")
+            self.log(f"going on at epoch {self.epoch + 1} step {self.step + 1} of {self.folder}")
 
     def _kept_summary(self) -> dict[str, Any] | None:
         """That of the finished run, as it was written; None if it was not."""

@@ -5,7 +5,7 @@ import math
 import torch
 
 from kdpipe.errors import TrainingError
-from kdpipe.trainer.distributed import Ranks
+from kdpipe.trainer.distributed import Distributed
 
 # Fetching a loss makes the CPU wait for the GPU; on a CPU there is nothing to wait for.
 _FETCH_EVERY = 50
@@ -20,7 +20,7 @@ class LossLog:
         latest: mean over the processes, of the last step fetched.
     """
 
-    def __init__(self, ranks: Ranks) -> None:
+    def __init__(self, ranks: Distributed) -> None:
         self._ranks = ranks
         self._every = _FETCH_EVERY if ranks.device.type == "cuda" else 1
         self._waiting: list[tuple[int, dict[str, torch.Tensor]]] = []

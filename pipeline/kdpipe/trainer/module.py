@@ -8,22 +8,22 @@ import torch
 from torch import nn
 
 from kdpipe.errors import KdpipeError, TrainingError
-from kdpipe.losses import Answer, Context, Objective, ObjectiveConfig, Student, Teaching, build_objective
-from kdpipe.models import Built, first_line
-from kdpipe.models.hooks import Taps, usual_maps
+from kdpipe.losses import StudentOutput, Context, Loss, LossConfig, FeatureShapes, TeacherInfo, build_objective
+from kdpipe.models import ModelSpec, first_line
+from kdpipe.models.hooks import StudentHooks, usual_maps
 from kdpipe.targets import Labels
 
 
-class Learner(nn.Module):
+class DistillationModule(nn.Module):
     """Images and targets in, losses out.
 
     Args:
-        built: the student as it is built; its module is dressed here where the objective asks for it.
+        built: the student as it is built; its module is wrapped here where the objective asks for it.
         config: of the objective.
-        teaching: of each cache whose targets the objective gets.
+        info: of each cache whose targets the objective gets.
 
     Attributes:
-        built: with the dressed module.
+        built: with the wrapped module.
         model: that module.
         objective: the loss, with its adapters.
 
@@ -31,24 +31,24 @@ class Learner(nn.Module):
         TrainingError: student, teacher and objective don't go together.
     """
 
-    def __init__(self, built: Built, config: ObjectiveConfig, teaching: Sequence[Teaching] = ()) -> None:
+    def __init__(self, built: ModelSpec, config: LossConfig, info: Sequence[TeacherInfo] = ()) -> None:
         super().__init__()
-        first = teaching[0] if teaching else None
+        first = info[0] if info else None
         self._config, module, taps = config, built.module, config.taps
         for objective in config.objectives:
-            module = objective.dress(config.numbers(objective.name), module, first)
-            taps = objective.taps(config.numbers(objective.name)) or taps
-        scales = [getattr(config.numbers(objective.name), "logit_scale", None) for objective in config.objectives]
-        # What is dressed takes features of the module, not the logits that its own weights were trained for.
+            module = objective.wrap(config.hyperparameters(objective.name), module, first)
+            taps = objective.taps(config.hyperparameters(objective.name)) or taps
+        scales = [getattr(config.hyperparameters(objective.name), "logit_scale", None) for objective in config.objectives]
+        # What is wrapped takes features of the module, not the logits that its own weights were trained for.
         own = built.logit_scale if module is built.module else None
         scale = next((scale for scale in scales if scale is not None), own)
         self.built = replace(built, module=module, logit_scale=scale)
         self.model = module
-        needs = config.needs
+        needs = config.requirements
         names = taps or (usual_maps(built.module, needs.maps) if needs.maps else ())
-        self._taps = Taps(module, names if needs.maps else (), pooled=needs.student_pooled)
-        sizes = self._sizes() if needs.maps or needs.student_pooled else Student(built.num_classes)
-        self.objective: Objective = build_objective(config, sizes, teaching)
+        self._taps = StudentHooks(module, names if needs.maps else (), pooled=needs.student_pooled)
+        sizes = self._sizes() if needs.maps or needs.student_pooled else FeatureShapes(built.num_classes)
+        self.objective: Loss = build_objective(config, sizes, info)
 
     def forward(
         self, x: torch.Tensor, rows: int, labels: Labels, targets: Any, context: Context
@@ -61,22 +61,22 @@ class Learner(nn.Module):
             labels, targets: of n rows.
             context: see Context.
         """
-        answer = self._answer(x, rows)
+        output = self._answer(x, rows)
         if rows < 2 and self.training:
             # Adapters' batch statistics need two rows, as the student's do, which got them.
             self.objective.eval()
             try:
-                return self.objective(answer, labels, targets, context)
+                return self.objective(output, labels, targets, context)
             finally:
                 self.objective.train()
-        parts: dict[str, torch.Tensor] = self.objective(answer, labels, targets, context)
+        parts: dict[str, torch.Tensor] = self.objective(output, labels, targets, context)
         return parts
 
-    def undressed(self, module: nn.Module) -> Built:
+    def undressed(self, module: nn.Module) -> ModelSpec:
         """The student to keep, from the trained module or its average: a copy where anything is to be changed."""
         built = replace(self.built, module=module)
         for objective in reversed(self._config.objectives):
-            built = objective.undress(built)
+            built = objective.unwrap(built)
         return built
 
     def no_weight_decay(self) -> set[str]:
@@ -89,18 +89,18 @@ class Learner(nn.Module):
         """Whether the objective has parameters to train."""
         return any(parameter.requires_grad for parameter in self.objective.parameters())
 
-    def _answer(self, x: torch.Tensor, rows: int) -> Answer:
+    def _answer(self, x: torch.Tensor, rows: int) -> StudentOutput:
         logits = self.model(x)
         pooled, maps = self._taps.take(x.device)
-        return Answer(logits[:rows], None if pooled is None else pooled[:rows], tuple(m[:rows] for m in maps))
+        return StudentOutput(logits[:rows], None if pooled is None else pooled[:rows], tuple(m[:rows] for m in maps))
 
     @torch.no_grad()
-    def _sizes(self) -> Student:
+    def _sizes(self) -> FeatureShapes:
         size, training = self.built.input_size, self.model.training
         device = next(self.model.parameters()).device
         self.model.eval()
         try:
-            answer = self._answer(torch.zeros(1, 3, size, size, device=device), 1)
+            output = self._answer(torch.zeros(1, 3, size, size, device=device), 1)
         except KdpipeError:
             raise
         except Exception as e:  # each layer raises what it likes; what the user asked for caused it
@@ -111,8 +111,8 @@ class Learner(nn.Module):
                 do="Check --input-size and --model-kwargs",
             ) from e
         self.model.train(training)
-        return Student(
+        return FeatureShapes(
             self.built.num_classes,
-            0 if answer.pooled is None else answer.pooled.shape[-1],
-            tuple((m.shape[1], m.shape[2], m.shape[3]) for m in answer.maps),
+            0 if output.pooled is None else output.pooled.shape[-1],
+            tuple((m.shape[1], m.shape[2], m.shape[3]) for m in output.maps),
         )

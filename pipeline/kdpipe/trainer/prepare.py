@@ -10,20 +10,20 @@ import torch
 from kdpipe._util.fingerprint import canonical_json
 from kdpipe.errors import TrainingError
 from kdpipe.loader import Loader, LoaderConfig
-from kdpipe.losses import Needs, ObjectiveConfig
-from kdpipe.models import Built, ModelConfig, weights_digest
+from kdpipe.losses import Requirements, LossConfig
+from kdpipe.models import ModelSpec, ModelConfig, weights_digest
 from kdpipe.shards import Index
 from kdpipe.trainer.config import TrainConfig
-from kdpipe.trainer.distributed import Ranks
-from kdpipe.trainer.module import Learner
+from kdpipe.trainer.distributed import Distributed
+from kdpipe.trainer.module import DistillationModule
 from kdpipe.trainer.step import Step, build_student, stable_seed
-from kdpipe.trainer.teachers import Say, Teachers
+from kdpipe.trainer.teachers import Log, Teachers
 from kdpipe.views import ViewsConfig
 from kdpipe.views.block import labelling_index
 
 
 @dataclass(frozen=True)
-class Job:
+class TrainingJob:
     """One student to train.
 
     Attributes:
@@ -35,7 +35,7 @@ class Job:
     index: Index
     views: ViewsConfig
     student: ModelConfig
-    objective: ObjectiveConfig
+    objective: LossConfig
     train: TrainConfig
     loader: LoaderConfig
     validation: Index | None = None
@@ -43,7 +43,7 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Plan:
+class TrainingPlan:
     """A job made concrete in one process.
 
     Attributes:
@@ -52,9 +52,9 @@ class Plan:
             `Teachers.fit`.
     """
 
-    job: Job
-    ranks: Ranks
-    built: Built
+    job: TrainingJob
+    ranks: Distributed
+    built: ModelSpec
     step: Step
     loader: Loader
     validation: Loader | None
@@ -68,13 +68,13 @@ class Plan:
             self.validation.close()
 
 
-def prepare(job: Job, ranks: Ranks, say: Say, begun: dict[str, Any] | None = None) -> Plan:
+def prepare(job: TrainingJob, ranks: Distributed, log: Log, begun: dict[str, Any] | None = None) -> TrainingPlan:
     """Open the cache, check that all fits together, build student and loaders.
 
     Args:
         job: what to train.
         ranks: the processes of the run.
-        say: told remarks, one line each.
+        log: told remarks, one line each.
         begun: identity of the run to go on with; it keeps its views where the cache has got more since.
 
     Raises:
@@ -82,19 +82,19 @@ def prepare(job: Job, ranks: Ranks, say: Say, begun: dict[str, Any] | None = Non
         IdentityError, CacheError, TargetsError, ViewError: the cache doesn't serve this job.
         ShardError: a label is out of range.
     """
-    needs = job.objective.needs
+    needs = job.objective.requirements
     # An older version's checkpoint has none; it is refused by what differs.
     before = [] if begun is None else begun.get("caches", [])
     classes = job.student.num_classes
     teachers = Teachers(
-        job.caches, job.index, job.views, job.objective, job.loader, classes, say, before, job.student.trusted()
+        job.caches, job.index, job.views, job.objective, job.loader, classes, log, before, job.student.trusted()
     )
     built = build_student(job.student, job.train, _classes(job, teachers))
     for index in (labelling_index(job.index, job.views), *([job.validation] if job.validation else [])):
         index.check_labels(built.num_classes)
     for idle in job.views.remarks():
-        say(idle)
-    pixels = teachers.fit(built, say)
+        log(idle)
+    pixels = teachers.fit(built, log)
     common: dict[str, Any] = {"loader": job.loader, "rank": ranks.rank, "world": ranks.world}
     batch, size = job.train.batch_size, built.input_size
     labelled_only = needs.labels and not needs.targets
@@ -108,10 +108,10 @@ def prepare(job: Job, ranks: Ranks, say: Say, begun: dict[str, Any] | None = Non
         labelled_only=labelled_only,
         **common,
     )
-    _remark_labels(job, needs, loader, say)
+    _remark_labels(job, needs, loader, log)
     remark = loader.require_epochs(job.train.epochs)
     if remark:
-        say(remark)
+        log(remark)
     validation = (
         None
         if job.validation is None
@@ -119,15 +119,15 @@ def prepare(job: Job, ranks: Ranks, say: Say, begun: dict[str, Any] | None = Non
     )
     identity = _identity(job, built, teachers, loader)
     torch.manual_seed(stable_seed("adapters", job.train.seed))
-    learner = Learner(built, job.objective, teachers.teaching())
+    learner = DistillationModule(built, job.objective, teachers.info())
     for line in teachers.remarks():
-        say(line)
+        log(line)
     step = Step(learner, job.train, updates=loader.steps, targets_of=teachers.targets_of, ranks=ranks)
-    step.rehearse()
-    return Plan(job, ranks, learner.built, step, loader, validation, identity, pixels)
+    step.dry_run()
+    return TrainingPlan(job, ranks, learner.built, step, loader, validation, identity, pixels)
 
 
-def _classes(job: Job, teachers: Teachers) -> int | None:
+def _classes(job: TrainingJob, teachers: Teachers) -> int | None:
     """Number of classes where neither the student's config nor its weights say it."""
     if teachers.readers:
         return teachers.readers[0].num_classes
@@ -135,7 +135,7 @@ def _classes(job: Job, teachers: Teachers) -> int | None:
     return job.index.num_classes or (largest + 1 if largest >= 0 else None)
 
 
-def _remark_labels(job: Job, needs: Needs, loader: Loader, say: Say) -> None:
+def _remark_labels(job: TrainingJob, needs: Requirements, loader: Loader, log: Log) -> None:
     total, without = len(job.index), job.index.unlabelled
     if not needs.labels or not without:
         return
@@ -148,17 +148,17 @@ def _remark_labels(job: Job, needs: Needs, loader: Loader, say: Say) -> None:
                 found=f"{without} of {total} samples unlabelled",
                 do="Train without views.mixup and views.cutmix, or on labelled samples",
             )
-        say(f"mixing leaves {known} of {total - without} labels in epoch 1: of a pair both samples must have one")
+        log(f"mixing leaves {known} of {total - without} labels in epoch 1: of a pair both samples must have one")
     if not needs.targets:
-        say(f"{without} of {total} samples have no label and are left out")
+        log(f"{without} of {total} samples have no label and are left out")
     elif without == total:
         hint = ", and objective.kd.alpha=1 would say so" if job.objective.name == "kd" else ""
-        say(f"no sample has a label: the cross entropy is zero{hint}")
+        log(f"no sample has a label: the cross entropy is zero{hint}")
     else:
-        say(f"{without} of {total} samples have no label: they learn from the teacher only")
+        log(f"{without} of {total} samples have no label: they learn from the teacher only")
 
 
-def _identity(job: Job, built: Built, teachers: Teachers, loader: Loader) -> dict[str, Any]:
+def _identity(job: TrainingJob, built: ModelSpec, teachers: Teachers, loader: Loader) -> dict[str, Any]:
     """What decides the trained weights, rounding aside: no path, device, worker or number of processes."""
     begun = built.module if job.student.weights or job.student.pretrained else None
     identity = {
@@ -170,7 +170,7 @@ def _identity(job: Job, built: Built, teachers: Teachers, loader: Loader) -> dic
         "objective": job.objective.used(),
         "train": job.train.identity(),
         "loader": {
-            "lanes": loader.lanes,
+            "streams": loader.streams,
             "window": job.loader.window,
             "views_per_decode": job.loader.views_per_decode,
             "view_schedule": job.loader.view_schedule,

@@ -10,15 +10,15 @@ from kdpipe._util.fingerprint import differences
 from kdpipe.trainer.distributed import joined
 from kdpipe.trainer.files import RunFolder
 from kdpipe.trainer.loggers import LiveLog
-from kdpipe.trainer.loop import OnStep, Run
-from kdpipe.trainer.prepare import Job, Say, prepare
+from kdpipe.trainer.loop import OnStep, TrainingLoop
+from kdpipe.trainer.prepare import TrainingJob, Log, prepare
 
 
 def train(
-    job: Job,
+    job: TrainingJob,
     out: str | Path,
     *,
-    say: Say = print,
+    log: Log = print,
     on_step: OnStep = lambda _: None,
     stop: Callable[[], bool] = lambda: False,
     replace: bool = False,
@@ -29,7 +29,7 @@ def train(
     Args:
         job: what to train.
         out: folder of the run; see `trainer.files`.
-        say: told remarks, one line each, in the first process only.
+        log: told remarks, one line each, in the first process only.
         on_step: told of every step, in the first process only.
         stop: asked after every step whether to make a checkpoint and leave; of several processes the first
             decides, now and then.
@@ -47,7 +47,7 @@ def train(
     """
     with joined(job.train.device) as ranks:
         if not ranks.first:
-            say, on_step = (lambda _: None), (lambda _: None)
+            log, on_step = (lambda _: None), (lambda _: None)
         if job.train.threads is not None:
             torch.set_num_threads(job.train.threads)
         folder = RunFolder(out)
@@ -56,15 +56,15 @@ def train(
             going_on = ranks.agree(ranks.first and folder.open())
             begun = folder.read_state()["config"] if going_on else None
             # What replaces a run owes nothing to it, not even the views it began with.
-            plan = prepare(job, ranks, say, None if replace else begun)
+            plan = prepare(job, ranks, log, None if replace else begun)
             try:
                 if replace and begun is not None and differences(plan.identity, begun):
-                    say(f"{folder} is of another job and is replaced")
+                    log(f"{folder} is of another job and is replaced")
                     going_on = False
                     if ranks.first:
                         live.clear()
                         folder.clear()
-                return Run(plan, folder, live, say, on_step, stop).fit(going_on)
+                return TrainingLoop(plan, folder, live, log, on_step, stop).fit(going_on)
             finally:
                 plan.close()
         finally:

@@ -14,12 +14,12 @@ from kdpipe._util.fingerprint import fingerprint
 from kdpipe.errors import KdpipeError, TrainingError
 from kdpipe.loader import Batch
 from kdpipe.losses import Context
-from kdpipe.models import Built, ModelConfig, build, first_line
+from kdpipe.models import ModelSpec, ModelConfig, build, first_line
 from kdpipe.models.wrappers.logits import standardised
 from kdpipe.teacher import resolve_device
 from kdpipe.trainer.config import TrainConfig
-from kdpipe.trainer.distributed import Ranks
-from kdpipe.trainer.module import Learner
+from kdpipe.trainer.distributed import Distributed
+from kdpipe.trainer.module import DistillationModule
 from kdpipe.views import Erased, Normalize
 
 # What the teacher says of a batch: Targets decoded from the cache, or asked of a live teacher; of several a tuple.
@@ -42,14 +42,14 @@ class Step:
 
     def __init__(
         self,
-        learner: Learner,
+        learner: DistillationModule,
         config: TrainConfig,
         *,
         updates: int,
         targets_of: TargetsOf | None,
-        ranks: Ranks | None = None,
+        ranks: Distributed | None = None,
     ) -> None:
-        ranks = ranks or Ranks(0, 1, resolve_device(config.device))
+        ranks = ranks or Distributed(0, 1, resolve_device(config.device))
         built = learner.built
         self.built, self.config, self.ranks = built, config, ranks
         self._targets_of, self._updates = targets_of, updates
@@ -126,8 +126,8 @@ class Step:
                 raise
             raise self._failure(e, batch.images) from e
 
-    def rehearse(self) -> None:
-        """Run the student on two black images, so that one that can't run is refused before anything is written.
+    def dry_run(self) -> None:
+        """TrainingLoop the student on two black images, so that one that can't run is refused before anything is written.
 
         In eval mode and without gradients: neither weights nor batch statistics change.
 
@@ -159,7 +159,7 @@ class Step:
         epoch = number / self._updates
         context = Context(batch.global_rows, batch.global_labelled, self.ranks.world, epoch, self.config.epochs)
         images = _at_least_two(batch.images)
-        parts = self._run(self._forward, images, batch.erased, len(batch), batch.truth, targets, context)
+        parts = self._run(self._forward, images, batch.erased, len(batch), batch.ground_truth, targets, context)
         self.scaler.scale(parts["loss"]).backward()
         if self.config.clip_grad is not None:
             self.scaler.unscale_(self.optimizer)
@@ -216,7 +216,7 @@ class Step:
         return torch.autocast(self.ranks.device.type, dtype=self._dtype, enabled=self._dtype != torch.float32)
 
 
-def build_student(config: ModelConfig, train: TrainConfig, num_classes: int | None = None) -> Built:
+def build_student(config: ModelConfig, train: TrainConfig, num_classes: int | None = None) -> ModelSpec:
     """The student as it starts: the same weights for the same seed, whatever was drawn before."""
     torch.manual_seed(stable_seed("weights", train.seed))
     extra = {"drop_path_rate": train.drop_path} if train.drop_path else None

@@ -5,19 +5,19 @@ from typing import Any
 
 from kdpipe._util.fingerprint import fingerprint
 from kdpipe._util.redact import redact
-from kdpipe.cache import CacheReader, JointReader, Want
+from kdpipe.cache import CacheReader, MultiCacheReader, Want
 from kdpipe.cache.manifest import open_reader
 from kdpipe.caching.identity import check_readers_canaries
 from kdpipe.errors import ConfigError, IdentityError, TargetsError, TrainingError
 from kdpipe.loader import Batch, LoaderConfig
-from kdpipe.losses import ObjectiveConfig, Teaching, average
-from kdpipe.models import Built
+from kdpipe.losses import LossConfig, TeacherInfo, average
+from kdpipe.models import ModelSpec
 from kdpipe.shards import Index
 from kdpipe.targets import Targets, mix_targets
 from kdpipe.trainer.step import TargetsOf
 from kdpipe.views import ViewsConfig
 
-Say = Callable[[str], None]
+Log = Callable[[str], None]
 
 
 class Teachers:
@@ -29,7 +29,7 @@ class Teachers:
         objective: what is asked of them.
         loader: how close their canaries must be.
         num_classes: the student's, where it is known.
-        say: told remarks.
+        log: told remarks.
         begun: `identity` of the run to go on with: it keeps its encodings and views, if all of them are there; else
             its identity will differ.
         trust: which names of models the caches may give, see `require_trusted`.
@@ -48,19 +48,19 @@ class Teachers:
         caches: Sequence[str],
         index: Index,
         views: ViewsConfig,
-        objective: ObjectiveConfig,
+        objective: LossConfig,
         loader: LoaderConfig,
         num_classes: int | None,
-        say: Say,
+        log: Log,
         begun: Sequence[dict[str, Any]] = (),
         trust: tuple[str, ...] = (),
     ) -> None:
-        self._objective, self._views, needs = objective, views, objective.needs
+        self._objective, self._views, needs = objective, views, objective.requirements
         self.readers: list[CacheReader] = []
         self._canaries: list[dict[str, Any]] = []
         if not needs.targets:
             if caches:
-                say(f"objective {objective.name} takes nothing from a teacher: the cache is not read")
+                log(f"objective {objective.name} takes nothing from a teacher: the cache is not read")
         elif not caches:
             raise TrainingError(
                 f"objective {objective.name} needs a teacher's targets",
@@ -82,10 +82,10 @@ class Teachers:
                     found=list(weights),
                     allowed=f"{len(caches)} numbers",
                 )
-            dressing = [one.name for one in objective.objectives if one.dresses]
-            if len(caches) > 1 and dressing:
+            wrapping = [one.name for one in objective.objectives if one.wraps_student]
+            if len(caches) > 1 and wrapping:
                 raise TargetsError(
-                    f"{dressing[0]} changes the student for one teacher: it can't learn from several",
+                    f"{wrapping[0]} changes the student for one teacher: it can't learn from several",
                     where="--cache",
                     found=f"{len(caches)} caches",
                     allowed=1,
@@ -110,7 +110,7 @@ class Teachers:
                     reader.keep(was["views"])
                 self.readers.append(reader)
                 asked = "pixels" in loader.model_fields_set
-                report = check_readers_canaries(reader.cache, index, views, loader.pixels, asked=asked, say=say)
+                report = check_readers_canaries(reader.cache, index, views, loader.pixels, asked=asked, log=log)
                 self._canaries.append(report)
         self.reader = self._joined()
 
@@ -120,15 +120,15 @@ class Teachers:
         weights = None if self._sums else self._objective.teacher_weights
         return None if self.reader is None else targets_of(self.reader, weights)
 
-    def teaching(self) -> list[Teaching]:
+    def info(self) -> list[TeacherInfo]:
         """What adapters must know: of each teacher where there is an objective for each, else of one."""
-        needs, found = self._objective.needs, []
+        needs, found = self._objective.requirements, []
         for reader in self.readers if self._sums else self.readers[:1]:
             shapes = {f.name: f.shape for source in reader.selection.sources for f in source.encoding.features}
             final = shapes.get("map") if needs.map else None
             calibration = reader.calibration()
             found.append(
-                Teaching(
+                TeacherInfo(
                     num_classes=reader.num_classes,
                     pooled=shapes["pooled"][0] if needs.pooled else 0,
                     map=None if final is None else (final[2], final[0], final[1]),
@@ -140,7 +140,7 @@ class Teachers:
             )
         return found
 
-    def fit(self, built: Built, say: Say) -> list[dict[str, Any]]:
+    def fit(self, built: ModelSpec, log: Log) -> list[dict[str, Any]]:
         """Of each cache, whether the student sees what the teacher saw, and if not, what is the same.
 
         Returns:
@@ -150,7 +150,7 @@ class Teachers:
         Raises:
             IdentityError: numbers of classes differ.
         """
-        return [self._fit(*pair, built, say) for pair in zip(self.readers, self._canaries, strict=True)]
+        return [self._fit(*pair, built, log) for pair in zip(self.readers, self._canaries, strict=True)]
 
     def remarks(self) -> list[str]:
         """What a user should know of what is read, and of the parts of teachers that are in memory."""
@@ -165,7 +165,7 @@ class Teachers:
                 read = " and ".join(source.encoding.name for source in reader.selection.sources)
                 how = "a record of it (kdpipe cache-teacher --record FILE) as --cache would have it read"
                 said.append(f"{redact(reader.url)}: {read} is read, and not {others}; {how}")
-        needs, own = self._objective.needs, [o.name for o in self._objective.objectives if o.dresses]
+        needs, own = self._objective.requirements, [o.name for o in self._objective.objectives if o.wraps_student]
         if self._objective.taps and (own or not needs.maps):
             said.append(f"objective.taps has no effect: {self._objective.name} takes no map of the student's own")
         said += [line for line in map(self._held, self.readers) if line]
@@ -186,7 +186,7 @@ class Teachers:
 
     def _held(self, reader: CacheReader) -> str | None:
         """What of a cache's teacher is in memory; None where nothing is."""
-        needs, parts = self._objective.needs, {}
+        needs, parts = self._objective.requirements, {}
         if needs.tail:
             parts["last stage"] = reader.tail.resident
         if needs.head or reader.selection.by_head:
@@ -201,12 +201,12 @@ class Teachers:
     def _sums(self) -> bool:
         return len(self.readers) > 1 and self._objective.teachers == "sum"
 
-    def _joined(self) -> CacheReader | JointReader | None:
+    def _joined(self) -> CacheReader | MultiCacheReader | None:
         if len(self.readers) > 1:
-            return JointReader(self.readers)
+            return MultiCacheReader(self.readers)
         return self.readers[0] if self.readers else None
 
-    def _fit(self, reader: CacheReader, canaries: dict[str, Any], built: Built, say: Say) -> dict[str, Any]:
+    def _fit(self, reader: CacheReader, canaries: dict[str, Any], built: ModelSpec, log: Log) -> dict[str, Any]:
         views, size = self._views, reader.cache.size
         if built.num_classes != reader.num_classes:
             raise IdentityError(
@@ -224,11 +224,11 @@ class Teachers:
             "canaries": compared or "unchecked",
         }
         if views.mix == "targets" and views.mixes:
-            say("mix targets: the student sees mixed views whose parts the teacher saw one by one")
+            log("mix targets: the student sees mixed views whose parts the teacher saw one by one")
             report["exact"] = False
         if built.input_size != size:
             shared, own = views.across_sizes()
-            say(
+            log(
                 f"student sees {built.input_size} pixels a side, the teacher saw {size}: views share "
                 f"{', '.join(shared)}; each has its own {', '.join(own)}"
             )
@@ -236,7 +236,7 @@ class Teachers:
         return report
 
 
-def targets_of(reader: CacheReader | JointReader, weights: Sequence[float] | None = ()) -> TargetsOf:
+def targets_of(reader: CacheReader | MultiCacheReader, weights: Sequence[float] | None = ()) -> TargetsOf:
     """How a step gets targets from a cache: decoded on the device where the batch is.
 
     Args:

@@ -17,7 +17,7 @@ from kdpipe.targets import Calibration, Feature
 from kdpipe.verify.compare import ORTHONORMAL, SLACK, orthonormal_error
 
 # A calibration may be fitted to views of a few classes, or of other shards, and what is looked at may be a batch of
-# one class: so the batch that suits it best is judged, of no fewer than these, and only one of no fewer views.
+# one class: so the batch that suits it best is checked, of no fewer than these, and only one of no fewer views.
 _BATCHES, _FITTED = 4, 16
 # What is held may be so much less than what was expected, squared distances so many times more or less.
 _LESS, _TIMES = 2.0, 100.0
@@ -83,7 +83,7 @@ class CalibrationTruth:
             off = orthonormal_error(self.calibration)
             if not off <= ORTHONORMAL:
                 return f"its components are not orthonormal: off by {off:.3g}, {ORTHONORMAL:.3g} are allowed"
-        if not self.judged:
+        if not self.checked:
             return None
         if not any(1 / _TIMES <= ratio <= _TIMES for ratio in self.spread):
             ratio = min(self.spread, key=lambda r: abs(math.log(r)) if 0 < r < math.inf else math.inf)
@@ -94,17 +94,17 @@ class CalibrationTruth:
         return None
 
     @property
-    def judged(self) -> bool:
+    def checked(self) -> bool:
         """Whether there was enough to judge more than its form."""
         return len(self.spread) >= _BATCHES and self.fitted >= _FITTED
 
     def json(self) -> dict[str, Any]:
-        """`explained` as recorded and `held` on average, None without a basis; if it was `judged`; `ok`, `what`."""
+        """`explained` as recorded and `held` on average, None without a basis; if it was `checked`; `ok`, `what`."""
         what, count = self.what(), len(self.held)
         return {
             "explained": None if self.feature.rank is None else self.calibration.explained,
             "held": sum(self.held) / count if count else None,
-            "judged": self.judged,
+            "checked": self.checked,
             "ok": what is None,
             **({} if what is None else {"what": what}),
         }

@@ -24,7 +24,7 @@ _TIE = 1e-3
 
 
 @dataclass
-class Agreement:
+class Comparison:
     """Of one group of fields, sums and extremes over the views compared.
 
     Args:
@@ -132,7 +132,7 @@ class Agreement:
 
 
 def compare_logits(
-    total: Agreement,
+    total: Comparison,
     encoding: Encoding,
     stored: dict[str, np.ndarray],
     runs: tuple[TeacherOutput, TeacherOutput],
@@ -160,7 +160,7 @@ def compare_logits(
 
 
 def compare_feature(
-    total: Agreement,
+    total: Comparison,
     feature: Feature,
     stored: dict[str, np.ndarray],
     runs: tuple[torch.Tensor, torch.Tensor],
@@ -173,7 +173,7 @@ def compare_feature(
     anything. What is left of the scales' difference counts like a difference of the token's largest value. A basis
     counts by how far its components are from orthonormal, because no projection on it tells.
 
-    Loses `error`, relative and squared, of what reading gives back. It is not judged by itself: it is what rounding
+    Loses `error`, relative and squared, of what reading gives back. It is not checked by itself: it is what rounding
     takes, which is bounded here, and what the basis leaves out, for which see `calibration_truth`.
     """
     on_basis = calibration if feature.rank is not None else None

@@ -27,7 +27,7 @@ def check_parts(cache: Cache, teacher: Teacher) -> dict[str, dict[str, Any]]:
     names = [name for name in (HEAD, TAIL) if name in cache.parts]
     if not names:
         return found
-    plain = teacher.plain()
+    plain = teacher.original()
     pixels = np.stack([canary.pixels for canary in read_canaries(cache)[:_FEW]])
     x = teacher.normalized(pixels).contiguous()
     for name in names:

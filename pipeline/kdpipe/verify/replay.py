@@ -22,7 +22,7 @@ from kdpipe.targets import GROUPS, Calibration, Feature
 from kdpipe.teacher import Teacher
 from kdpipe.verify.averages import BATCHES
 from kdpipe.verify.bases import CalibrationTruth
-from kdpipe.verify.compare import Agreement, compare_feature, compare_logits
+from kdpipe.verify.compare import Comparison, compare_feature, compare_logits
 from kdpipe.views import View, ViewsConfig
 from kdpipe.views.block import paired_index, render_rows
 from kdpipe.views.draws import permutation
@@ -58,7 +58,7 @@ def check_truth(
         that rounding explains; `tolerance` derived from both; `difference`: the largest difference between cached
         and live values beyond their rounding; `quantisation` and `truncation`: mean KL in nats that rounding and
         top-k each cost; None, these six, where no logits are kept. Of a teacher declared nondeterministic the
-        distances are means over batches, see `Agreement`, and `bound` is None.
+        distances are means over batches, see `Comparison`, and `bound` is None.
         `features`: of each that is, by name, `views`, and the first four relative
         to its largest value, of a map on a basis of its projections; `error`: mean relative squared error of what
         reading gives back. `segments`: names of those `checked` and of those `present` to choose from, of which one
@@ -70,13 +70,13 @@ def check_truth(
     reader, arrays = BlockReader(paired_index(index, config)), ArrayReader(cache)
     batch, dtype, declared = teacher.config.batch_size, compute_dtype(teacher.numerics()), is_nondeterministic(cache)
     batches = _choose(cache, segments, index, batch, max(samples, BATCHES * batch) if declared else samples, seed)
-    totals = {group: Agreement(group, dtype, declared) for group in GROUPS}
+    totals = {group: Comparison(group, dtype, declared) for group in GROUPS}
     calibrations: dict[str, CalibrationTruth] = {}
     # One segment after another: its features are asked for as they were when it was made.
     with ThreadPoolExecutor(cores()) as pool:
         for segment, view, rows in sorted(batches, key=lambda batch: batch[0].number):
             encoding, shard = segment.encoding, index.shard_of(rows.start)
-            teacher.give([feature.name for feature in encoding.features])
+            teacher.set_features([feature.name for feature in encoding.features])
             rendered = render_rows(reader, config, rows, [view], cache.size, pool)
             pixels, erased = rendered.pixels[0], rendered.erased[0]
             # What depends on the batch alone is the same in the same batch, and was when it was cached.
@@ -152,8 +152,8 @@ def _joined(parts: Sequence[dict[str, Any]], means: Sequence[str]) -> dict[str, 
 
 
 def _worst(found: Iterable[tuple[str, dict[str, Any]]]) -> dict[str, dict[str, Any]]:
-    """Of each calibration the check in which it was wrong, else one in which it was judged, else any."""
-    return dict(sorted(found, key=lambda item: (item[0], not item[1]["ok"], item[1]["judged"])))
+    """Of each calibration the check in which it was wrong, else one in which it was checked, else any."""
+    return dict(sorted(found, key=lambda item: (item[0], not item[1]["ok"], item[1]["checked"])))
 
 
 def _of(cache: Cache, feature: Feature, calibration: Calibration) -> CalibrationTruth:

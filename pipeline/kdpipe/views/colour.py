@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 
 from kdpipe.views import ops
-from kdpipe.views.draws import Stage, below, uniform, words
+from kdpipe.views.draws import DrawStage, below, uniform, words
 from kdpipe.views.policy import ViewsConfig
 from kdpipe.views.rand_augment import Operation, RandAugmentDraws, RandAugmentSpec
 
@@ -31,8 +31,8 @@ class ColourDraws:
         self._jitter: list[list[tuple[int, float]]] | None = None
         if config.jitter is not None:
             self._jitter = _jitters(config.jitter, config.color_jitter_prob, hashes)
-        self._gray = _coins(hashes, Stage.GRAYSCALE, config.grayscale_prob)
-        self._blur = _coins(hashes, Stage.BLUR, config.gaussian_blur_prob)
+        self._gray = _coins(hashes, DrawStage.GRAYSCALE, config.grayscale_prob)
+        self._blur = _coins(hashes, DrawStage.BLUR, config.gaussian_blur_prob)
 
     def operations(self, i: int) -> list[Operation]:
         """What happens to sample `i`, by name and argument, in order."""
@@ -55,7 +55,7 @@ def _jitters(
     strengths: tuple[float, float, float, float], prob: float | None, hashes: list[bytes]
 ) -> list[list[tuple[int, float]]]:
     """torchvision's ColorJitter: (kind, factor) of each sample, in a random order of the four kinds."""
-    u = uniform(words(hashes, Stage.JITTER, 6)).tolist()
+    u = uniform(words(hashes, DrawStage.JITTER, 6)).tolist()
     found = []
     for applied, order, *factors in u:
         chosen = []

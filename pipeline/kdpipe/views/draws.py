@@ -22,7 +22,7 @@ FIVE_CROP: tuple[View, ...] = ("center", "top-left", "top-right", "bottom-left",
 CROPS: dict[str, tuple[View, ...]] = {"center": ("center",), "five-crop": FIVE_CROP}
 
 
-class Stage:
+class DrawStage:
     """Number of each stage's counter range in a view's stream; never reused, never renumbered."""
 
     GEOMETRY = 0

@@ -13,7 +13,7 @@ from statistics import NormalDist
 
 import numpy as np
 
-from kdpipe.views.draws import Stage, below, uniform, words
+from kdpipe.views.draws import DrawStage, below, uniform, words
 from kdpipe.views.policy import ViewsConfig
 
 _ATTEMPTS = 10
@@ -58,7 +58,7 @@ class ErasingDraws:
     def __init__(self, config: ViewsConfig, hashes: list[bytes]) -> None:
         self._config, self._hashes = config, hashes
         count = config.re_count
-        u = uniform(words(hashes, Stage.ERASING, 2 + _WORDS * count))
+        u = uniform(words(hashes, DrawStage.ERASING, 2 + _WORDS * count))
         self._happens = (u[:, 0] < config.re_prob).tolist()
         self._counts = [1 + below(x, count) for x in u[:, 1].tolist()]
         self._u = u[:, 2:].reshape(len(hashes), count, _WORDS)
@@ -93,7 +93,7 @@ class ErasingDraws:
                 box[:] = 0
                 continue
             # SHAKE-128 of the stream's name: a standard, and four times as fast as Philox in NumPy.
-            stream = hashlib.shake_128(self._hashes[i] + bytes([Stage.ERASING, k]))
+            stream = hashlib.shake_128(self._hashes[i] + bytes([DrawStage.ERASING, k]))
             shape = (h, w, 3) if mode == "pixel" else (3,)
             box[:] = np.frombuffer(stream.digest(math.prod(shape)), np.uint8).reshape(shape)
         return boxes

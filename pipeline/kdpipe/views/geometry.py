@@ -7,7 +7,7 @@ once the render size is, so one view can be rendered at any number of sizes.
 import math
 from dataclasses import dataclass
 
-from kdpipe.views.draws import Stage, below, uniform, words
+from kdpipe.views.draws import DrawStage, below, uniform, words
 from kdpipe.views.policy import Interpolation, ViewsConfig
 
 _ATTEMPTS = 10  # as torchvision and timm do, before they fall back to a centre crop
@@ -41,7 +41,7 @@ class Geometry:
     """Draws of one view of several samples; a pure function of its arguments."""
 
     def __init__(self, config: ViewsConfig, hashes: list[bytes]) -> None:
-        u = uniform(words(hashes, Stage.GEOMETRY, 2 * _ATTEMPTS + 2))
+        u = uniform(words(hashes, DrawStage.GEOMETRY, 2 * _ATTEMPTS + 2))
         self._mode, self._ratio = config.train_crop_mode, config.crop_ratio
         low, high = config.crop_scale
         log_low, log_high = math.log(self._ratio[0]), math.log(self._ratio[1])
@@ -50,12 +50,12 @@ class Geometry:
         # rkrc and rkrr take the first area and ratio, each if a coin says so, and maybe place the crop.
         self._coins = (u[:, 2:4] < _RESIZED_PROB).tolist()
         self._places = u[:, 2 * _ATTEMPTS :].tolist()
-        flips = uniform(words(hashes, Stage.FLIP, 2))
+        flips = uniform(words(hashes, DrawStage.FLIP, 2))
         self._mirrored = (flips[:, 0] < config.hflip).tolist()
         self._upset = (flips[:, 1] < config.vflip).tolist()
         self._interpolation = config.interpolation
         if config.interpolation == "random":
-            self._bilinear = (uniform(words(hashes, Stage.INTERPOLATION, 1))[:, 0] < 0.5).tolist()
+            self._bilinear = (uniform(words(hashes, DrawStage.INTERPOLATION, 1))[:, 0] < 0.5).tolist()
 
     def flips(self, i: int) -> tuple[bool, bool]:
         """Whether sample `i` is mirrored left to right, and turned upside down."""

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 
 from kdpipe.views.distributions import BETA_WORDS, beta
-from kdpipe.views.draws import Stage, stream_hash, uniform, words
+from kdpipe.views.draws import DrawStage, stream_hash, uniform, words
 from kdpipe.views.policy import ViewsConfig
 
 _COINS = 3  # cutmix rather than mixup, and the box's centre
@@ -59,7 +59,7 @@ def partner_names(config: ViewsConfig, blocks: Sequence[tuple[str, str]], view: 
 
 def partners(names: list[bytes], rows: int) -> np.ndarray:
     """Each row's partner in blocks of so many rows: int64 (blocks, rows); -1 for an odd last one."""
-    order = np.argsort(words(names, Stage.MIXING, rows), axis=1, kind="stable")
+    order = np.argsort(words(names, DrawStage.MIXING, rows), axis=1, kind="stable")
     pairs = order[:, : rows // 2 * 2].reshape(len(names), -1, 2)
     partner = np.full((len(names), rows), -1, np.int64)
     np.put_along_axis(partner, pairs[..., 0], pairs[..., 1], axis=1)
@@ -70,7 +70,7 @@ def partners(names: list[bytes], rows: int) -> np.ndarray:
 def coins(config: ViewsConfig, shard: str, block: str, view: int, pairs: int) -> np.ndarray:
     """Whether each pair of a block is mixed in a view, in the order of their first rows: bool (pairs,)."""
     name = stream_hash("mixed", config.seed, shard, block, view)
-    return uniform(words([name], Stage.MIXING, pairs)[0]) < config.mixup_prob
+    return uniform(words([name], DrawStage.MIXING, pairs)[0]) < config.mixup_prob
 
 
 def members(keys: Sequence[str]) -> str:
@@ -91,7 +91,7 @@ def mixed_labels(pairs: np.ndarray, lam: np.ndarray) -> np.ndarray:
 
 
 class MixingDraws:
-    """Pairs of one view of one block.
+    """MixingPairs of one view of one block.
 
     Attributes:
         partner: int64 (n,), the row with which each is paired; -1 for none.
@@ -105,7 +105,7 @@ class MixingDraws:
         first = np.flatnonzero(self.partner > np.arange(len(keys)))
         second, pairs = self.partner[first], len(first)
         name = stream_hash("mixing", config.seed, shard, block, view)
-        u = uniform(words([name], Stage.MIXING, pairs * (_COINS + BETA_WORDS))[0]).reshape(pairs, _COINS + BETA_WORDS)
+        u = uniform(words([name], DrawStage.MIXING, pairs * (_COINS + BETA_WORDS))[0]).reshape(pairs, _COINS + BETA_WORDS)
         cut = u[:, 0] < config.mixup_switch_prob
         if not (config.mixup and config.cutmix):
             cut[:] = not config.mixup

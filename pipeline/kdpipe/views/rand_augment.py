@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from kdpipe.views.distributions import normal
-from kdpipe.views.draws import Stage, uniform, words
+from kdpipe.views.draws import DrawStage, uniform, words
 
 _WORDS = 8  # a layer's share of the stream; six are used
 _TOP = 10.0  # magnitudes are tenths of an operation's range
@@ -147,7 +147,7 @@ class RandAugmentDraws:
     """The operations of one view of several samples."""
 
     def __init__(self, spec: RandAugmentSpec, interpolation: str, hashes: list[bytes]) -> None:
-        u = uniform(words(hashes, Stage.RAND_AUGMENT, _WORDS * spec.layers)).reshape(len(hashes), spec.layers, _WORDS)
+        u = uniform(words(hashes, DrawStage.RAND_AUGMENT, _WORDS * spec.layers)).reshape(len(hashes), spec.layers, _WORDS)
         self._spec, self._interpolation = spec, interpolation
         self._chosen, self._applied = u[..., 0], u[..., 1] < spec.prob
         if spec.std > 100:

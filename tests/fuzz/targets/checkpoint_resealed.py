@@ -29,7 +29,7 @@ def make(folder: Path) -> Target:
         shutil.rmtree(out, ignore_errors=True)
         shutil.copytree(begun, out)
         write_headed(out / CHECKPOINT, tensors, _KEY, json.loads(data))
-        train(job, out, say=lambda _: None)
+        train(job, out, log=lambda _: None)
 
     return Target(run, [json.dumps(state).encode()], 20_000, mutate=mutate)
 

@@ -23,7 +23,7 @@ from kdpipe.views import View
 OnTask = Callable[[int, int], None]
 
 
-class Source:
+class CopySource:
     """The finished tasks of an open cache, to be copied."""
 
     def __init__(self, cache: Cache) -> None:

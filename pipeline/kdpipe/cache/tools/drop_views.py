@@ -8,7 +8,7 @@ from kdpipe.cache.commit import add_segment
 from kdpipe.cache.layout import Segment, describe, in_order, runs
 from kdpipe.cache.locks import alone
 from kdpipe.cache.store import Store
-from kdpipe.cache.tools.copy import OnTask, Source
+from kdpipe.cache.tools.copy import OnTask, CopySource
 from kdpipe.cache.tools.gc import orphans, remove_orphans, remove_records
 from kdpipe.errors import ConfigError
 from kdpipe.views import View
@@ -93,7 +93,7 @@ def drop_views(
             if (new.name, shard) not in cache.commits
         ]
         on_task(0, len(tasks))
-        source = Source(cache)
+        source = CopySource(cache)
         for done, (old, new, shard) in enumerate(tasks, start=1):
             source.copy(old, shard, cache, new)
             on_task(done, len(tasks))

@@ -16,7 +16,7 @@ from kdpipe._util.untrusted import load_json
 from kdpipe.cache.cache import Cache
 from kdpipe.cache.layout import CANARY_LABELS, PROVENANCE, ROOT, STORE_RECORD, part_file, part_record
 from kdpipe.cache.lease import LOCKS
-from kdpipe.cache.modules import spare
+from kdpipe.cache.modules import unreferenced
 from kdpipe.cache.store import Store
 from kdpipe.cache.tools.ls import is_cache, place_of
 from kdpipe.errors import CacheError, ConfigError
@@ -33,7 +33,7 @@ def orphans(cache: Cache) -> dict[str, int]:
         known |= {segment.record, *segment.metadata}
     for (segment_name, shard), record in cache.commits.items():
         known |= {f"commits/{segment_name}/{shard}.json", *record["files"]}
-    for part in set(cache.parts) - set(spare(cache)):
+    for part in set(cache.parts) - set(unreferenced(cache)):
         known |= {part_record(part), part_file(part)}
     return {name: store.size(name) or 0 for name in store.files() if name not in known and not name.startswith(LOCKS)}
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from kdpipe.cache.cache import Cache
 from kdpipe.cache.reader import require_match
-from kdpipe.cache.tools.view_statistics import Answers
+from kdpipe.cache.tools.view_statistics import ViewStatistics
 from kdpipe.errors import CacheError
 from kdpipe.shards import Index
 from kdpipe.views import View
@@ -59,7 +59,7 @@ class ViewLabels:
         return self.index.key(self._shards[shard].first + row)
 
 
-class Judged:
+class LabelStatistics:
     """The unmixed views of a block's n labelled samples against the samples' own labels."""
 
     def __init__(self, labels: np.ndarray, num_classes: int) -> None:
@@ -68,7 +68,7 @@ class Judged:
         self._total = np.zeros((len(labels), num_classes))
         self._count = np.zeros(len(labels))
 
-    def add(self, view: View, said: Answers, mixed: np.ndarray) -> None:
+    def add(self, view: View, said: ViewStatistics, mixed: np.ndarray) -> None:
         """Count a view; nothing if another encoding of it was."""
         if view in self._seen:
             return

@@ -14,7 +14,7 @@ from kdpipe.cache.locks import alone
 from kdpipe.cache.modules import copy_parts, needed, with_calibration
 from kdpipe.cache.sealed import seal
 from kdpipe.cache.store import Store
-from kdpipe.cache.tools.copy import OnTask, Source, rows_of
+from kdpipe.cache.tools.copy import OnTask, CopySource, rows_of
 from kdpipe.cache.tools.gc import remove_orphans
 from kdpipe.cache.tools.ls import place_of
 from kdpipe.errors import CacheError, ConfigError, IdentityError
@@ -82,7 +82,7 @@ def merge(out: str, sources: Sequence[str], on_task: OnTask = lambda *_: None) -
         if todo or not store.exists(PROVENANCE):
             store.put(PROVENANCE, seal({"runs": _provenance(store, caches)}))
         on_task(0, len(todo))
-        readers = [Source(c) for c in caches]
+        readers = [CopySource(c) for c in caches]
         for segment, shard, (i, held) in todo:
             report.bytes += readers[i].copy(held, shard, cache, segment)
             report.tasks += 1

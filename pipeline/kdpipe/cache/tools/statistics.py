@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 from kdpipe.cache.cache import Cache
 from kdpipe.cache.layout import Segment
 from kdpipe.cache.read import ArrayReader
-from kdpipe.cache.tools.label_statistics import Judged, ViewLabels
-from kdpipe.cache.tools.view_statistics import Answers, Tally
+from kdpipe.cache.tools.label_statistics import LabelStatistics, ViewLabels
+from kdpipe.cache.tools.view_statistics import ViewStatistics, Tally
 from kdpipe.views.draws import permutation
 
 # Read unless told otherwise: less than a minute where the top 16 are kept, minutes for 1,000 dense classes.
@@ -108,11 +108,11 @@ def read_statistics(
         views = [(s, view) for s in segments if (s.name, shard) in cache.commits for view in s.views]
         arrays = copy.copy(reader)  # with no files open: their tables of chunks would add up over the shards
         for _, number, rows in group:
-            judged = None if labels is None else Judged(labels.own(shard, number), cache.num_classes)
+            judged = None if labels is None else LabelStatistics(labels.own(shard, number), cache.num_classes)
             for segment, view in views:
                 fields = segment.encoding.fields(("logits",))
                 read = arrays.read(segment, shard, view, rows.start, rows.stop, fields)
-                said = Answers.of(segment.encoding, read)
+                said = ViewStatistics.of(segment.encoding, read)
                 tally = tallies[segment.name, view]
                 if labels is None or judged is None:
                     tally.add(said)

@@ -13,7 +13,7 @@ from kdpipe.cache.locks import alone
 from kdpipe.cache.modules import copy_parts
 from kdpipe.cache.sealed import seal
 from kdpipe.cache.store import Store
-from kdpipe.cache.tools.copy import OnTask, Source, read_checked, rows_of
+from kdpipe.cache.tools.copy import OnTask, CopySource, read_checked, rows_of
 from kdpipe.cache.tools.ls import place_of
 from kdpipe.errors import CacheError, ConfigError, IdentityError
 from kdpipe.views import View
@@ -76,7 +76,7 @@ def transfer(
         todo = [task for task in missing if (task[0].name, task[2]) in origin.commits]
         report.skipped, report.absent = len(tasks) - len(missing), len(missing) - len(todo)
         on_task(0, len(todo))
-        reader = Source(origin)
+        reader = CopySource(origin)
         largest = max((s.encoding.nbytes * len(s.views) for s, _, _ in todo), default=0) * rows_of(origin)
         with ThreadPoolExecutor(max(1, min(_AT_ONCE, _IN_MEMORY // max(1, largest)))) as pool:
             waiting = [pool.submit(reader.copy, held, name, cache, piece, digests=False) for held, piece, name in todo]

@@ -16,7 +16,7 @@ _EDGES = np.linspace(0, 1, BINS + 1)[1:-1]
 
 
 @dataclass(frozen=True)
-class Answers:
+class ViewStatistics:
     """What reading n rows of one view gives back: the distribution of `Encoding.decode`, in float64.
 
     It is computed from the kept classes alone, in NumPy: a block's rows are too few to share among threads.
@@ -38,7 +38,7 @@ class Answers:
     share: np.ndarray
 
     @classmethod
-    def of(cls, encoding: Encoding, fields: dict[str, np.ndarray]) -> "Answers":
+    def of(cls, encoding: Encoding, fields: dict[str, np.ndarray]) -> "ViewStatistics":
         """From the arrays' rows."""
         last, most = np.array(sizes(encoding)) - 1, min(5, encoding.k)
         if encoding.kind == "dense":
@@ -104,7 +104,7 @@ class Tally:
     def __post_init__(self) -> None:
         self.mass = np.zeros(len(sizes(self.encoding)))
 
-    def add(self, said: Answers, labels: np.ndarray | None = None, mixed: np.ndarray | None = None) -> None:
+    def add(self, said: ViewStatistics, labels: np.ndarray | None = None, mixed: np.ndarray | None = None) -> None:
         """Count n rows; labels int64 (n,) with -1 for none, mixed bool (n,)."""
         confidence = said.mass[:, 0]
         # bin i is (i / BINS, (i + 1) / BINS], as in kdpipe.evaluation

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from kdpipe.errors import TrainingError
-from kdpipe.models.build import Built, ModelConfig, build, first_line
+from kdpipe.models.build import ModelSpec, ModelConfig, build, first_line
 
 # The module whose output is the projected map (n, D, h, w), whose mean the classifier sees.
 PROJECTED = "transfer"
@@ -115,7 +115,7 @@ def simkd_student(
     return SimkdStudent(base, nn.Linear(teacher_width, num_classes), factor=factor, relu=relu)
 
 
-def kept(built: Built) -> Built:
+def kept(built: ModelSpec) -> ModelSpec:
     """`built`, whose module is a SimkdStudent and whose name is the base's, under the name that builds it all."""
     module = built.module
     assert isinstance(module, SimkdStudent)

@@ -18,20 +18,20 @@ _ORDINARY = 7
 _MATRIX_BYTES = 2**27
 
 
-class Way(nn.Module):
+class Kernel(nn.Module):
     """A layer computed in another way.
 
     Args:
-        plain: the layer.
+        original: the layer.
         shape: of its input.
 
     Raises:
         ValueError: in forward, for an input of another size: some ways hold for one size only.
     """
 
-    def __init__(self, plain: nn.Module, shape: Shape) -> None:
+    def __init__(self, original: nn.Module, shape: Shape) -> None:
         super().__init__()
-        self.plain = plain
+        self.original = original
         self.size = tuple(shape[1:])
 
     def __getattr__(self, name: str) -> Any:
@@ -39,7 +39,7 @@ class Way(nn.Module):
         try:
             return super().__getattr__(name)
         except AttributeError:
-            return getattr(super().__getattr__("plain"), name)
+            return getattr(super().__getattr__("original"), name)
 
     def require(self, x: torch.Tensor) -> None:
         """Refuse another size."""
@@ -47,22 +47,22 @@ class Way(nn.Module):
             raise ValueError(f"made for maps of {self.size}, not {tuple(x.shape[1:])}")
 
 
-class _Formatted(Way):
+class _Formatted(Kernel):
     """A depthwise convolution on a copy of its input in another memory format; the output is as the input was."""
 
     memory_format: torch.memory_format
 
-    def __init__(self, plain: nn.Conv2d, shape: Shape) -> None:
-        super().__init__(plain, shape)
+    def __init__(self, original: nn.Conv2d, shape: Shape) -> None:
+        super().__init__(original, shape)
         # A weight (C, 1, h, w) may be in both formats at once, and what torch then takes depends on its strides.
-        weight = torch.empty(plain.weight.shape, dtype=plain.weight.dtype, device=plain.weight.device)
-        weight = weight.to(memory_format=self.memory_format).copy_(plain.weight.detach())
+        weight = torch.empty(original.weight.shape, dtype=original.weight.dtype, device=original.weight.device)
+        weight = weight.to(memory_format=self.memory_format).copy_(original.weight.detach())
         self.kernel = nn.Parameter(weight, requires_grad=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(N, C, H, W) in and out."""
-        assert isinstance(self.plain, nn.Conv2d)
-        y = self.plain._conv_forward(x.contiguous(memory_format=self.memory_format), self.kernel, self.plain.bias)
+        assert isinstance(self.original, nn.Conv2d)
+        y = self.original._conv_forward(x.contiguous(memory_format=self.memory_format), self.kernel, self.original.bias)
         return y.contiguous(memory_format=_format_of(x))
 
 
@@ -78,13 +78,13 @@ class ChannelsLast(_Formatted):
     memory_format = torch.channels_last
 
 
-class Banded(Way):
+class ToeplitzKernel(Kernel):
     """A depthwise convolution as a product with a banded matrix, which matrix units compute."""
 
-    def __init__(self, plain: nn.Conv2d, shape: Shape) -> None:
-        super().__init__(plain, shape)
-        kind = FullBand if min(_sides(plain)) > _ORDINARY else StripeBand
-        self.band = kind(plain, shape[2], shape[3])
+    def __init__(self, original: nn.Conv2d, shape: Shape) -> None:
+        super().__init__(original, shape)
+        kind = FullBand if min(_sides(original)) > _ORDINARY else StripeBand
+        self.band = kind(original, shape[2], shape[3])
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(N, C, H, W) in and out."""
@@ -92,45 +92,45 @@ class Banded(Way):
         return self.band(x).contiguous(memory_format=_format_of(x))
 
 
-class Turned(Way):
+class TransposedKernel(Kernel):
     """A depthwise convolution on its transposed map, contiguous: where level stripes are slower than upright ones."""
 
-    def __init__(self, plain: nn.Conv2d, shape: Shape) -> None:
-        super().__init__(plain, shape)
-        self.kernel = nn.Parameter(plain.weight.detach().transpose(2, 3).contiguous(), requires_grad=False)
+    def __init__(self, original: nn.Conv2d, shape: Shape) -> None:
+        super().__init__(original, shape)
+        self.kernel = nn.Parameter(original.weight.detach().transpose(2, 3).contiguous(), requires_grad=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(N, C, H, W) in and out."""
-        assert isinstance(self.plain, nn.Conv2d)
-        rows, columns = _sides(self.plain)
+        assert isinstance(self.original, nn.Conv2d)
+        rows, columns = _sides(self.original)
         turned, padding = x.transpose(2, 3).contiguous(), (columns // 2, rows // 2)
-        y = nn.functional.conv2d(turned, self.kernel, self.plain.bias, padding=padding, groups=self.plain.groups)
+        y = nn.functional.conv2d(turned, self.kernel, self.original.bias, padding=padding, groups=self.original.groups)
         return y.transpose(2, 3).contiguous(memory_format=_format_of(x))
 
 
-class Convolved(Way):
+class PointwiseKernel(Kernel):
     """A linear layer as a 1 x 1 convolution, on the same numbers in the same place, also the weights'."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(N, ..., in_features) -> (N, ..., out_features)."""
-        assert isinstance(self.plain, nn.Linear)
+        assert isinstance(self.original, nn.Linear)
         # One tall map, whatever the images: faster than many small ones.
         tall = x.reshape(1, -1, 1, x.shape[-1]).permute(0, 3, 1, 2)
-        y = nn.functional.conv2d(tall, self.plain.weight[:, :, None, None], self.plain.bias)
+        y = nn.functional.conv2d(tall, self.original.weight[:, :, None, None], self.original.bias)
         return y.permute(0, 2, 3, 1).reshape(*x.shape[:-1], y.shape[1])
 
 
-WAYS: dict[str, Callable[..., Way]] = {
+WAYS: dict[str, Callable[..., Kernel]] = {
     "contiguous": Contiguous,
     "channels_last": ChannelsLast,
-    "turned": Turned,
-    "banded": Banded,
-    "convolved": Convolved,
+    "turned": TransposedKernel,
+    "banded": ToeplitzKernel,
+    "convolved": PointwiseKernel,
 }
 
 
 def ways_of(module: nn.Module, shape: Shape, channels_last: bool) -> tuple[str, ...]:
-    """Names of the ways, beside the plain one, that can compute a layer whose input has this shape.
+    """Names of the ways, beside the original one, that can compute a layer whose input has this shape.
 
     Args:
         module: the layer.

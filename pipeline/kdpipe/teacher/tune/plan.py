@@ -9,11 +9,11 @@ from torch.func import functional_call
 
 from kdpipe.errors import TeacherError
 from kdpipe.models import Seen, inputs_seen
-from kdpipe.teacher.outputs import Answering, TeacherOutput
-from kdpipe.teacher.tune.kernels import WAYS, Way, ways_of
+from kdpipe.teacher.outputs import WithFeatures, TeacherOutput
+from kdpipe.teacher.tune.kernels import WAYS, Kernel, ways_of
 
 # Layer -> way; layers that it doesn't name are plain. The whole network may be compiled.
-Plan = dict[str, str]
+KernelPlan = dict[str, str]
 WHOLE, COMPILED = "", "compiled"
 
 # Largest difference of two forms, relative to the largest value, float32.
@@ -28,7 +28,7 @@ CAUSES = "dropout left on, batch norm in train mode, added noise, or normalisati
 OTHER = "Leave out teacher.layers; where a cache was begun like this, go on where it can be done, or begin another"
 
 
-def apply(model: nn.Module, plan: Plan, x: torch.Tensor, name: str, *, channels_last: bool) -> None:
+def apply(model: nn.Module, plan: KernelPlan, x: torch.Tensor, name: str, *, channels_last: bool) -> None:
     """Have each layer of a plain network computed as the plan says; in place.
 
     Args:
@@ -66,11 +66,11 @@ def other_ways(model: nn.Module, at: str, seen: Mapping[str, Seen], channels_las
 def restore(model: nn.Module) -> None:
     """Make every layer plain again, in place."""
     for at, module in list(model.named_modules()):
-        if isinstance(module, Way):
-            _put(model, at, module.plain)
+        if isinstance(module, Kernel):
+            _put(model, at, module.original)
 
 
-def compiled(model: Answering) -> Callable[[torch.Tensor], TeacherOutput]:
+def compiled(model: WithFeatures) -> Callable[[torch.Tensor], TeacherOutput]:
     """The network compiled for one shape of input, its weights as constants; each layer keeps its memory format.
 
     With its features, if it gives any: they come out of the same graph.
@@ -78,7 +78,7 @@ def compiled(model: Answering) -> Callable[[torch.Tensor], TeacherOutput]:
     return torch.compile(model, dynamic=False, options={"freezing": True, "layout_optimization": False})
 
 
-def on_cpu(model: Answering, x: torch.Tensor) -> TeacherOutput:
+def on_cpu(model: WithFeatures, x: torch.Tensor) -> TeacherOutput:
     """The answer in float32 on the CPU, where float32 is float32, of a network on any device."""
     # Its tensors on the CPU; those that are there already aren't copied.
     here: dict[str, Any] = {key: value.cpu() for key, value in [*model.named_parameters(), *model.named_buffers()]}

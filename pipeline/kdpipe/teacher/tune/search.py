@@ -11,7 +11,7 @@ from torch import nn
 
 from kdpipe.models import Shape, inputs_seen
 from kdpipe.teacher.tune.kernels import WAYS
-from kdpipe.teacher.tune.plan import Plan, other_ways
+from kdpipe.teacher.tune.plan import KernelPlan, other_ways
 
 # Another way must be faster by this much, or a layer stays as it is: timings are no better than that.
 _GAIN = 0.03
@@ -47,7 +47,7 @@ def kinds(model: nn.Module, x: torch.Tensor, channels_last: bool) -> list[Kind]:
     return sorted(found.values(), key=lambda k: -_work(k) * len(k.names))
 
 
-def search(model: nn.Module, x: torch.Tensor, seconds: float, *, channels_last: bool) -> Plan:
+def search(model: nn.Module, x: torch.Tensor, seconds: float, *, channels_last: bool) -> KernelPlan:
     """The way of each layer that is faster in another than the plain one.
 
     Args:
