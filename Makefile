@@ -33,7 +33,7 @@ chaos: $(VENV)/.test
 # Every claim of speed, size and exactness measured anew, into docs/benchmarks.md; leave the machine alone meanwhile.
 # PHOTOS=INDEX, an index of photographs for the benches that decode; the digits without.
 bench: $(VENV)/.demo
-	$(BIN)/python -m benchmarks all --out docs/benchmarks.md $(if $(PHOTOS),--shards '$(PHOTOS)')
+	$(BIN)/python -m benchmarks all --out docs/benchmarks.md $(if $(PHOTOS),--index '$(PHOTOS)')
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .

@@ -13,13 +13,13 @@ from kdpipe_stages.cli import ErrorGroup
 def bench() -> None:
     """Measure what the documentation claims: our figure and a peer's from the same run, as a ratio.
 
-    Without --shards the benches run on scikit-learn's digits.
+    Without --index the benches run on scikit-learn's digits.
     """
 
 
 def _shards(function: Callable[..., None]) -> Callable[..., None]:
     function = click.option("--limit", type=click.IntRange(1), help="Only the first N samples.")(function)
-    return click.option("--shards", help="Index of shards to run on [default: the digits].")(function)
+    return click.option("--index", "shards", help="Index of shards to run on [default: the digits].")(function)
 
 
 def _json(function: Callable[..., None]) -> Callable[..., None]:
@@ -107,7 +107,7 @@ def targets(k: int, repeats: int, as_json: bool) -> None:
 def views(shards: str | None, limit: int | None, size: int, repeats: int, as_json: bool) -> None:
     """Core-milliseconds a view under RandAugment and erasing against timm's transform, and of each operation.
 
-    Give it --shards of photographs: the digits are so small that decoding them, most of a view's cost, is free.
+    Give it --index of photographs: the digits are so small that decoding them, most of a view's cost, is free.
     """
     from benchmarks.data import index_or_digits, workplace
     from benchmarks.views import views as run
@@ -209,7 +209,7 @@ def opening(samples: int, readers: int, as_json: bool) -> None:
 @click.option("--val", help="Index of shards to validate on.")
 @click.option("--val-limit", type=click.IntRange(1), help="Only the first N of them.")
 @click.option("--weights", help="The teacher's, as kdpipe wrote them [default on the digits: trained here].")
-@click.option("--params", "params_file", help="YAML file; its sections views and teacher count.")
+@click.option("--config", "config_file", help="YAML file; its sections views and teacher count.")
 @click.option("--student", help="timm name [default: a small resnet10t].")
 @click.option("--model-kwargs", multiple=True, metavar="KEY=VALUE", help="Argument of the student; repeatable.")
 @_count("--epochs", 20, "Of each run, and views in the cache.")
@@ -217,15 +217,15 @@ def opening(samples: int, readers: int, as_json: bool) -> None:
 @click.option("--lr", type=click.FloatRange(0, min_open=True), default=3e-3, show_default=True)
 @_count("--seeds", 3)
 @_count("--jobs", 2, "Runs at a time, one thread each.")
-@click.option("--only", multiple=True, metavar="NAME", help="This objective; repeatable.")
-@click.option("--out", default="runs/objectives", show_default=True, help="Folder for cache and runs; they go on.")
+@click.option("--only", multiple=True, metavar="NAME", help="This loss; repeatable.")
+@click.option("--out", default="runs/losses", show_default=True, help="Folder for cache and runs; they go on.")
 @click.option("--page", help="Also draw the table into this document, NAME.md; its figures lie in NAME.json.")
 @click.option("--title", default="Digits: a tenth of the labels, a teacher of all", help="Of its section there.")
 @_json
-def objectives(page: str | None, title: str, as_json: bool, **options: Any) -> None:
-    """One student with every objective, from one cache, with the same steps: who gains over labels alone.
+def losses(page: str | None, title: str, as_json: bool, **options: Any) -> None:
+    """One student with every loss, from one cache, with the same steps: who gains over labels alone.
 
-    Without --shards a tenth of the digits' labels are known, and the teacher is trained here with all of them.
+    Without --index a tenth of the digits' labels are known, and the teacher is trained here with all of them.
     """
     from benchmarks import book
     from benchmarks.contest.command import measure, show
@@ -236,7 +236,7 @@ def objectives(page: str | None, title: str, as_json: bool, **options: Any) -> N
         book.read(page, OPTION)  # what can't be drawn in the end is refused in the beginning
     figures = measure(**options)
     if page is not None:
-        add(page, title, {"bench": "objectives", **figures, **circumstances()})
+        add(page, title, {"bench": "losses", **figures, **circumstances()})
     if as_json:
         report(figures, as_json)
     else:
@@ -245,8 +245,8 @@ def objectives(page: str | None, title: str, as_json: bool, **options: Any) -> N
 
 @bench.command()
 @_shards
-@click.option("--weights", help="The teacher's. Without --shards it is trained, and kept there, if there is none.")
-@click.option("--params", "params_file", type=click.Path(), help="YAML file: the views of --shards, the teacher.")
+@click.option("--weights", help="The teacher's. Without --index it is trained, and kept there, if there is none.")
+@click.option("--config", "config_file", type=click.Path(), help="YAML file: the views of --index, the teacher.")
 @click.option("--name", help="Of these figures in --out [default: numbers, or the index's name].")
 @_count("--steps", 300, "Of the student before its gradient is looked at.")
 @_count("--batches", 4)
@@ -257,7 +257,7 @@ def fidelity(
     shards: str | None,
     limit: int | None,
     weights: str | None,
-    params_file: str | None,
+    config_file: str | None,
     name: str | None,
     steps: int,
     batches: int,
@@ -265,22 +265,22 @@ def fidelity(
     out: str | None,
     as_json: bool,
 ) -> None:
-    """How far the student's gradient is off by what each encoding of the targets loses, for every objective.
+    """How far the student's gradient is off by what each encoding of the targets loses, for every loss.
 
-    Without --shards on a thousand classes made of scikit-learn's digits, the numbers 000 to 999.
+    Without --index on a thousand classes made of scikit-learn's digits, the numbers 000 to 999.
     """
     from benchmarks.data import workplace
     from benchmarks.fidelity.command import measured, show
 
     with workplace() as folder:
         figures = measured(
-            folder, shards, limit, weights, params_file, {"steps": steps, "batches": batches, "rows": rows}, out
+            folder, shards, limit, weights, config_file, {"steps": steps, "batches": batches, "rows": rows}, out
         )
     show(figures, shards, name, out, as_json)
 
 
 @bench.command("all")
-@click.option("--shards", help="Index of photographs, for the benches that need some [default: the digits].")
+@click.option("--index", "shards", help="Index of photographs, for the benches that need some [default: the digits].")
 @click.option("--only", type=click.Choice([s.name for s in SECTIONS]), multiple=True, help="This bench; repeatable.")
 @click.option("--out", required=True, help="The document, NAME.md; its figures are kept beside it as NAME.json.")
 def every(shards: str | None, only: tuple[str, ...], out: str) -> None:

@@ -36,7 +36,7 @@ def run_benches(sections: Sequence[Section], shards: str | None, out: str) -> li
     failed = []
     for number, section in enumerate(sections, 1):
         given = shards is not None and section.photographs
-        words = [*section.words, *(["--shards", str(shards)] if given else [])]
+        words = [*section.words, *(["--index", str(shards)] if given else [])]
         click.echo(f"[{number}/{len(sections)}] {shlex.join(['python', '-m', 'benchmarks', *words])}", err=True)
         began = time.monotonic()
         report = run_bench(words)
@@ -47,7 +47,7 @@ def run_benches(sections: Sequence[Section], shards: str | None, out: str) -> li
             continue
         click.echo(f"{section.name}: {taken}", err=True)
         if given:  # where an index lies is nothing to publish
-            report["command"] = shlex.join(["python", "-m", "benchmarks", *section.words, "--shards", "PHOTOS"])
+            report["command"] = shlex.join(["python", "-m", "benchmarks", *section.words, "--index", "PHOTOS"])
         reports[section.name] = report
         book.write(out, reports)
     return failed

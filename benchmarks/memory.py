@@ -69,7 +69,7 @@ def _photograph(rng: np.random.Generator) -> bytes:
 def _peak(index: Path, out: Path, limit: int, size: int, views: int) -> float:
     """Run the command; the largest resident memory it ever had."""
     options = {
-        "--shards": index,
+        "--index": index,
         "--limit": limit,
         "--teacher": "benchmarks.data:glance",
         "--num-classes": 1000,

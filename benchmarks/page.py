@@ -16,13 +16,13 @@ _INTRODUCTION = (
     " are medians of the repeats, with minimum and maximum in brackets. Core time is the processor's clock over all"
     " threads. Trust ratios more than times: other work on a machine slows both. A bound is what we promise, and says"
     " of which figure; the last column says whether it is met. Nothing here was measured on a GPU.",
-    "`make bench PHOTOS=INDEX`, which is `python -m benchmarks all --shards INDEX --out docs/benchmarks.md`, measures"
+    "`make bench PHOTOS=INDEX`, which is `python -m benchmarks all --index INDEX --out docs/benchmarks.md`, measures"
     " everything again and draws this document; with `--only NAME` one section. The figures are in"
     " [{record}]({record}), which holds the last report of every bench: don't edit them here. `PHOTOS` in"
     " a command is an index of photographs, made by `kdpipe index`.",
 )
 _DIGITS = (
-    "Measured on scikit-learn's digits for want of photographs (`--shards`): those decode in no time, so this says"
+    "Measured on scikit-learn's digits for want of photographs (`--index`): those decode in no time, so this says"
     " little about photographs."
 )
 
@@ -51,7 +51,7 @@ def _section(section: Section, report: dict[str, Any] | None, newest: dict[str, 
         return [*parts, f"    {shlex.join(['kdpipe', 'bench', *section.words])}", "Not measured yet."]
     command = report.get("command", MISSING)
     parts.append(wrapped(section.text.format_map(_Figures(report))))
-    if section.photographs and "--shards" not in command.split():
+    if section.photographs and "--index" not in command.split():
         parts.append(wrapped(_DIGITS))
     if changed := _otherwise(report, newest):
         parts.append(wrapped(f"Measured {changed}."))

@@ -13,7 +13,7 @@ from benchmarks.data import RECIPE
 from kdpipe.cache import CacheReader
 from kdpipe.caching import cache_views
 from kdpipe.loader import Batch, Loader, LoaderConfig
-from kdpipe.losses import StudentOutput, Context, LossConfig
+from kdpipe.losses import Context, LossConfig, StudentOutput
 from kdpipe.models import ModelConfig, write_weights
 from kdpipe.shards import Index
 from kdpipe.targets import Targets, TargetsConfig
@@ -97,8 +97,8 @@ def _step(updates: int, epochs: int, targets_of: Callable[[Batch], Targets], dev
     student = ModelConfig(
         model="convnext_atto", model_kwargs={**NETWORK, "kernel_sizes": 3}, num_classes=CLASSES, input_size=SIZE
     )
-    learner = DistillationModule(build_student(student, config), LossConfig(name="kd"))
-    return Step(learner, config, updates=updates, targets_of=targets_of)
+    distillation = DistillationModule(build_student(student, config), LossConfig(name="kd"))
+    return Step(distillation, config, updates=updates, targets_of=targets_of)
 
 
 def _run(loader: Loader, step: Step, steps: int) -> list[float]:
@@ -138,5 +138,5 @@ def _against_timm(index: Index, teacher: Teacher) -> float:
     with torch.no_grad():
         theirs = task(x, batch.labels)["loss"]
         targets = Targets(torch.log_softmax(model(x), dim=1), None, dense=True)
-        ours = step.learner.objective(StudentOutput(student(x)), batch.ground_truth, targets, context)["loss"]
+        ours = step.distillation.loss(StudentOutput(student(x)), batch.ground_truth, targets, context)["loss"]
     return abs(float(ours) - float(theirs))

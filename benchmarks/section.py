@@ -49,5 +49,5 @@ class Section:
     words: tuple[str, ...]
     ratio: str = "ours / peer"
     note: str = ""
-    photographs: bool = False  # measures little on the digits: is given the user's --shards
+    photographs: bool = False  # measures little on the digits: is given the user's --index
     operations: bool = False  # its report has a table of operations

@@ -61,13 +61,13 @@ def _next_step(one: Step, batches: Iterator[Batch], number: int) -> None:
 
 
 def _arm(
-    index: Index, objective: str, student: str, size: int, batch: int, cache: CacheReader | None
+    index: Index, loss: str, student: str, size: int, batch: int, cache: CacheReader | None
 ) -> tuple[Iterator[Batch], Step]:
     loader = Loader(index, VIEWS, size, batch, cache=cache)
     config = TrainConfig(epochs=100, batch_size=batch, opt="sgd", lr=0.01)
     built = build_student(ModelConfig(model=student, num_classes=CLASSES, input_size=size), config)
     one = Step(
-        DistillationModule(built, LossConfig(name=objective)),
+        DistillationModule(built, LossConfig(name=loss)),
         config,
         updates=loader.steps,
         targets_of=None if cache is None else lambda b: cache.decode(b.targets),

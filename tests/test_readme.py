@@ -59,7 +59,7 @@ def parse(words: list[str]) -> None:
         return
     settings = context.params
     if "sets" in settings:
-        path = settings["params_file"]
+        path = settings["config_file"]
         params.load(str(ROOT / path) if path else None, settings["sets"])
 
 

@@ -151,11 +151,11 @@ def test_members_come_from_a_params_file(world, relative):
     said = {"teacher": {**SAID, "members": members, "combine": "logits"}, "views": {"interpolation": "bilinear"}}
     with open("mine.yaml", "w") as file:
         yaml.safe_dump(said, file)
-    shards = ("--shards", world.index_path)
-    cached = kdpipe("cache-teacher", *shards, "--params", "mine.yaml", "--out", "c.zarr", "--views", "center")
+    shards = ("--index", world.index_path)
+    cached = kdpipe("cache-teacher", *shards, "--config", "mine.yaml", "--out", "c.zarr", "--views", "center")
     assert cached.code == 0, cached.err
     assert "has one model or members" in refused(
-        "cache-teacher", *shards, "--params", "mine.yaml", "--teacher", "resnet18", "--out", "d.zarr"
+        "cache-teacher", *shards, "--config", "mine.yaml", "--teacher", "resnet18", "--out", "d.zarr"
     )
     leave()
     checked = kdpipe("verify", "../c.zarr", "--teacher", "tests.tiny:network", "--samples", 40, "--json")
@@ -167,7 +167,7 @@ def test_members_come_from_a_params_file(world, relative):
 
 def test_a_member_is_set_like_a_teacher(world, tmp_path):
     line = refused(
-        "cache-teacher", "--shards", world.index_path, "--out", tmp_path, "--set", "teacher.members=[{wights: w}]"
+        "cache-teacher", "--index", world.index_path, "--out", tmp_path, "--set", "teacher.members=[{wights: w}]"
     )
     assert line.startswith(
         "error: teacher.members.0.wights: unknown key in params; allowed: checkpoint_key, class_map,"
@@ -176,7 +176,7 @@ def test_a_member_is_set_like_a_teacher(world, tmp_path):
 
 def test_evaluate_scores_an_ensemble_or_the_model_that_is_named(world, relative):
     members, _ = relative
-    flags = ("--shards", world.index_path, "--json", "--set", f"teacher.members={json.dumps(members)}")
+    flags = ("--index", world.index_path, "--json", "--set", f"teacher.members={json.dumps(members)}")
     sets = [word for name, value in SAID.items() for word in ("--set", f"teacher.{name}={value}")]
     together = kdpipe("evaluate", *flags, *sets)
     alone = kdpipe("evaluate", "0.safetensors", "--model", "tests.tiny:network", *flags, *sets)

@@ -115,7 +115,7 @@ def test_a_linear_layer_as_a_convolution(shape):
     linear, x = nn.Linear(12, 5), torch.randn(shape)
     way = WAYS["convolved"](linear, shape)
     same(way(x), linear(x))
-    assert way.plain.weight.data_ptr() == linear.weight.data_ptr()
+    assert way.original.weight.data_ptr() == linear.weight.data_ptr()
 
 
 def test_which_layers_have_which_ways():

@@ -1,1 +1,1 @@
-"""`python -m benchmarks objectives`: one student, one cache, one budget, and every objective in turn."""
+"""`python -m benchmarks losses`: one student, one cache, one budget, and every loss in turn."""

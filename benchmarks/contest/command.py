@@ -1,4 +1,4 @@
-"""What `python -m benchmarks objectives` does."""
+"""What `python -m benchmarks losses` does."""
 
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ def measure(
     limit: int | None,
     val_limit: int | None,
     weights: str | None,
-    params_file: str | None,
+    config_file: str | None,
     student: str | None,
     model_kwargs: tuple[str, ...],
     only: tuple[str, ...],
@@ -32,17 +32,17 @@ def measure(
 ) -> dict[str, Any]:
     """The figures of the command's options; see `contest`."""
     folder = Path(out)
-    theirs = {"--val": val, "--limit": limit, "--val-limit": val_limit, "--weights": weights, "--params": params_file}
+    theirs = {"--val": val, "--limit": limit, "--val-limit": val_limit, "--weights": weights, "--config": config_file}
     for name, value in theirs.items():
         if shards is None and value is not None:
-            raise ConfigError("the digits are there as they are", where=name, found=value, do="Pass --shards too")
+            raise ConfigError("the digits are there as they are", where=name, found=value, do="Pass --index too")
     if shards is None:
         taken = material.digits(folder, log)
     else:
-        taken = material.given(shards, val, limit, val_limit, weights, params_file)
+        taken = material.given(shards, val, limit, val_limit, weights, config_file)
     kwargs = params.key_values(model_kwargs) or ({} if student else STUDENT_KWARGS)
-    learner = ModelConfig(model=student or STUDENT, model_kwargs=kwargs)
-    return contest(taken, folder, learner, Budget(**budget), only, log)
+    distillation = ModelConfig(model=student or STUDENT, model_kwargs=kwargs)
+    return contest(taken, folder, distillation, Budget(**budget), only, log)
 
 
 def show(report: dict[str, Any]) -> None:

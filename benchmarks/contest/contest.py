@@ -1,4 +1,4 @@
-"""The contest itself: a cache with everything, a job for every objective and seed, and the figures of all of them."""
+"""The contest itself: a cache with everything, a job for every loss and seed, and the figures of all of them."""
 
 import re
 import statistics
@@ -17,7 +17,7 @@ from kdpipe.losses import Requirements
 from kdpipe.models import ModelConfig, build
 from kdpipe.targets import TargetsConfig
 from kdpipe.teacher import Teacher
-from kdpipe.trainer import TrainingJob, Log, TrainConfig
+from kdpipe.trainer import Log, TrainConfig, TrainingJob
 
 EVERYTHING = TargetsConfig(kind="dense", dtype="float16", pooled="float16", map="float16", tail=True)
 # A ResNet, because NORM can only be merged into networks of its kind; 4 x 4 positions are left of 32 pixels.
@@ -52,18 +52,18 @@ class Budget:
 def contest(
     material: Material, folder: Path, student: ModelConfig, budget: Budget, only: Collection[str], log: Log
 ) -> dict[str, Any]:
-    """Train the student with every objective, `budget.seeds` times.
+    """Train the student with every loss, `budget.seeds` times.
 
     Args:
         material: the samples and the teacher.
         folder: for the cache and the runs; what is finished there isn't done again.
         student: without its feed, which is the teacher's.
         budget: of each run.
-        only: objectives; all by default.
+        only: losses; all by default.
         log: told what happens, one line each.
 
     Returns:
-        `data`, `teacher`, `student`, `budget`, `cache`: what was used; `rows`: of each objective its numbers, top-1
+        `data`, `teacher`, `student`, `budget`, `cache`: what was used; `rows`: of each loss its numbers, top-1
         and gain by seed, seconds, steps, the last epoch's parts of the loss, bytes a view, or why it is refused.
     """
     teacher = Teacher(material.teacher, material.index.num_classes)
@@ -109,7 +109,7 @@ def contest(
 
 def job(material: Material, url: str, student: ModelConfig, row: Row, budget: Budget, seed: int) -> TrainingJob:
     """Of one run. Labels alone pass by more often where samples lack theirs, so that there are as many steps."""
-    taught, epochs = row.objective.requirements.targets, budget.epochs
+    taught, epochs = row.loss.requirements.targets, budget.epochs
     if not taught and material.index.unlabelled:
         steps = epochs * -(-len(material.index) // budget.batch_size)
         epochs = max(1, round(steps / -(-material.labelled // budget.batch_size)))
@@ -119,7 +119,7 @@ def job(material: Material, url: str, student: ModelConfig, row: Row, budget: Bu
         caches=(url,) if taught else (),
         views=material.views,
         student=student,
-        objective=row.objective,
+        loss=row.loss,
         train=budget.training(seed, epochs),
         loader=LoaderConfig(),
     )
@@ -132,7 +132,7 @@ def _figures(row: Row, outcomes: dict[tuple[str, int], Outcome], seeds: int, siz
     found: dict[str, Any] = {
         "label": row.label,
         "numbers": row.numbers,
-        "objective": row.objective.used(),
+        "loss": row.loss.used(),
         "bytes_per_view": size,
         "refused": refused,
     }
@@ -149,7 +149,7 @@ def _figures(row: Row, outcomes: dict[tuple[str, int], Outcome], seeds: int, siz
 
 def _bytes(cache: Cache, material: Material, row: Row) -> int:
     """What is read of a view, uncompressed."""
-    needs: Requirements = row.objective.requirements
+    needs: Requirements = row.loss.requirements
     if not needs.targets:
         return 0
     want = Want.of(needs)

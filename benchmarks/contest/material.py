@@ -44,7 +44,7 @@ def digits(folder: Path, log: Log) -> Material:
 
 
 def given(
-    shards: str, val: str | None, limit: int | None, val_limit: int | None, weights: str | None, params_file: str | None
+    shards: str, val: str | None, limit: int | None, val_limit: int | None, weights: str | None, config_file: str | None
 ) -> Material:
     """The user's samples and teacher, whose weights kdpipe wrote or a params file explains.
 
@@ -53,9 +53,9 @@ def given(
     """
     if val is None:
         raise ConfigError("nothing to validate on", where="--val", do="Pass an index, made by kdpipe index")
-    settings = params.load(params_file, (), {"teacher.weights": weights})
+    settings = params.load(config_file, (), {"teacher.weights": weights})
     if settings.teacher.weights is None:
-        raise ConfigError("no teacher", where="--weights", do="Pass weights, or --params that name some")
+        raise ConfigError("no teacher", where="--weights", do="Pass weights, or --config that name some")
     index, validation = Index.open(shards).limit(limit), Index.open(val).limit(val_limit)
     return Material(index, validation, settings.views, settings.teacher)
 

@@ -1,4 +1,4 @@
-"""docs/objectives.md, and NAME.json beside it, which keeps the last report of every data set: it is drawn from them."""
+"""docs/losses.md, and NAME.json beside it, which keeps the last report of every data set: it is drawn from them."""
 
 from typing import Any
 
@@ -9,14 +9,14 @@ from benchmarks.page import Reports, circumstances, grid, wrapped
 # Of the command, which names the document.
 OPTION = "--page"
 _INTRODUCTION = (
-    "The same student with every objective of `kdpipe objectives`, from one cache, with the same steps, views, order,"
+    "The same student with every loss of `kdpipe losses`, from one cache, with the same steps, views, order,"
     " optimizer and learning rate, and the same first weights for a seed; nothing is tuned for any of them. Numbers are"
     " the defaults; rows named CIFAR have those that papers use there. Figures are means over the seeds, with the"
     " smallest and the largest in brackets; a gain is that over labels alone with the same seed. Seconds are those of"
     " the quickest of a row's runs, evaluation included, with another beside it. Bytes are those that a run reads of a"
-    " view, uncompressed, features as float16: int8 halves them, and `kdpipe objectives` tells the smallest cache for"
+    " view, uncompressed, features as float16: int8 halves them, and `kdpipe losses` tells the smallest cache for"
     " each.",
-    "These are small runs of a small student, which say how objectives behave out of the box, not which is best: papers"
+    "These are small runs of a small student, which say how losses behave out of the box, not which is best: papers"
     " train for hundreds of epochs with weights chosen for their teachers and students. The commands draw this document"
     " from [{record}]({record}), which holds the figures: don't edit them here. The teacher of CIFAR-10 is the small"
     " SLaK of [results.md](results.md).",
@@ -34,7 +34,7 @@ def add(out: str, title: str, report: dict[str, Any]) -> None:
 
 def draw(reports: Reports, record: str) -> str:
     """The document as Markdown, a section a report."""
-    parts = ["# Objectives side by side", *(wrapped(text.format(record=record)) for text in _INTRODUCTION)]
+    parts = ["# Losses side by side", *(wrapped(text.format(record=record)) for text in _INTRODUCTION)]
     for title, report in reports.items():
         parts += [
             f"## {title}",

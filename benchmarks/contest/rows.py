@@ -1,11 +1,11 @@
-"""The rows of the table: every objective with its default numbers, and with those that papers use on CIFAR."""
+"""The rows of the table: every loss with its default numbers, and with those that papers use on CIFAR."""
 
 from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
 from kdpipe.errors import ConfigError
-from kdpipe.losses import OBJECTIVES, LossConfig
+from kdpipe.losses import LOSSES, LossConfig
 
 ALONE = "labels alone"
 _BASELINE = "none"
@@ -15,37 +15,37 @@ _WARMUP = 20 / 240
 
 @dataclass(frozen=True)
 class Row:
-    """An objective with its numbers."""
+    """A loss with its numbers."""
 
     label: str
-    objective: LossConfig
+    loss: LossConfig
 
     @property
     def numbers(self) -> str:
         """As text: `temperature 4, alpha 0.9`; without those that are idle, a weight of 1 and no smoothing."""
-        configs = [self.objective.hyperparameters(objective.name).model_dump() for objective in self.objective.objectives]
+        configs = [self.loss.hyperparameters(loss.name).model_dump() for loss in self.loss.losses]
         told = [(name, value) for config in configs for name, value in config.items() if _tells(name, value)]
         return ", ".join(f"{name} {value:g}" for name, value in told)
 
 
 def rows(epochs: int, only: Collection[str] = ()) -> list[Row]:
-    """The baseline and the objectives in the order of OBJECTIVES.
+    """The baseline and the losses in the order of LOSSES.
 
     Args:
         epochs: of a run, for numbers that are epochs.
-        only: names of objectives to keep; all by default. The baseline is always there.
+        only: names of losses to keep; all by default. The baseline is always there.
 
     Raises:
-        ConfigError: there is no such objective.
+        ConfigError: there is no such loss.
     """
     for name in only:
-        if name not in OBJECTIVES:
-            raise ConfigError("unknown objective", where="--only", found=name, allowed=", ".join(OBJECTIVES))
+        if name not in LOSSES:
+            raise ConfigError("unknown loss", where="--only", found=name, allowed=", ".join(LOSSES))
     found = []
-    for name, objective in OBJECTIVES.items():
+    for name, loss in LOSSES.items():
         if only and name not in {*only, _BASELINE}:
             continue
-        use = objective.usable()
+        use = loss.usable()
         found.append(Row(ALONE if name == _BASELINE else use, LossConfig(name=use)))
         if numbers := _on_cifar(epochs).get(name):
             found.append(Row(f"{use}, CIFAR", LossConfig.model_validate({"name": use, name: numbers})))

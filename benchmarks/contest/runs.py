@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from kdpipe.errors import TargetsError, TrainingError
-from kdpipe.trainer import TrainingJob, Log, train
+from kdpipe.trainer import Log, TrainingJob, train
 
 
 @dataclass(frozen=True)
 class Run:
-    """One student to train: the objective's label, the seed, the job, the folder."""
+    """One student to train: the loss's label, the seed, the job, the folder."""
 
     label: str
     seed: int
@@ -39,7 +39,7 @@ def run_all(runs: Sequence[Run], jobs: int, log: Log) -> dict[tuple[str, int], O
     """Train them all, `jobs` at a time, each in a process of one thread; by label and seed.
 
     Raises:
-        KdpipeError: what isn't about an objective, such as a folder with a run of other settings.
+        KdpipeError: what isn't about a loss, such as a folder with a run of other settings.
     """
     found: dict[tuple[str, int], Outcome] = {}
     # A fork of a process in which torch has run may hang.

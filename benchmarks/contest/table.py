@@ -6,11 +6,11 @@ from typing import Any
 
 # How labels of terms begin; and a share of the loss that moves nothing.
 _TERM, _NOTHING = "ce+", 1e-3
-HEADS = ("objective", "numbers", "top-1, %", "gain, points", "seconds", "bytes a view")
+HEADS = ("loss", "numbers", "top-1, %", "gain, points", "seconds", "bytes a view")
 
 
 def cells(row: dict[str, Any]) -> list[str]:
-    """A row of the table, as HEADS says; of a refused objective the reason stands for its figures."""
+    """A row of the table, as HEADS says; of a refused loss the reason stands for its figures."""
     size = f"{row['bytes_per_view']:,}"
     if row["refused"]:
         return [row["label"], row["numbers"], f"refused: {row['refused']}", "", "", size]
@@ -72,7 +72,7 @@ def _sentence(what: str, rows: Sequence[dict[str, Any]]) -> str:
 
 
 def _is_baseline(row: dict[str, Any]) -> bool:
-    return bool(row["objective"]["name"] == "none")
+    return bool(row["loss"]["name"] == "none")
 
 
 def _spread(values: Sequence[float], form: str) -> str:

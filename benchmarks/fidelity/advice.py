@@ -152,8 +152,8 @@ def _ranks(reports: list[Report]) -> Iterator[str]:
     if parts:
         verdict = "half the channels do" if worst <= ENOUGH else "not if int8 maps of all channels fit"
         yield (
-            f"**A basis for maps (`--map-rank`): {verdict}.** Errors by rank, int8: {'; '.join(parts)}. What it leaves"
-            " out is missing in every step, so look at the error, not at the variance."
+            f"**A basis for maps (`--feature-map-rank`): {verdict}.** Errors by rank, int8: {'; '.join(parts)}. What it"
+            " leaves out is missing in every step, so look at the error, not at the variance."
         )
 
 
@@ -162,7 +162,7 @@ def _exact(reports: list[Report]) -> Iterator[str]:
     parts = [f"{r['max_parity']:.2g} with {classes(r)}" for r in reports]
     steps = reports[0]["parity_steps"]
     yield (
-        "**float32 fields are exact**, for every objective: the losses of a student with the teacher beside it and of"
+        "**float32 fields are exact**, for every loss: the losses of a student with the teacher beside it and of"
         f" one from the cache, labels' terms included, differ over {steps} steps by at most {', '.join(parts)}."
     )
 

@@ -29,7 +29,7 @@ def measured(
     shards: str | None,
     limit: int | None,
     weights: str | None,
-    params_file: str | None,
+    config_file: str | None,
     size: dict[str, int],
     out: str | None,
 ) -> dict[str, Any]:
@@ -43,11 +43,11 @@ def measured(
         book.read(out)  # what can't be drawn in the end is refused in the beginning
 
     if shards is None:
-        if params_file is not None:
-            raise ConfigError("the numbers have views of their own", where="--params", do="Pass --shards too")
+        if config_file is not None:
+            raise ConfigError("the numbers have views of their own", where="--config", do="Pass --index too")
         index, views, config = _numbers(folder, limit, weights)
     else:
-        settings = params.load(params_file, (), {"teacher.weights": weights})
+        settings = params.load(config_file, (), {"teacher.weights": weights})
         index, views, config = Index.open(shards).limit(limit), settings.views, settings.teacher
         if config.weights is None and not (config.pretrained or config.members):
             raise ConfigError("your samples need a teacher of theirs", where="--weights", do="Pass --weights FILE")

@@ -1,4 +1,4 @@
-"""Parity: each objective for some steps, from an exact cache and with the teacher beside the student."""
+"""Parity: each loss for some steps, from an exact cache and with the teacher beside the student."""
 
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ STEPS, BATCH, SAMPLES = 20, 16, 64
 def differences(scene: Scene, student: Trained, found: list[Use], folder: Path, steps: int = STEPS) -> dict[str, float]:
     """The largest difference of the two losses over the steps, relative to the loss where it is above 1, by name.
 
-    The objectives have their usual numbers, labels' terms included.
+    The losses have their usual numbers, labels' terms included.
     """
     index, teacher = scene.index.limit(min(SAMPLES, len(scene.index))), scene.teacher
     epochs = -(-steps // -(-len(index) // BATCH))
@@ -37,15 +37,13 @@ def differences(scene: Scene, student: Trained, found: list[Use], folder: Path, 
         loader = Loader(index, scene.views, teacher.built.input_size, BATCH, seed=3, cache=cached.reader)
         torch.manual_seed(1)
         how = TrainConfig(epochs=epochs, batch_size=BATCH, lr=1e-3, warmup_epochs=0, device="cpu")
-        learner = DistillationModule(student.fresh(), use.usual, cached.info())
-        step = Step(learner, how, updates=loader.steps, targets_of=targets_of)
+        distillation = DistillationModule(student.fresh(), use.usual, cached.info())
+        step = Step(distillation, how, updates=loader.steps, targets_of=targets_of)
         batches = (batch for epoch in range(epochs) for batch in loader.epoch(epoch))
         return [float(step(batch, number)["loss"]) for number, batch in zip(range(steps), batches, strict=False)]
 
     def apart(use: Use) -> float:
-        cached = Teachers(
-            (url,), index, scene.views, use.usual, LoaderConfig(), scene.info.num_classes, lambda _: None
-        )
+        cached = Teachers((url,), index, scene.views, use.usual, LoaderConfig(), scene.info.num_classes, lambda _: None)
         online, offline = (losses(use, cached, of) for of in (live, cached.targets_of))
         scale = max(1.0, *map(abs, online))
         return max(abs(a - b) for a, b in zip(online, offline, strict=True)) / scale

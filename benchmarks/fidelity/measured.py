@@ -1,4 +1,4 @@
-"""Errors of one objective: its gradients from encoded targets against those from exact ones."""
+"""Errors of one loss: its gradients from encoded targets against those from exact ones."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -16,12 +16,12 @@ Gradients = list[dict[str, torch.Tensor]]
 
 
 class Measured:
-    """One objective's gradients on some batches, and how far those of encoded targets are off.
+    """One loss's gradients on some batches, and how far those of encoded targets are off.
 
     Args:
         student: whose gradients they are.
         shown: the batches.
-        use: the objective.
+        use: the loss.
     """
 
     def __init__(self, student: Trained, shown: Sequence[Shown], use: Use) -> None:
@@ -69,7 +69,7 @@ class Measured:
         k = k if self._use.name == "bucket-kd" else 0
         if k not in self._probes:
             config = of_bucket(k) if k else self._use.config
-            self._probes[k] = Probe(self._student.learner(config), self._use)
+            self._probes[k] = Probe(self._student.distillation(config), self._use)
         return self._probes[k]
 
 

@@ -11,7 +11,7 @@ from kdpipe.losses import LossConfig
 from kdpipe.models import ModelConfig, write_weights
 from kdpipe.models.build import build
 from kdpipe.shards import Index, build_index
-from kdpipe.trainer import TrainingJob, Log, TrainConfig, train
+from kdpipe.trainer import Log, TrainConfig, TrainingJob, train
 from kdpipe.views import ViewsConfig
 
 # A digit fills its place, and a mirrored 2 is no 2.
@@ -51,7 +51,7 @@ def train_numbers_teacher(folder: Path, indexes: dict[str, Index], log: Log, epo
         validation=indexes["val"],
         views=VIEWS,
         student=TEACHER.model_copy(update={"weights": str(begin)}),
-        objective=LossConfig(name="none"),
+        loss=LossConfig(name="none"),
         train=TrainConfig(epochs=epochs, batch_size=64, lr=2e-3, warmup_epochs=min(1, epochs / 2), device="cpu"),
         loader=LoaderConfig(),
     )

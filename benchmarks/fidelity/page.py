@@ -13,11 +13,11 @@ _INTRODUCTION = (
     " targets that were encoded and read back, g_exact from what the teacher says in float32, with the same student,"
     " views and adapters. g is the gradient of what is learned from the teacher alone, which labels' cross entropy"
     " would drown: kd and bucket-kd with alpha 1, nkd and scalekd without their ce, and of all others the loss minus"
-    " its ce. Where an objective takes several kinds of targets, one is encoded and the others are exact.",
-    "The figures are in [{record}]({record}), with minima and maxima, the errors of the adapters, and each objective's"
+    " its ce. Where a loss takes several kinds of targets, one is encoded and the others are exact.",
+    "The figures are in [{record}]({record}), with minima and maxima, the errors of the adapters, and each loss's"
     " parity: don't edit them here. `python -m benchmarks fidelity --out docs/fidelity.md` measures on the numbers 000"
     " to 999, each three handwritten digits side by side, for which it trains a teacher first: real images, a thousand"
-    " classes, real confusions. With `--shards INDEX --weights FILE` it measures a teacher of yours, on your images.",
+    " classes, real confusions. With `--index INDEX --weights FILE` it measures a teacher of yours, on your images.",
 )
 _PEER = (
     "What becomes of the classes beyond the top k, at temperature 1: spread evenly, as kdpipe has it; made one class"
@@ -55,15 +55,15 @@ def draw(reports: dict[str, Report], record: str) -> str:
 
 
 def lines(report: Report) -> list[str]:
-    """The report for a terminal: a line an objective and way."""
+    """The report for a terminal: a line a loss and way."""
     found = []
-    for objective, ways in report["errors"].items():
+    for loss, ways in report["errors"].items():
         for way, figure in ways.items():
             peer = f", renormalised {figure['peer']['median']:.2g}" if "peer" in figure else ""
             peer += f", {figure['ratio']:.1f} times ours" if figure.get("ratio") else ""
             refused = " (refused)" if figure.get("refused") else ""
             size = f"{report['bytes'][way]['stored']:,.0f} bytes"
-            found.append(f"{objective:10} {way:22} {figure['student']['median']:<9.2g} {size}{peer}{refused}")
+            found.append(f"{loss:10} {way:22} {figure['student']['median']:<9.2g} {size}{peer}{refused}")
     return [*found, f"parity: {report['max_parity']:.2g} over {report['parity_steps']} steps"]
 
 

@@ -1,4 +1,4 @@
-"""The figures: for each way to keep targets and each objective, how far the student's gradient is off."""
+"""The figures: for each way to keep targets and each loss, how far the student's gradient is off."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -38,13 +38,13 @@ def fidelity(scene: Scene, folder: Path, size: Size | None = None, log: Log = la
         log: told what is being measured.
 
     Returns:
-        `errors`: by objective, by way: `student`, a spread over the batches, `adapters`, and of top k `refused`
-            where the objective does not take it; with a `peer` of the same k made to sum to 1, and `ratio`,
+        `errors`: by loss, by way: `student`, a spread over the batches, `adapters`, and of top k `refused`
+            where the loss does not take it; with a `peer` of the same k made to sum to 1, and `ratio`,
             the peer's error over ours;
         `bucket`: of KD, by way: the error of one bucket for all other classes;
         `early`: of KD, by way: the error in the gradient of a student after a tenth of the steps;
-        `bytes`: by way; `noise`: by objective, how far a batch's gradient is from the mean of all;
-        `parity`: by objective; and what teacher, student, views and basis are like.
+        `bytes`: by way; `noise`: by loss, how far a batch's gradient is from the mean of all;
+        `parity`: by loss; and what teacher, student, views and basis are like.
     """
     size, began = size or Size(), time.monotonic()
     log("training the student")
@@ -94,7 +94,7 @@ def _bucket(
     student: Trained, shown: Sequence[Shown], kd: Use, measured: Measured, way: Way, kept: Sequence[Targets]
 ) -> dict[str, float]:
     """Of KD, if all classes beyond the k are one."""
-    probe = Probe(student.learner(of_bucket(way.encoding.k)), kd)
+    probe = Probe(student.distillation(of_bucket(way.encoding.k)), kd)
     return off([probe.gradient(one, t) for one, t in zip(shown, kept, strict=True)], measured.exact())["student"]
 
 

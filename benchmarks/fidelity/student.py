@@ -10,7 +10,7 @@ from torch import nn
 from benchmarks.fidelity.scene import Scene, Shown
 from benchmarks.fidelity.uses import Use
 from kdpipe.losses import Context, LossConfig
-from kdpipe.models import ModelSpec, ModelConfig
+from kdpipe.models import ModelConfig, ModelSpec
 from kdpipe.targets import Targets
 from kdpipe.trainer import DistillationModule, Step, TrainConfig, build_student
 from kdpipe.views import Normalize
@@ -37,8 +37,8 @@ class Trained:
         built = self.fresh()
         if scene.info.head is not None:
             _begin_with(built.module, scene.info.head)
-        learner = DistillationModule(built, LossConfig.model_validate({"name": "kd", "kd": {"alpha": 1.0}}))
-        for shown in _trained(learner, scene.batches(steps, batch, epoch=0), steps, lr=_RATE):
+        distillation = DistillationModule(built, LossConfig.model_validate({"name": "kd", "kd": {"alpha": 1.0}}))
+        for shown in _trained(distillation, scene.batches(steps, batch, epoch=0), steps, lr=_RATE):
             self._settling.append(shown)
         self._state = {name: x.clone() for name, x in built.module.state_dict().items()}
 
@@ -58,14 +58,14 @@ class Trained:
             built.module.load_state_dict(self._state)
         return built
 
-    def learner(self, config: LossConfig) -> DistillationModule:
-        """It with an objective; what adapts between student and teacher has had a few steps to settle."""
+    def distillation(self, config: LossConfig) -> DistillationModule:
+        """It with a loss; what adapts between student and teacher has had a few steps to settle."""
         torch.manual_seed(0)
-        learner = DistillationModule(self.fresh(), config, [self._scene.info])
-        if learner.adapts or any(objective.wraps_student for objective in config.objectives):
-            for _ in _trained(learner, self._settling, len(self._settling), lr=1e-3):
+        distillation = DistillationModule(self.fresh(), config, [self._scene.info])
+        if distillation.adapts or any(loss.wraps_student for loss in config.losses):
+            for _ in _trained(distillation, self._settling, len(self._settling), lr=1e-3):
                 pass
-        return learner
+        return distillation
 
     @torch.no_grad()
     def agreement(self, batches: Sequence[Shown]) -> dict[str, float]:
@@ -82,39 +82,41 @@ class Trained:
 
 
 class Probe:
-    """The gradient of what an objective learns from the teacher.
+    """The gradient of what a loss learns from the teacher.
 
     Args:
-        learner: student and objective; its weights stay as they are.
+        distillation: student and loss; its weights stay as they are.
         use: which.
     """
 
-    def __init__(self, learner: DistillationModule, use: Use) -> None:
-        self._learner, self._needs = learner.train(), use.requirements
-        self._normalize = Normalize(learner.built.mean, learner.built.std, channels_last=True)
+    def __init__(self, distillation: DistillationModule, use: Use) -> None:
+        self._learner, self._needs = distillation.train(), use.requirements
+        self._normalize = Normalize(distillation.built.mean, distillation.built.std, channels_last=True)
 
     def gradient(self, shown: Shown, targets: Targets) -> dict[str, torch.Tensor]:
         """Over the student's parameters, float64 (n,), and over those of what adapts it, by `student`, `adapters`."""
-        batch, learner = shown.batch, self._learner
-        learner.zero_grad(set_to_none=True)
+        batch, distillation = shown.batch, self._learner
+        distillation.zero_grad(set_to_none=True)
         torch.manual_seed(0)  # of masks
         context = Context(len(batch), batch.global_labelled)
-        parts = learner(self._normalize(batch.images, batch.erased), len(batch), batch.ground_truth, targets, context)
+        parts = distillation(
+            self._normalize(batch.images, batch.erased), len(batch), batch.ground_truth, targets, context
+        )
         # The same term with the other sign: its gradient is 0 exactly, not nearly.
         loss = parts["loss"] - (parts["ce"] if self._needs.labels and "ce" in parts else 0)
         loss.backward()
         found: dict[str, list[torch.Tensor]] = {"student": [], "adapters": []}
-        for name, parameter in learner.named_parameters():
+        for name, parameter in distillation.named_parameters():
             if parameter.requires_grad:
                 whole = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
                 found["student" if name.startswith("model.") else "adapters"].append(whole.double().flatten())
         return {name: torch.cat(each) for name, each in found.items() if each}
 
 
-def _trained(learner: DistillationModule, shown: Iterable[Shown], steps: int, lr: float) -> Iterator[Shown]:
+def _trained(distillation: DistillationModule, shown: Iterable[Shown], steps: int, lr: float) -> Iterator[Shown]:
     """Train on each, and pass it on."""
     now: list[Shown] = []
-    step = Step(learner, _training(lr), updates=steps, targets_of=lambda _: now[0].exact)
+    step = Step(distillation, _training(lr), updates=steps, targets_of=lambda _: now[0].exact)
     for number, one in enumerate(shown):
         now[:] = [one]
         step(one.batch, number)

@@ -1,11 +1,11 @@
-"""The objectives as they are measured: each with what it learns from the teacher, and without what labels teach."""
+"""The losses as they are measured: each with what it learns from the teacher, and without what labels teach."""
 
 from dataclasses import dataclass
 from typing import Any
 
-from kdpipe.losses import OBJECTIVES, Requirements, LossConfig
+from kdpipe.losses import LOSSES, LossConfig, Requirements
 
-# Where an objective has a number for it.
+# Where a loss has a number for it.
 _ALONE: dict[str, dict[str, Any]] = {
     "kd": {"alpha": 1.0},
     "bucket-kd": {"alpha": 1.0},
@@ -17,13 +17,13 @@ _HOT: dict[str, tuple[str, dict[str, Any]]] = {
     "kd, T 4": ("kd", {"alpha": 1.0, "temperature": 4.0}),
     "dkd, T 4": ("dkd", {"beta": 8.0, "temperature": 4.0}),
 }
-# Of the teacher's: what an objective needs, and what of the scene it can't do without.
+# Of the teacher's: what a loss needs, and what of the scene it can't do without.
 _NEEDED = ("pooled", "map", "head", "tail")
 
 
 @dataclass(frozen=True)
 class Use:
-    """An objective that is measured.
+    """A loss that is measured.
 
     Attributes:
         name: as in a report.
@@ -42,14 +42,16 @@ class Use:
 
     def lacks(self, lacking: dict[str, str]) -> str | None:
         """Why a teacher that lacks this can't teach it; None if it can."""
-        return next((why for name, why in lacking.items() if name in _NEEDED and getattr(self.requirements, name)), None)
+        return next(
+            (why for name, why in lacking.items() if name in _NEEDED and getattr(self.requirements, name)), None
+        )
 
 
 def uses() -> list[Use]:
-    """Every objective that takes something from a teacher."""
+    """Every loss that takes something from a teacher."""
     found = []
-    for name, objective in OBJECTIVES.items():
-        whole = objective.usable()
+    for name, loss in LOSSES.items():
+        whole = loss.usable()
         if LossConfig(name=whole).requirements.targets:
             found.append(Use(name, _config(whole, name, _ALONE.get(name, {})), LossConfig(name=whole)))
     hot = [(shown, *of) for shown, of in _HOT.items()]

@@ -95,7 +95,7 @@ def renormalised(targets: Targets) -> Targets:
 
 
 def passed_off(targets: Targets, labels: torch.Tensor) -> Targets:
-    """Top-k targets for an objective that asks for all classes, and refuses them otherwise."""
+    """Top-k targets for a loss that asks for all classes, and refuses them otherwise."""
     log_probs = with_label(targets, labels)
     return replace(targets, log_probs=log_probs, label_log_prob=None, dense=True, index=None)
 

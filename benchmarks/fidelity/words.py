@@ -6,9 +6,9 @@ from typing import Any
 Report = dict[str, Any]
 
 
-def error(report: Report, objective: str, way: str) -> float | None:
+def error(report: Report, loss: str, way: str) -> float | None:
     """The median over batches; None where it wasn't measured."""
-    figure = report["errors"].get(objective, {}).get(way)
+    figure = report["errors"].get(loss, {}).get(way)
     return None if figure is None else float(figure["student"]["median"])
 
 
@@ -18,7 +18,7 @@ def stored(report: Report, way: str) -> str:
 
 
 def each_of(report: Report, names: Iterable[str], way: str) -> str:
-    """A way's error for each of these objectives that has one."""
+    """A way's error for each of these losses that has one."""
     found = ((n, error(report, n, way)) for n in names)
     return ", ".join(f"{n} {e:.2g}" for n, e in found if e is not None)
 

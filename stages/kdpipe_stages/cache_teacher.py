@@ -27,7 +27,7 @@ from kdpipe_stages.signals import resume
 
 
 @click.command("cache-teacher")
-@click.option("--shards", required=True, help="Index of the shards, from kdpipe index.")
+@click.option("--index", "index_path", required=True, help="Index of the shards, from kdpipe index.")
 @caching_options
 @click.option("--limit", type=int, help="Only the first N samples.")
 @click.option("--workers", type=click.IntRange(1), help="Processes on this machine [default: one a GPU].")
@@ -39,11 +39,11 @@ from kdpipe_stages.signals import resume
 @click.option("--tls-key", metavar="FILE", help="The certificate's private key.")
 @click.option("--calibration-from", metavar="CACHE", help="Take the map's calibration from there; then both merge.")
 @click.option("--out", required=True, help="The cache: a folder or URL, {identity} in it filled in; it goes on.")
-@click.option("--record", help="Also write which targets these are, as JSON without times, for --cache elsewhere.")
+@click.option("--manifest", help="Also write which targets these are, as JSON without times, for --cache elsewhere.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
 @params.options
 def cache_teacher(
-    shards: str,
+    index_path: str,
     views: str,
     limit: int | None,
     workers: int | None,
@@ -53,9 +53,9 @@ def cache_teacher(
     tls_key: str | None,
     calibration_from: str | None,
     out: str,
-    record: str | None,
+    manifest: str | None,
     as_json: bool,
-    params_file: str | None,
+    config_file: str | None,
     sets: tuple[str, ...],
     **flags: Any,
 ) -> None:
@@ -66,8 +66,8 @@ def cache_teacher(
     """
     limit_malloc_arenas()
     own = {"caching.calibration_from": calibration_from}
-    settings = params.load(params_file, sets, overrides(flags) | own)
-    index = Index.open(shards).limit(limit)
+    settings = params.load(config_file, sets, overrides(flags) | own)
+    index = Index.open(index_path).limit(limit)
     wanted = parse_views(views)
     for remark in settings.views.remarks():
         click.echo(remark, err=True)
@@ -98,8 +98,8 @@ def cache_teacher(
                 progress.close()
     encoding = report.encoding
     assert encoding is not None
-    if record and not report.failed:
-        CacheRecord.of(cache, encoding, wanted).write(record)
+    if manifest and not report.failed:
+        CacheRecord.of(cache, encoding, wanted).write(manifest)
     summary = summarise(cache, report, encoding, wanted)
     click.echo(json.dumps(summary) if as_json else _text(summary))
     if report.failed:

@@ -25,11 +25,16 @@ _OPTIONS = (
     click.option("--k", type=int, help="Classes kept by topk [default: 16]."),
     click.option("--dtype", type=click.Choice(["float16", "float32"]), help="Of log-probs or logits."),
     click.option("--pooled", type=_FEATURE, help="Also keep what the classifier sees, and the classifier."),
-    click.option("--map", type=_FEATURE, help="Also keep the final map."),
+    click.option("--feature-map", "map", type=_FEATURE, help="Also keep the final map."),
     click.option(
-        "--map-rank", type=int, help="Keep the map on a PCA basis of so many components (fewer than channels)."
+        "--feature-map-rank",
+        "map_rank",
+        type=int,
+        help="Keep the map on a PCA basis of so many components (fewer than channels).",
     ),
-    click.option("--tail", is_flag=True, default=None, help="Keep the teacher's last stage too, for scalekd."),
+    click.option(
+        "--last-stage", "tail", is_flag=True, default=None, help="Keep the teacher's last stage too, for scalekd."
+    ),
     click.option("--input-size", type=int, help="Side the teacher sees, pixels [default: the model's own]."),
     click.option("--batch-size", type=int, help="Views a forward."),
     click.option("--amp-dtype", type=click.Choice(["float32", "bfloat16", "float16"]), help="Autocast dtype."),

@@ -23,7 +23,7 @@ COMMANDS = {
     "verify": ("kdpipe_stages.verify:verify", "Check a cache: every byte, and a sample of views run again."),
     "inspect": ("kdpipe_stages.inspect:inspect", "Print what a cache holds."),
     "cache": ("kdpipe_stages.cache:cache", "Look after caches: list, make room, merge, move."),
-    "objectives": ("kdpipe_stages.objectives:objectives", "List what students can learn from, and what it weighs."),
+    "losses": ("kdpipe_stages.losses:losses", "List what students can learn from, and what it weighs."),
     "train-student": ("kdpipe_stages.train_student:train_student", "Train a model, from a cache or from labels alone."),
     "evaluate": ("kdpipe_stages.evaluate:evaluate", "Score a model."),
     "erf": ("kdpipe_stages.erf:erf", "Draw and measure models' effective receptive fields."),

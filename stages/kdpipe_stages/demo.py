@@ -25,7 +25,7 @@ from kdpipe.shards import Index, build_index
 from kdpipe.shards.prepare import prepare_digits
 from kdpipe.targets import TargetsConfig
 from kdpipe.teacher import Teacher, TeacherConfig
-from kdpipe.trainer import TrainingJob, TrainConfig, train
+from kdpipe.trainer import TrainConfig, TrainingJob, train
 from kdpipe.verify import check_integrity, check_truth
 from kdpipe.views import ViewsConfig
 
@@ -143,7 +143,7 @@ class Demo:
         return self.trained(f"baseline-{seed}", self.train, STUDENT, "none", seed=seed, epochs=epochs)
 
     def trained(
-        self, name: str, index: Index, model: ModelConfig, objective: str, *, seed: int, epochs: int, **more: Any
+        self, name: str, index: Index, model: ModelConfig, loss: str, *, seed: int, epochs: int, **more: Any
     ) -> float:
         """A model, trained in the folder `name` with the demo's settings; its validation top-1."""
         job = TrainingJob(
@@ -151,7 +151,7 @@ class Demo:
             validation=self.val,
             views=VIEWS,
             student=model,
-            objective=LossConfig(name=objective, kd=KdConfig(temperature=2.0, alpha=0.9)),
+            loss=LossConfig(name=loss, kd=KdConfig(temperature=2.0, alpha=0.9)),
             train=TrainConfig(
                 epochs=epochs,
                 batch_size=64,

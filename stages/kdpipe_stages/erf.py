@@ -25,7 +25,7 @@ _MEASURES = {"log": "of log10(1 + gradient), as published", "gradient": "of the 
 
 @click.command()
 @click.argument("models", nargs=-1, required=True, metavar="MODEL...")
-@click.option("--shards", required=True, help="Index of the shards, from kdpipe index.")
+@click.option("--index", "index_path", required=True, help="Index of the shards, from kdpipe index.")
 @click.option("--limit", type=int, default=_IMAGES, show_default=True, help="Only the first N samples.")
 @click.option("--input-size", type=click.IntRange(1), default=_SIZE, show_default=True, help="Side, pixels.")
 @click.option("--pretrained", is_flag=True, help="timm's published weights, for what is named without a file.")
@@ -36,7 +36,7 @@ _MEASURES = {"log": "of log10(1 + gradient), as published", "gradient": "of the 
 @params.options
 def erf(
     models: tuple[str, ...],
-    shards: str,
+    index_path: str,
     limit: int,
     input_size: int,
     pretrained: bool,
@@ -44,7 +44,7 @@ def erf(
     out: str,
     as_json: bool,
     trust: tuple[str, ...],
-    params_file: str | None,
+    config_file: str | None,
     sets: tuple[str, ...],
 ) -> None:
     """Draw and measure which pixels the centre of each MODEL's final map answers to.
@@ -52,12 +52,12 @@ def erf(
     MODEL is weights that kdpipe wrote, NAME=FILE, a model's name and its weights, or a name: timm's, a hub name,
     package.module:factory. A timm model by name alone has random weights, the same every time.
 
-    All models see the same images: all of a square one, else its centre. Of --params and --set these count: of
+    All models see the same images: all of a square one, else its centre. Of --config and --set these count: of
     views crop_pct, interpolation and exif; of teacher device, threads and channels_last.
     """
-    settings = params.load(params_file, sets, params.trusting(trust))
+    settings = params.load(config_file, sets, params.trusting(trust))
     check_out(out)
-    index = Index.open(shards).limit(limit)
+    index = Index.open(index_path).limit(limit)
     asked = [parse_model(word, pretrained, settings.teacher.trust) for word in models]
     if pretrained and not any(config.pretrained for config in asked):
         raise ConfigError("every model has weights of its own", where="--pretrained", do="Leave it out")

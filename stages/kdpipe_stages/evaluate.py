@@ -26,7 +26,7 @@ _OF_OTHERS = tuple(f"teacher.{name}" for name in (*_OF_MODEL, "pretrained", "che
 
 @click.command("evaluate")
 @click.argument("file", required=False)
-@click.option("--shards", required=True, help="Index of the shards, from kdpipe index.")
+@click.option("--index", "index_path", required=True, help="Index of the shards, from kdpipe index.")
 @click.option("--cache", help="A cache with these views, or its record: agreement with its teacher.")
 @click.option("--views", type=click.Choice(list(CROPS)), default="center", show_default=True, help="What to score on.")
 @click.option("--model", help="timm name, hub name, or package.module:factory [default: what FILE says].")
@@ -44,12 +44,12 @@ _OF_OTHERS = tuple(f"teacher.{name}" for name in (*_OF_MODEL, "pretrained", "che
 @params.options
 def evaluate(
     file: str | None,
-    shards: str,
+    index_path: str,
     cache: str | None,
     views: str,
     limit: int | None,
     as_json: bool,
-    params_file: str | None,
+    config_file: str | None,
     sets: tuple[str, ...],
     model_kwargs: tuple[str, ...],
     workers: int | None,
@@ -60,7 +60,7 @@ def evaluate(
 
     Prints top-1, top-5, negative log-likelihood and calibration error over the labelled samples; with --cache
     also how often the model agrees with the cached teacher, and the mean KL to it. Weights that kdpipe wrote
-    say which model they are of and how it crops; --params overrules the latter.
+    say which model they are of and how it crops; --config overrules the latter.
     """
     if file and flags["weights"]:
         raise ConfigError("two files of weights", where="--weights", found=flags["weights"], allowed=file)
@@ -73,12 +73,12 @@ def evaluate(
     if weights or flags["model"]:
         # A params file may be about a teacher of several models.
         overrides["teacher.members"] = []
-    settings = params.load(params_file, sets, overrides, without=_OF_OTHERS if said.model else ())
-    index = Index.open(shards).limit(limit)
+    settings = params.load(config_file, sets, overrides, without=_OF_OTHERS if said.model else ())
+    index = Index.open(index_path).limit(limit)
     teacher = Teacher(settings.teacher, index.num_classes)
     index.check_labels(teacher.num_classes)
     policy, crops = settings.views, CROPS[views]
-    if said.views is not None and not params_file and not any(word.startswith("views.") for word in sets):
+    if said.views is not None and not config_file and not any(word.startswith("views.") for word in sets):
         policy = parsed(ViewsConfig, said.views, weights, "the header's views are none that kdpipe writes")
     reader = open_reader(cache, index, policy, num_classes=teacher.num_classes) if cache else None
     if reader is not None:
@@ -86,8 +86,8 @@ def evaluate(
             reader.cache,
             index,
             policy,
-            settings.loader.pixels,
-            asked="pixels" in settings.loader.model_fields_set,
+            settings.loader.canary_tolerance,
+            asked="canary_tolerance" in settings.loader.model_fields_set,
             log=lambda text: click.echo(text, err=True),
         )
     loader = Loader(

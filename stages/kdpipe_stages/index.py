@@ -29,7 +29,7 @@ from kdpipe_stages.progress import Progress
 )
 @click.option("--limit", type=click.IntRange(1), help="Index the first so many samples.")
 @click.option("--workers", type=click.IntRange(1), help="Threads; by default one a core.")
-@click.option("--force", is_flag=True, help="Replace another index.")
+@click.option("--overwrite", is_flag=True, help="Replace another index.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
 def index(
     source: str,
@@ -42,7 +42,7 @@ def index(
     check: Check,
     limit: int | None,
     workers: int | None,
-    force: bool,
+    overwrite: bool,
     as_json: bool,
 ) -> None:
     """Index the WebDataset shards of SOURCE, checking every sample.
@@ -72,7 +72,7 @@ def index(
             check=check,
             limit=limit,
             workers=workers,
-            force=force,
+            overwrite=overwrite,
             progress=progress,
         )
     finally:

@@ -19,7 +19,9 @@ from kdpipe_stages.progress import Progress
 
 @click.command()
 @click.argument("cache")
-@click.option("--shards", help="Index of the shards, for the labels [default: the one it was cached from].")
+@click.option(
+    "--index", "index_path", help="Index of the shards, for the labels [default: the one it was cached from]."
+)
 @click.option("--samples", type=click.IntRange(1), help="Samples to read [default: all, up to 4 million views].")
 @click.option("--seed", default=0, show_default=True, help="Choice of those samples, in whole blocks.")
 @click.option("--top", type=click.IntRange(0), default=10, show_default=True, help="Confused pairs, contradictions.")
@@ -27,7 +29,7 @@ from kdpipe_stages.progress import Progress
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
 def inspect(
     cache: str,
-    shards: str | None,
+    index_path: str | None,
     samples: int | None,
     seed: int,
     top: int,
@@ -46,7 +48,7 @@ def inspect(
         click.echo(f"{cache}: {name} doesn't count, it is of another cache or segment: {do}", err=True)
     report = describe_cache(held)
     if not no_statistics:
-        report["statistics"] = _statistics(held, shards, samples, seed, top)
+        report["statistics"] = _statistics(held, index_path, samples, seed, top)
     if as_json:
         click.echo(json.dumps(report))
         return
@@ -107,12 +109,12 @@ def _by_what_is_there(cache: Cache) -> list[dict[str, Any]]:
     return list(groups.values())
 
 
-def _statistics(cache: Cache, shards: str | None, samples: int | None, seed: int, top: int) -> dict[str, Any]:
+def _statistics(cache: Cache, index_path: str | None, samples: int | None, seed: int, top: int) -> dict[str, Any]:
     remark, labels = None, None
     try:
-        labels = _labels(cache, shards)
+        labels = _labels(cache, index_path)
     except KdpipeError as e:
-        if shards:
+        if index_path:
             raise
         remark = f"without labels: {e}"
     if cache.segments and not with_logits(cache):
@@ -136,8 +138,8 @@ def _statistics(cache: Cache, shards: str | None, samples: int | None, seed: int
     }
 
 
-def _labels(cache: Cache, shards: str | None) -> ViewLabels:
+def _labels(cache: Cache, index_path: str | None) -> ViewLabels:
     runs = read_provenance(cache.store)
-    if not shards and not runs:
-        raise CacheError("provenance is missing", where=cache.store, do="Pass --shards")
-    return ViewLabels(cache, Index.open(shards or runs[-1]["shards"]))
+    if not index_path and not runs:
+        raise CacheError("provenance is missing", where=cache.store, do="Pass --index")
+    return ViewLabels(cache, Index.open(index_path or runs[-1]["shards"]))

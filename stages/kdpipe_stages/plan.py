@@ -20,7 +20,7 @@ from kdpipe_stages.plan_text import show
 
 
 @click.command()
-@click.option("--shards", required=True, help="Index of the shards, from kdpipe index.")
+@click.option("--index", "index_path", required=True, help="Index of the shards, from kdpipe index.")
 @caching_options
 @click.option("--limit", type=int, help="Only the first N samples.")
 @click.option("--student", help="timm name of a student: also forecast its training, with the cache and without.")
@@ -31,13 +31,13 @@ from kdpipe_stages.plan_text import show
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON; seconds and bytes.")
 @params.options
 def plan(
-    shards: str,
+    index_path: str,
     views: str,
     limit: int | None,
     machines: str,
     seconds: float,
     as_json: bool,
-    params_file: str | None,
+    config_file: str | None,
     sets: tuple[str, ...],
     epochs: int | None,
     student: str | None,
@@ -49,22 +49,22 @@ def plan(
     Takes the options of cache-teacher. Ranges come from the spread of what was measured.
     """
     training = {"student.model": student, "train.epochs": epochs, "train.batch_size": student_batch_size}
-    settings = params.load(params_file, sets, overrides(flags) | training)
+    settings = params.load(config_file, sets, overrides(flags) | training)
     counts, wanted = _machines(machines), parse_views(views)
-    needs = settings.objective.requirements
+    needs = settings.loss.requirements
     if student is not None and (not needs.targets or needs.features):
         what = "takes more than logits from a teacher, which only a cache has" if needs.features else "takes nothing"
         raise ConfigError(
-            f"a student's steps can't be rehearsed: the objective {what}",
-            where="objective.name",
-            found=settings.objective.name,
+            f"a student's steps can't be rehearsed: the loss {what}",
+            where="loss.name",
+            found=settings.loss.name,
             allowed="kd, nkd, dkd, dist and the like",
-            do="Plan with --set objective.name=kd: most of a step is the student",
+            do="Plan with --set loss.name=kd: most of a step is the student",
         )
     if student is not None and settings.targets.kind == "none":
         what = "a student's steps can't be rehearsed without logits"
         raise ConfigError(what, where="--targets", found="none", do="Plan the student with --targets dense")
-    index = Index.open(shards).limit(limit)
+    index = Index.open(index_path).limit(limit)
     began = time.monotonic()
     teacher = Teacher(settings.teacher, index.num_classes)
     loading = time.monotonic() - began
@@ -89,7 +89,7 @@ def plan(
         "student": None,
     }
     if student is not None:
-        job = TrainingJob(index, settings.views, settings.student, settings.objective, settings.train, settings.loader)
+        job = TrainingJob(index, settings.views, settings.student, settings.loss, settings.train, settings.loader)
         alone = forecast(index, measured, encoding, wanted, [1], loading)["machines"][0]["seconds"]
         report["student"] = forecast_student(job, measured, encoding, teacher.built, alone, 0.25 * seconds)
     report["remarks"] = _remarks(report, measured, settings.teacher.form, settings.views.remarks())

@@ -7,14 +7,14 @@ from typing import Any, TypeVar
 import click
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
-from kdpipe._util.files import read_bounded, atomic_write
+from kdpipe._util.files import atomic_write, read_bounded
 from kdpipe._util.untrusted import load_json
 from kdpipe.config import first_problem
 from kdpipe.errors import ConfigError
 
 # Named here, not imported: a report needs none of what trains and caches, and DVC shouldn't repeat it for that.
 _SUMMARY, _WEIGHTS = "summary.json", "best.safetensors"
-_NO_TEACHER = "none"  # the objective of baselines
+_NO_TEACHER = "none"  # the loss of baselines
 _BYTES = 2**24  # of a file, at most
 
 
@@ -44,7 +44,7 @@ class _Scores(_Part):
     kl: float | None = None
 
 
-class _Objective(_Part):
+class _Loss(_Part):
     name: str
 
 
@@ -54,7 +54,7 @@ class _Config(_Part):
 
 class _Summary(_Part):
     student: str
-    objective: _Objective
+    loss: _Loss
     steps: int
     config: _Config
 
@@ -72,7 +72,7 @@ _Document = TypeVar("_Document", bound=_Part)
 def report(runs: str, evaluations: str, cache: str | None, teacher: str | None, out: str, as_json: bool) -> None:
     """Compare the runs in the folder RUNS: a table of accuracy, agreement with the teacher, gain and bytes.
 
-    A baseline is a run of the same model without a teacher (--objective none). A student's gain is over its baseline.
+    A baseline is a run of the same model without a teacher (--loss none). A student's gain is over its baseline.
     """
     document = build(Path(runs), Path(evaluations), cache, teacher)
     text = markdown(document)
@@ -85,15 +85,15 @@ def report(runs: str, evaluations: str, cache: str | None, teacher: str | None, 
 
 
 def build(runs: Path, evaluations: Path, cache: str | None, teacher: str | None) -> dict[str, Any]:
-    """The report: `students` by name, the baselines among them, and `teacher` and `cache`, None where nothing was given."""
+    """The report: `students` by name, with the baselines, and `teacher` and `cache`, None where not given."""
     names = sorted(path.stem for path in evaluations.glob("*.json"))
     if not names:
         raise ConfigError("no evaluations there", where=evaluations, do="kdpipe evaluate --json > NAME.json makes one")
     students = {name: _row(runs / name, evaluations / f"{name}.json") for name in names}
-    baselines = {row["model_digest"]: name for name, row in students.items() if row["objective"] == _NO_TEACHER}
+    baselines = {row["model_digest"]: name for name, row in students.items() if row["loss"] == _NO_TEACHER}
     for row in students.values():
         baseline = baselines.get(row.pop("model_digest"))
-        alone = None if baseline is None or row["objective"] == _NO_TEACHER else students[baseline]["top1"]
+        alone = None if baseline is None or row["loss"] == _NO_TEACHER else students[baseline]["top1"]
         row["baseline"] = baseline if alone is not None else None
         row["gain_points"] = None if alone is None or row["top1"] is None else 100 * (row["top1"] - alone)
     said = _read(Path(teacher), _Record, _NO_RECORD) if teacher else None
@@ -108,7 +108,7 @@ def build(runs: Path, evaluations: Path, cache: str | None, teacher: str | None)
 def markdown(document: dict[str, Any]) -> str:
     """The report as a Markdown table and a line about the cache."""
     lines = [
-        "| | model | objective | steps | top-1 % | agreement % | gain over baseline, points | weights, bytes |",
+        "| | model | loss | steps | top-1 % | agreement % | gain over baseline, points | weights, bytes |",
         "|---|---|---|---:|---:|---:|---:|---:|",
     ]
     if document["teacher"]:
@@ -117,7 +117,7 @@ def markdown(document: dict[str, Any]) -> str:
     for name, row in document["students"].items():
         gain = "" if row["gain_points"] is None else f"{row['gain_points']:+.2f}"
         lines.append(
-            f"| {_name(name)} | {_name(row['model'])} | {_name(row['objective'])} | {row['steps']} "
+            f"| {_name(name)} | {_name(row['model'])} | {_name(row['loss'])} | {row['steps']} "
             f"| {_percent(row['top1'])} | {_percent(row['agreement_top1'])} | {gain} | {row['weights_bytes']} |"
         )
     cache = document["cache"]
@@ -152,7 +152,7 @@ def _row(run: Path, evaluation: Path) -> dict[str, Any]:
         "model": summary.student,
         # Baselines have the same arguments and classes too, not the name alone.
         "model_digest": json.dumps(summary.config.student, sort_keys=True),
-        "objective": summary.objective.name,
+        "loss": summary.loss.name,
         "steps": summary.steps,
         "top1": scores.top1,
         "nll": scores.nll,
@@ -167,7 +167,7 @@ _NO_RECORD = "no record of a cache"
 
 def _read(path: Path, kind: type[_Document], otherwise: str) -> _Document:
     """A JSON file, of which only what is needed is kept; `otherwise` is what it is if that isn't there."""
-    do = "Name a --record of cache-teacher, runs as RUNS/NAME and their evaluations as EVALUATIONS/NAME.json"
+    do = "Name a --manifest of cache-teacher, runs as RUNS/NAME and their evaluations as EVALUATIONS/NAME.json"
     try:
         found = load_json(read_bounded(path, _BYTES))
     except (OSError, ValueError) as e:

@@ -1,4 +1,4 @@
-"""Where settings come from: defaults, then --params FILE, then --set section.key=value, then a command's own flags."""
+"""Where settings come from: defaults, then --config FILE, then --set section.key=value, then a command's own flags."""
 
 import json
 from collections.abc import Callable
@@ -35,12 +35,12 @@ class Params(Config):
     caching: CachingConfig = Field(default_factory=CachingConfig)
     loader: LoaderConfig = Field(default_factory=LoaderConfig)
     student: ModelConfig = Field(default_factory=ModelConfig)
-    objective: LossConfig = Field(default_factory=LossConfig)
+    loss: LossConfig = Field(default_factory=LossConfig)
     train: TrainConfig = Field(default_factory=TrainConfig)
 
 
 def load(
-    params_file: str | None,
+    config_file: str | None,
     sets: tuple[str, ...] = (),
     overrides: dict[str, Any] | None = None,
     without: tuple[str, ...] = (),
@@ -48,7 +48,7 @@ def load(
     """Merge the sources and check them.
 
     Args:
-        params_file: a YAML file of sections, or None.
+        config_file: a YAML file of sections, or None.
         sets: "section.key=value" words; the value is YAML.
         overrides: by dotted key, a command's flags; None means not given.
         without: dotted keys of the file that don't concern this command.
@@ -56,7 +56,7 @@ def load(
     Raises:
         ConfigError: names the key, what was found and what is allowed.
     """
-    tree = _read(params_file) if params_file else {}
+    tree = _read(config_file) if config_file else {}
     named = _names(tree)
     for dotted in without:
         section, key = dotted.split(".")
@@ -74,7 +74,7 @@ def load(
     try:
         settings = Params.model_validate(tree)
     except ValidationError as e:
-        raise _explain(e, params_file) from e
+        raise _explain(e, config_file) from e
     # Code that the user names for one model may be named by the file of another: a student's weights are evaluated,
     # and its teacher's last stage is read, by commands whose settings are about somebody else.
     trust = tuple(sorted({*settings.teacher.trust, *settings.student.trust, *filter(runs_code, named)}))
@@ -83,15 +83,15 @@ def load(
 
 
 def options(function: F) -> F:
-    """Add --params and --set to a command, which takes them as `params_file` and `sets`."""
+    """Add --config and --set to a command, which takes them as `config_file` and `sets`."""
     function = click.option(
         "--set",
         "sets",
         multiple=True,
         metavar="SECTION.KEY=VALUE",
-        help="One setting, over --params; repeatable.",
+        help="One setting, over --config; repeatable.",
     )(function)
-    return click.option("--params", "params_file", type=click.Path(), help="YAML file of settings by section.")(
+    return click.option("--config", "config_file", type=click.Path(), help="YAML file of settings by section.")(
         function
     )
 
@@ -134,7 +134,7 @@ def _read(path: str) -> dict[str, Any]:
         with Path(path).open("rb") as file:
             tree = load_yaml(file.read(YAML_BYTES + 1).decode()) or {}
     except OSError as e:
-        raise ConfigError(f"params can't be read: {e.strerror}", where=path, do="Check --params") from e
+        raise ConfigError(f"params can't be read: {e.strerror}", where=path, do="Check --config") from e
     except ValueError as e:  # a UnicodeDecodeError too
         raise ConfigError(f"params are not YAML: {str(e)[:200]}", where=path) from e
     if not isinstance(tree, dict):

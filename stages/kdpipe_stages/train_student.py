@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from kdpipe.errors import ConfigError
-from kdpipe.losses import OBJECTIVES, LossConfig
+from kdpipe.losses import LOSSES, LossConfig
 from kdpipe.shards import Index
 from kdpipe.trainer import TrainingJob, train
 from kdpipe.trainer import TrainingProgress as Step
@@ -21,7 +21,7 @@ FLAGS = {
     "pretrained": "student.pretrained",
     "num_classes": "student.num_classes",
     "input_size": "student.input_size",
-    "objective": "objective.name",
+    "loss": "loss.name",
     "epochs": "train.epochs",
     "batch_size": "train.batch_size",
     "lr": "train.lr",
@@ -30,18 +30,18 @@ FLAGS = {
     "workers": "loader.workers",
     "views_per_decode": "loader.views_per_decode",
     "view_schedule": "loader.view_schedule",
-    "pixels": "loader.pixels",
+    "canary_tolerance": "loader.canary_tolerance",
 }
 
 
 @click.command("train-student")
-@click.option("--shards", required=True, help="Index of the training shards, from kdpipe index.")
+@click.option("--index", "index_path", required=True, help="Index of the training shards, from kdpipe index.")
 @click.option("--val", help="Index of the validation shards.")
 @click.option(
     "--cache",
     "caches",
     multiple=True,
-    help="A teacher's targets, from kdpipe cache-teacher: a cache, or its --record. Repeat it for several teachers.",
+    help="A teacher's targets, from kdpipe cache-teacher: a cache, or its --manifest. Repeat it for several teachers.",
 )
 @click.option("--student", help="timm name, hub name, or package.module:factory.")
 @click.option("--weights", help="Weights to start from [default: random].")
@@ -49,9 +49,9 @@ FLAGS = {
 @click.option("--model-kwargs", multiple=True, metavar="KEY=VALUE", help="Argument of the model; repeatable.")
 @click.option("--num-classes", type=int, help="Classes, where cache, weights and index don't say.")
 @click.option("--input-size", type=int, help="Side the student sees, pixels [default: the model's own].")
-@click.option("--objective", help="Loss, see kdpipe objectives; several joined by +: kd+fd.")
-@click.option("--temperature", type=float, help="T of every objective that has one; other than 1: dense targets.")
-@click.option("--alpha", type=float, help="Alpha of every objective that has one; of kd its weight against labels.")
+@click.option("--loss", "--objective", "loss", help="Loss, see kdpipe losses; several joined by +: kd+fd.")
+@click.option("--temperature", type=float, help="T of every loss that has one; other than 1: dense targets.")
+@click.option("--alpha", type=float, help="Alpha of every loss that has one; of kd its weight against labels.")
 @click.option("--epochs", type=int)
 @click.option("--batch-size", type=int, help="Samples a step, over all processes.")
 @click.option("--lr", type=float, help="Learning rate.")
@@ -60,24 +60,28 @@ FLAGS = {
 @click.option("--workers", type=int, help="Loader processes.")
 @click.option("--views-per-decode", type=int, help="Views of a sample that follow each other, decoded once.")
 @click.option("--view-schedule", type=click.Choice(["cycle", "strict"]), help="When epochs outnumber cached views.")
-@click.option("--pixels", type=click.Choice(["exact", "within-1"]), help="How the cache's canaries must look here.")
+@click.option(
+    "--canary-tolerance",
+    type=click.IntRange(0, 1),
+    help="Levels by which canaries may differ when rendered here [default: 0].",
+)
 @click.option("--limit", type=int, help="Only the first N training samples.")
 @click.option("--out", required=True, help="Folder of the run; an unfinished one goes on.")
-@click.option("--replace", is_flag=True, help="Delete a run of another job in --out, instead of refusing it.")
+@click.option("--overwrite", is_flag=True, help="Delete a run of another job in --out, instead of refusing it.")
 @click.option("--dvclive", is_flag=True, help="Log each epoch with dvclive too, in OUT/dvclive.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
 @params.trust_option
 @params.options
 def train_student(
-    shards: str,
+    index_path: str,
     val: str | None,
     caches: tuple[str, ...],
     limit: int | None,
     out: str,
-    replace: bool,
+    overwrite: bool,
     dvclive: bool,
     as_json: bool,
-    params_file: str | None,
+    config_file: str | None,
     sets: tuple[str, ...],
     model_kwargs: tuple[str, ...],
     trust: tuple[str, ...],
@@ -91,22 +95,22 @@ def train_student(
     overrides = {setting: flags[flag] for flag, setting in FLAGS.items()} | params.trusting(trust)
     overrides["student.model_kwargs"] = params.key_values(model_kwargs)
     numbers = {name: flags[name] for name in ("temperature", "alpha") if flags[name] is not None}
-    settings = params.load(params_file, sets, overrides)
+    settings = params.load(config_file, sets, overrides)
     if numbers:
-        overrides |= of_objective(settings.objective, numbers)
-        settings = params.load(params_file, sets, overrides)
+        overrides |= of_loss(settings.loss, numbers)
+        settings = params.load(config_file, sets, overrides)
     job = TrainingJob(
-        index=Index.open(shards).limit(limit),
+        index=Index.open(index_path).limit(limit),
         validation=Index.open(val) if val else None,
         caches=caches,
         views=settings.views,
         student=settings.student,
-        objective=settings.objective,
+        loss=settings.loss,
         train=settings.train,
         loader=settings.loader,
     )
     with _Shown() as shown, asked() as stop:
-        summary = train(job, out, log=shown.log, on_step=shown.step, stop=stop, replace=replace, dvclive=dvclive)
+        summary = train(job, out, log=shown.log, on_step=shown.step, stop=stop, overwrite=overwrite, dvclive=dvclive)
     if summary is None:
         raise stop.stopped()
     click.echo(json.dumps(summary) if as_json else _text(summary, out))
@@ -149,15 +153,15 @@ class _Shown:
         self._progress.advance(count, epoch=f"{step.epoch}/{step.epochs}", loss=step.loss)
 
 
-def of_objective(objective: LossConfig, numbers: dict[str, float]) -> dict[str, float]:
-    """The settings that --temperature and --alpha stand for: those of the objectives that have them."""
+def of_loss(loss: LossConfig, numbers: dict[str, float]) -> dict[str, float]:
+    """The settings that --temperature and --alpha stand for: those of the losses that have them."""
     found: dict[str, float] = {}
     for number, value in numbers.items():
-        having = [o.name for o in objective.objectives if number in o.Config.model_fields]
+        having = [o.name for o in loss.losses if number in o.Config.model_fields]
         if not having:
-            all_ = [name for name, o in OBJECTIVES.items() if number in o.Config.model_fields]
+            all_ = [name for name, o in LOSSES.items() if number in o.Config.model_fields]
             raise ConfigError(
-                f"objective {objective.name} has no {number}", where=f"--{number}", found=value, allowed=", ".join(all_)
+                f"loss {loss.name} has no {number}", where=f"--{number}", found=value, allowed=", ".join(all_)
             )
-        found |= {f"objective.{name.replace('-', '_')}.{number}": value for name in having}
+        found |= {f"loss.{name.replace('-', '_')}.{number}": value for name in having}
     return found

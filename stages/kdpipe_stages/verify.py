@@ -27,7 +27,7 @@ _HOW = ("form", "layers", "batch_size", "amp_dtype", "channels_last", "threads")
 
 @click.command()
 @click.argument("cache")
-@click.option("--shards", help="Index of the shards [default: the one it was cached from].")
+@click.option("--index", "index_path", help="Index of the shards [default: the one it was cached from].")
 @click.option("--weights", help="The teacher's weights [default: those it was cached with].")
 @click.option("--teacher", "named", multiple=True, help="The model it was cached with, to accept its code; repeatable.")
 @params.trust_option
@@ -36,19 +36,25 @@ _HOW = ("form", "layers", "batch_size", "amp_dtype", "channels_last", "threads")
     "--samples", default=512, show_default=True, help="Views to render and run again; at least a batch a segment."
 )
 @click.option("--seed", default=0, show_default=True, help="Choice of those views.")
-@click.option("--pixels", type=click.Choice(["exact", "within-1"]), default="exact", show_default=True)
+@click.option(
+    "--canary-tolerance",
+    type=click.IntRange(0, 1),
+    default=0,
+    show_default=True,
+    help="Levels by which canaries may differ when rendered here.",
+)
 @click.option("--device", default=None, help="Where to run the teacher [default: as cached].")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 def verify(
     cache: str,
-    shards: str | None,
+    index_path: str | None,
     weights: str | None,
     named: tuple[str, ...],
     trust: tuple[str, ...],
     integrity_only: bool,
     samples: int,
     seed: int,
-    pixels: Any,
+    canary_tolerance: Any,
     device: str | None,
     as_json: bool,
 ) -> None:
@@ -65,7 +71,7 @@ def verify(
         "integrity": {**counts, "problems": problems, "ok": not problems},
     }
     if not integrity_only and not problems:
-        report |= _truth(store, shards, weights, named, trust, samples, seed, pixels, device)
+        report |= _truth(store, index_path, weights, named, trust, samples, seed, canary_tolerance, device)
     report["ok"] = all(part["ok"] for part in report.values() if isinstance(part, dict) and "ok" in part)
     click.echo(json.dumps(report) if as_json else _text(report))
     if not report["ok"]:
@@ -74,13 +80,13 @@ def verify(
 
 def _truth(
     store: Store,
-    shards: str | None,
+    index_path: str | None,
     weights: str | None,
     named: tuple[str, ...],
     trust: tuple[str, ...],
     samples: int,
     seed: int,
-    pixels: Any,
+    canary_tolerance: Any,
     device: str | None,
 ) -> dict[str, Any]:
     cache = Cache(store)
@@ -89,9 +95,9 @@ def _truth(
     if not runs:
         raise CacheError("provenance is missing", where=store, do="Pass --integrity-only")
     where, last = f"{store}/{PROVENANCE}", runs[-1]
-    if shards is None and "merged" in last:
-        raise CacheError("merged from several caches: no index is known", where=store, do="Pass --shards")
-    index = Index.open(shards or last["shards"]).limit(last["samples"])
+    if index_path is None and "merged" in last:
+        raise CacheError("merged from several caches: no index is known", where=store, do="Pass --index")
+    index = Index.open(index_path or last["shards"]).limit(last["samples"])
     index.verify()
     config = cache.views_config
     parts, of_teacher = [], None
@@ -113,7 +119,7 @@ def _truth(
             "nothing is cached yet", where=store, do="Repeat kdpipe cache-teacher, or pass --integrity-only"
         )
     try:
-        canaries = {**check_canaries(cache, index, config, pixels), "ok": True}
+        canaries = {**check_canaries(cache, index, config, canary_tolerance), "ok": True}
     except KdpipeError as e:
         canaries = {"ok": False, "what": str(e)}
     of_teacher = of_teacher or {}

@@ -32,7 +32,7 @@ _NOISE = np.clip(np.rint(128 + 50 * noise_values()), 0, 255).astype(np.uint8)
 
 
 @click.command()
-@click.argument("shards")
+@click.argument("index_path", metavar="INDEX")
 @click.option("--key", "keys", multiple=True, help="A sample, KEY or SHARD:KEY; repeatable [default: the first].")
 @click.option("--views", default="0:8", show_default=True, help="0:4, 7, center, five-crop, or 0:4,center.")
 @click.option("--cache", help="Show what was cached: its policy, its size.")
@@ -41,33 +41,33 @@ _NOISE = np.clip(np.rint(128 + 50 * noise_values()), 0, 255).astype(np.uint8)
 @click.option("--json", "as_json", is_flag=True, help="Print the draws as JSON.")
 @params.options
 def view(
-    shards: str,
+    index_path: str,
     keys: tuple[str, ...],
     views: str,
     cache: str | None,
     input_size: int | None,
     out: str,
     as_json: bool,
-    params_file: str | None,
+    config_file: str | None,
     sets: tuple[str, ...],
 ) -> None:
-    """Draw a sheet of the views of samples of SHARDS, an index: look before you spend.
+    """Draw a sheet of the views of samples of INDEX: look before you spend.
 
     A row a sample: the image with the views' crops, then each view as the model gets it, but not normalised, and
     below what was drawn for it. Under a mixed view stands its partner's own. Erased boxes are grey, or noise
-    around grey. Policy and seed are those of --params and --set, or of --cache.
+    around grey. Policy and seed are those of --config and --set, or of --cache.
     """
-    wanted, index = parse_views(views), Index.open(shards)
+    wanted, index = parse_views(views), Index.open(index_path)
     if cache is None:
-        settings = params.load(params_file, sets)
+        settings = params.load(config_file, sets)
         for remark in settings.views.remarks():
             click.echo(remark, err=True)
         if settings.views.mix == "targets" and settings.views.mixes:
             click.echo("mix targets: these are the views that the teacher sees; the student mixes them", err=True)
         config, size = settings.views.cached, input_size or SIZE
     else:
-        if params_file or sets:
-            raise ConfigError("the cache has its own policy", where="--cache", do="Leave out --params and --set")
+        if config_file or sets:
+            raise ConfigError("the cache has its own policy", where="--cache", do="Leave out --config and --set")
         held = Cache(Store(cache))
         config, size = held.views_config, input_size or held.size
         index = index.limit(sum(shard["samples"] for shard in held.shards))

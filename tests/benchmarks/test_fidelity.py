@@ -17,7 +17,7 @@ from benchmarks.fidelity.scene import Scene, make_scene
 from benchmarks.fidelity.student import Probe, Trained
 from benchmarks.fidelity.uses import uses
 from benchmarks.fidelity.ways import renormalised, ways
-from kdpipe.losses import OBJECTIVES
+from kdpipe.losses import LOSSES
 from kdpipe.shards import Index, build_index
 from kdpipe.targets import Targets
 from kdpipe.teacher import Teacher, TeacherConfig
@@ -87,12 +87,12 @@ def report(scene: Scene, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
     return json.loads(json.dumps({"bench": "fidelity", **found, "command": "python -m benchmarks fidelity", **HERE}))
 
 
-def error(report: dict[str, Any], objective: str, way: str) -> float:
-    return report["errors"][objective][way]["student"]["median"]
+def error(report: dict[str, Any], loss: str, way: str) -> float:
+    return report["errors"][loss][way]["student"]["median"]
 
 
-def test_every_objective_that_has_a_teacher_is_measured(report):
-    assert {*report["errors"]} == {*OBJECTIVES, "kd, T 4", "dkd, T 4"} - {"none"}
+def test_every_loss_that_has_a_teacher_is_measured(report):
+    assert {*report["errors"]} == {*LOSSES, "kd, T 4", "dkd, T 4"} - {"none"}
     assert report["absent"] == {}
 
 
@@ -106,11 +106,11 @@ def test_exact_targets_have_the_exact_gradient(report):
     assert max(found.values()) <= 1e-6
 
 
-@pytest.mark.parametrize("objective", ["kd", "soft-ce", "nkd", "dkd", "scalekd", "kd, T 4", "dist"])
-def test_errors_fall_with_k(report, objective):
-    errors = [error(report, objective, f"top{k}-float16") for k in KS]
+@pytest.mark.parametrize("loss", ["kd", "soft-ce", "nkd", "dkd", "scalekd", "kd, T 4", "dist"])
+def test_errors_fall_with_k(report, loss):
+    errors = [error(report, loss, f"top{k}-float16") for k in KS]
     assert errors == sorted(errors, reverse=True)
-    assert errors[-1] > error(report, objective, "dense-float16") > 0
+    assert errors[-1] > error(report, loss, "dense-float16") > 0
 
 
 def test_a_bucket_is_exact_for_what_it_is_and_as_kd_no_better_than_an_even_tail(report):
@@ -120,9 +120,9 @@ def test_a_bucket_is_exact_for_what_it_is_and_as_kd_no_better_than_an_even_tail(
 
 
 def test_the_peer_makes_the_top_k_sum_to_one_and_pays_for_it(report):
-    for objective in ("kd", "nkd", "dkd"):
+    for loss in ("kd", "nkd", "dkd"):
         for k in KS:
-            figure = report["errors"][objective][f"top{k}-float16"]
+            figure = report["errors"][loss][f"top{k}-float16"]
             assert figure["ratio"] == pytest.approx(figure["peer"]["median"] / figure["student"]["median"])
             assert figure["ratio"] > 1.5
 
@@ -174,7 +174,7 @@ def test_losses_from_an_exact_cache_are_those_beside_the_teacher(report):
 @pytest.mark.parametrize("name", ["dist", "fd", "norm"])
 def test_what_labels_teach_is_left_out(scene, name):
     use = next(use for use in uses() if use.name == name)
-    probe = Probe(Trained(scene, 2, 16).learner(use.config), use)
+    probe = Probe(Trained(scene, 2, 16).distillation(use.config), use)
     [shown] = scene.batches(1, 16, epoch=9)
     others = replace(shown, batch=replace(shown.batch, labels=shown.batch.labels.roll(1)))
     ours, theirs = (probe.gradient(one, one.exact)["student"] for one in (shown, others))
@@ -238,12 +238,12 @@ def test_the_command(index, weights, tmp_path, monkeypatch):
     settings.write_text(f"{views}\nteacher: {model}\n")
     out = tmp_path / "fidelity.md"
     quick = ["--steps", 3, "--batches", 1, "--rows", 16]
-    data = ["--shards", index.path, "--weights", weights, "--params", settings]
+    data = ["--index", index.path, "--weights", weights, "--config", settings]
     made = benchmark("fidelity", *data, *quick, "--out", out, "--json")
     assert made.code == 0, made.err
     report = json.loads(made.out)
     assert {*report["errors"]} == {"kd"}
-    assert report["command"].startswith("python -m benchmarks fidelity --shards ")
+    assert report["command"].startswith("python -m benchmarks fidelity --index ")
     assert json.loads((tmp_path / "fidelity.json").read_text()) == {"train": report}
     assert "\n## train\n" in out.read_text()
     assert "parity" in made.err
@@ -257,14 +257,14 @@ def test_the_command(index, weights, tmp_path, monkeypatch):
 
 
 def test_refusals(index, weights, tmp_path):
-    assert "--weights" in refused("fidelity", "--shards", index.path)
-    assert "--params" in refused("fidelity", "--params", tmp_path / "x.yaml")
-    assert "NAME.md" in refused("fidelity", "--shards", index.path, "--weights", weights, "--out", "x.txt")
-    assert "no index" in refused("fidelity", "--shards", tmp_path / "no", "--weights", weights)
+    assert "--weights" in refused("fidelity", "--index", index.path)
+    assert "--config" in refused("fidelity", "--config", tmp_path / "x.yaml")
+    assert "NAME.md" in refused("fidelity", "--index", index.path, "--weights", weights, "--out", "x.txt")
+    assert "no index" in refused("fidelity", "--index", tmp_path / "no", "--weights", weights)
     mixed = tmp_path / "mixed.yaml"
     model = json.dumps({"model": "convnext_atto", "model_kwargs": TEACHER, "num_classes": CLASSES, "input_size": SIZE})
     mixed.write_text(f"views: {{mixup: 0.8, mix: targets}}\nteacher: {model}\n")
-    words = ("--shards", index.path, "--weights", weights, "--params", mixed)
+    words = ("--index", index.path, "--weights", weights, "--config", mixed)
     assert "views.mix" in refused("fidelity", *words)
 
 
@@ -300,8 +300,8 @@ def test_the_teacher_of_the_numbers(tmp_path, monkeypatch):
     assert [len(indexes[name]) for name in ("train", "val")] == [256, 64]
     weights = numbers.train_numbers_teacher(tmp_path, indexes, lambda _: None, epochs=1)
     scene = make_scene(indexes["val"], numbers.VIEWS, Teacher(TeacherConfig(weights=weights, form="merged")))
-    assert scene.teaching.num_classes == 1000
-    assert scene.teaching.map is not None
-    assert scene.teaching.map[1:] == (2, 2)
+    assert scene.info.num_classes == 1000
+    assert scene.info.map is not None
+    assert scene.info.map[1:] == (2, 2)
     assert scene.lacks == {}
     assert [way.encoding.k for way in ways(scene) if way.top][:7] == [1, 5, 10, 16, 32, 64, 100]

@@ -80,7 +80,7 @@ def test_what_is_missing_is_a_dash():
 
 
 def test_views_on_the_digits_and_their_operations():
-    photographs = {"command": "python -m benchmarks views --shards PHOTOS", "image_kb": 110.2, **HERE}
+    photographs = {"command": "python -m benchmarks views --index PHOTOS", "image_kb": 110.2, **HERE}
     operations = {"Rotate": {"ms": 0.5, "pil_ms": 2.0}, "Invert": {"ms": 0.1}}
     caching = {"command": "python -m benchmarks caching", **HERE}
     text = draw(views={**photographs, "operations": operations}, caching=caching)
@@ -116,20 +116,20 @@ def test_a_bench_that_fails_or_is_left_out_keeps_its_section(out):
 
 
 def test_an_index_is_for_those_that_need_it_and_is_not_published(out, world):
-    result = benchmark("all", "--only", "step", "--only", "views", "--shards", world.index_path, "--out", out)
+    result = benchmark("all", "--only", "step", "--only", "views", "--index", world.index_path, "--out", out)
     assert (result.code, result.out) == (0, f"{out}\n")
     ran = [line for line in result.err.splitlines() if line.startswith("[")]
     assert world.index_path in ran[0]
     assert ran[1] == "[2/2] python -m benchmarks step"
     text = out.read_text()
-    assert "\n    python -m benchmarks views --limit 120 --repeats 5 --shards PHOTOS\n" in text
+    assert "\n    python -m benchmarks views --limit 120 --repeats 5 --index PHOTOS\n" in text
     assert world.index_path not in text + out.with_suffix(".json").read_text()
 
 
 def test_mistakes_are_found_before_anything_runs(out, tmp_path, monkeypatch):
     monkeypatch.setattr(every, "run_bench", None)
     assert "NAME.md" in refused("all", "--out", tmp_path / "figures.json")
-    refused("all", "--shards", tmp_path / "none", "--out", out)
+    refused("all", "--index", tmp_path / "none", "--out", out)
     assert not out.exists()
     (tmp_path / "file").touch()
     assert "can't be" in refused("all", "--out", tmp_path / "file" / "figures.md")
@@ -147,11 +147,11 @@ def test_a_bench_that_stops_is_no_report(capfd):
 @pytest.mark.parametrize("each", SECTIONS, ids=lambda each: each.name)
 def test_the_commands_of_the_sections_exist(each):
     command = bench.commands[each.words[0]]
-    command.make_context("kdpipe", [*each.words[1:], *(["--shards", "PHOTOS"] if each.photographs else [])])
+    command.make_context("kdpipe", [*each.words[1:], *(["--index", "PHOTOS"] if each.photographs else [])])
 
 
 def test_every_bench_has_a_section():
-    elsewhere = {"objectives", "fidelity"}  # which have documents of their own
+    elsewhere = {"losses", "fidelity"}  # which have documents of their own
     assert {each.words[0] for each in SECTIONS} == bench.commands.keys() - {"all"} - elsewhere
 
 

@@ -69,7 +69,7 @@ def test_a_store_that_lost_a_task_is_refused(tmp_path, index):
         open_reader(path, index, tiny.VIEWS)
 
 
-def test_a_record_of_the_top_k_does_not_serve_a_dense_objective(tmp_path, index):
+def test_a_record_of_the_top_k_does_not_serve_a_dense_loss(tmp_path, index):
     path = str(tmp_path / "cache.json")
     record(cache(tmp_path, index, [0]), [0]).write(path)
     cache(tmp_path, index, [0], kind="dense")

@@ -1,7 +1,7 @@
 """One task by itself."""
 
 from kdpipe.cache import Cache, Store
-from kdpipe.caching.backend import TeacherSpec, TrainingJob, Task, do
+from kdpipe.caching.backend import CachingJob, Task, TeacherSpec, do
 from tests.tiny import VIEWS, make_cache, teacher, tree
 
 
@@ -15,7 +15,9 @@ def test_a_task_that_was_committed_meanwhile_is_not_done_again(world, tmp_path):
     def silent(*_: object) -> None:
         raise AssertionError("asked again")
 
-    job = TrainingJob(str(tmp_path / "c"), cache.identity_digest, world.index, VIEWS, cache.size, None, 1, TeacherSpec.of(who))
+    job = CachingJob(
+        str(tmp_path / "c"), cache.identity_digest, world.index, VIEWS, cache.size, None, 1, TeacherSpec.of(who)
+    )
     record = do(job, Task(segment, 1, shard), silent, cache)
     assert record == cache.commits[segment.name, shard.name]
     assert tree(tmp_path / "c") == before

@@ -113,7 +113,7 @@ class TestBorrowed:
     def test_what_cannot_be_had_is_refused_before_there_is_a_cache(self, halves, tmp_path):
         worlds, first = halves
         for targets, kind, message in [
-            (TargetsConfig(k=3), ConfigError, "there is no map to calibrate. Keep one with --map"),
+            (TargetsConfig(k=3), ConfigError, "there is no map to calibrate. Keep one with --feature-map"),
             (MAP, CacheError, r"no calibration of such a map; found map-int8-r2; allowed: rank 3 of shape \(4, 4, 5\)"),
         ]:
             with pytest.raises(kind, match=message):

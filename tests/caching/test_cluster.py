@@ -248,7 +248,7 @@ class TestDeath:
     @pytest.mark.parametrize(
         ("method", "doing"),
         [
-            ("settle", "finding how the teacher is run fastest"),
+            ("resolve_plan", "finding how the teacher is run fastest"),
             ("try_extracting", "trying to take the teacher's parts out"),
             ("try_batch", "trying the teacher on the first batch"),
             ("extract", "taking the teacher's parts out"),

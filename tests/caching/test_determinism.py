@@ -48,7 +48,7 @@ def truth(world, cache, kind, **changes):
 class TestRefused:
     def test_before_the_run(self, world, tmp_path, kind):
         out = tmp_path / "c"
-        args = ("--shards", world.index_path, *flags(kind))
+        args = ("--index", world.index_path, *flags(kind))
         for command in (("cache-teacher", *args, "--out", out), ("plan", *args)):
             line = refused(*command)
             for part in (NOT_A_FUNCTION, "rounding in float32", "dropout", "batch norm", "--allow-nondeterministic"):
@@ -207,7 +207,7 @@ class TestDeclared:
         assert not found["ok"]
 
     def test_the_flag_and_the_verdict(self, world, tmp_path):
-        args = ("--shards", world.index_path, *flags("dropout"), "--views", "0,center", "--k", 4)
+        args = ("--index", world.index_path, *flags("dropout"), "--views", "0,center", "--k", 4)
         views = [
             f
             for key, value in VIEWS.model_dump(mode="json", exclude_defaults=True).items()

@@ -233,7 +233,7 @@ def test_views_of_large_features_take_more_segments(world, tmp_path, monkeypatch
         (
             "large",
             {"map": "float16"},
-            r"shard-000\d.tar key .* view 0: a value of the final map is too large.*--map float32",
+            r"shard-000\d.tar key .* view 0: a value of the final map is too large.*--feature-map float32",
         ),
         ("large", {"pooled": "float16"}, r"a pooled feature is too large for the cache's dtype.*--pooled float32"),
     ],

@@ -32,7 +32,7 @@ def url() -> Iterator[str]:
     fsspec.filesystem("memory").rm(f"/{name}", recursive=True)
 
 
-def cached(world: World, url: str, **changes: object) -> tuple[Cache, run.Report]:
+def cached(world: World, url: str, **changes: object) -> tuple[Cache, run.CachingReport]:
     caching = CachingConfig(render_threads=1)
     return cache_views(url, world.index, VIEWS, teacher(**TINY | changes), MAP, [0, 1], caching=caching)
 

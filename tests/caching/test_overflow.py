@@ -80,7 +80,7 @@ def one_image(world) -> float:
 @pytest.mark.parametrize("command", ["cache-teacher", "plan"])
 def test_refused_before_the_run(world, tmp_path, command, power, options, line):
     out = () if command == "plan" else ("--out", tmp_path / "c")
-    said = refused(command, "--shards", world.index_path, *flags(power), *options, *out)
+    said = refused(command, "--index", world.index_path, *flags(power), *options, *out)
     assert re.search(line, said), said
     assert not (tmp_path / "c").exists()
 

@@ -128,7 +128,7 @@ class TestUserCluster:
 
     @staticmethod
     def command(world, out: Path, *more: object) -> list[object]:
-        return ["cache-teacher", "--shards", world.index_path, *TEACHER, "--k", 4, "--out", out, *more]
+        return ["cache-teacher", "--index", world.index_path, *TEACHER, "--k", 4, "--out", out, *more]
 
     def test_caches_the_bytes_of_one_process(self, world, address, keys, tmp_path):
         done = kdpipe(*self.command(world, tmp_path / "c", "--scheduler", address, *self.flags(keys)))

@@ -22,7 +22,7 @@ import kdpipe.caching.backend as backend
 import kdpipe.caching.run as run
 from kdpipe.cache import ArrayReader, Cache, Store
 from kdpipe.caching import cache_views
-from kdpipe.caching.backend import TeacherSpec, InProcess
+from kdpipe.caching.backend import InProcess, TeacherSpec
 from kdpipe.errors import CacheError, IdentityError, KdpipeError
 from kdpipe.targets import Quality, TargetsConfig
 from kdpipe.verify import check_integrity

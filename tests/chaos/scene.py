@@ -66,17 +66,17 @@ class Scene:
         self._do("second", *self.caching(self.second, "3:5"))
         self._do("run", *self.training(folder / "runs" / "student"))
         weights = folder / "runs" / "student" / "best.safetensors"
-        scores = self._do("scores", "evaluate", weights, *TRUST, "--shards", self.world.index_path, "--json").out
+        scores = self._do("scores", "evaluate", weights, *TRUST, "--index", self.world.index_path, "--json").out
         (folder / "evaluations").mkdir()
         (folder / "evaluations" / "student.json").write_text(scores)
         self._images(folder / "images")
         self.commands = {command.name: command for command in self._commands()}
         self.printing: dict[str, list[object]] = {
-            "evaluate": ["evaluate", weights, *TRUST, "--shards", self.world.index_path, "--json"],
+            "evaluate": ["evaluate", weights, *TRUST, "--index", self.world.index_path, "--json"],
             "inspect": ["inspect", self.cache, "--json"],
             "verify": ["verify", self.cache, *TRUST, "--json"],
             "cache ls": ["cache", "ls", folder, "--json"],
-            "objectives": ["objectives"],
+            "losses": ["losses"],
         }
 
     def _do(self, name: str, *argv: object) -> child.Ended:
@@ -94,25 +94,25 @@ class Scene:
 
     def caching(self, out: Path | str, views: str = "0:2", *more: object, many: bool = False) -> list[object]:
         world = self.many if many else self.world
-        return ["cache-teacher", "--shards", world.index_path, *TEACHER, "--views", views, "--out", out, *more]
+        return ["cache-teacher", "--index", world.index_path, *TEACHER, "--views", views, "--out", out, *more]
 
     def training(self, out: Path, cache: Path | str | None = None, *more: object) -> list[object]:
-        source = ("--objective", "kd", "--cache", cache or self.cache)
-        shards = ("--shards", self.world.index_path, "--val", self.world.index_path)
+        source = ("--loss", "kd", "--cache", cache or self.cache)
+        shards = ("--index", self.world.index_path, "--val", self.world.index_path)
         return ["train-student", *shards, *STUDENT, *source, "--out", out, *more]
 
     def _commands(self) -> list[Command]:
         index, world = self.world.index_path, self.world.folder
-        features = ("--pooled", "float16", "--map", "int8", "--map-rank", 3)
+        features = ("--pooled", "float16", "--feature-map", "int8", "--feature-map-rank", 3)
 
         def featured(out: Path) -> list[object]:
             return [*self.caching(out / "f.zarr", "0:2", *features), "--teacher", "tests.chaos.network:featured"]
 
         def recorded(out: Path) -> list[object]:
-            return self.caching(out / "c.zarr", "0:2", "--record", out / "record.json")
+            return self.caching(out / "c.zarr", "0:2", "--manifest", out / "record.json")
 
         def drawn(out: Path) -> list[object]:
-            words = ["erf", "test_resnet", "--shards", index, "--input-size", 64, "--limit", 2]
+            words = ["erf", "test_resnet", "--index", index, "--input-size", 64, "--limit", 2]
             return [*words, "--set", "teacher.device=cpu", "--out", out / "erf.png"]
 
         def reported(out: Path) -> list[object]:

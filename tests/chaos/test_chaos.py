@@ -28,7 +28,7 @@ COMMANDS = (
     *("index", "prepare", "cache-teacher", "cache-teacher, features", "train-student", "cache pull", "cache push"),
     *("cache merge", "cache gc", "cache drop-views", "view", "erf", "report"),
 )
-PRINTING = ("evaluate", "inspect", "verify", "cache ls", "objectives")
+PRINTING = ("evaluate", "inspect", "verify", "cache ls", "losses")
 
 
 class TestEveryKind:

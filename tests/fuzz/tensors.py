@@ -60,7 +60,7 @@ def write_headed(path: Path, tensors: dict[str, torch.Tensor], key: str, said: A
     save_file(tensors, path, {key: said if isinstance(said, str) else json.dumps(said)})
 
 
-def original(tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
+def plain(tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
     """Tensors that can be compared, bit by bit."""
     return {
         name: (str(t.dtype), tuple(t.shape), t.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())

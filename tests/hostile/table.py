@@ -66,11 +66,11 @@ def _texts(names: str) -> frozenset[str]:
 
 
 _SET = ("--set", "teacher.device=cpu", "--set", "teacher.threads=1", "--set", "caching.render_threads=1")
-_TEACHER = {"shards": "{index}", "weights": "{weights}", "batch_size": "4", "out": "{out}"}
+_TEACHER = {"index_path": "{index}", "weights": "{weights}", "batch_size": "4", "out": "{out}"}
 _CACHING = _texts("teacher checkpoint_key model_kwargs views sets")
 _KWARGS = "channels=[8,8,8,8]"
 _STUDENT = {"student": "resnet10t", "model_kwargs": _KWARGS, "num_classes": "3", "input_size": "32"}
-_TRAIN = {"shards": "{index}", **_STUDENT, "epochs": "1", "batch_size": "4", "out": "{out}"}
+_TRAIN = {"index_path": "{index}", **_STUDENT, "epochs": "1", "batch_size": "4", "out": "{out}"}
 _WARMUP = ("--set", "train.warmup_epochs=0", "--set", "train.device=cpu")
 _TLS = ("tls_ca", "tls_cert", "tls_key")
 
@@ -81,36 +81,36 @@ TABLE = {
         {"source": "{shards}", "out": "{out}"}, {"source": ("shards", "manifest")}, _texts("out label_key split")
     ),
     "view": Line(
-        {"shards": "{index}", "views": "0:2", "input_size": "16", "out": "{out}.png"},
-        {"shards": ("index",), "cache": ("cache",), "params_file": ("params",)},
+        {"index_path": "{index}", "views": "0:2", "input_size": "16", "out": "{out}.png"},
+        {"index_path": ("index",), "cache": ("cache",), "config_file": ("params",)},
         _texts("keys views out sets"),
     ),
     "plan": Line(
-        {"shards": "{index}", "weights": "{weights}", "batch_size": "4", "seconds": "1"},
-        {"shards": ("index",), "weights": ("weights",), "class_map": ("class map",), "params_file": ("params",)},
+        {"index_path": "{index}", "weights": "{weights}", "batch_size": "4", "seconds": "1"},
+        {"index_path": ("index",), "weights": ("weights",), "class_map": ("class map",), "config_file": ("params",)},
         _texts("teacher checkpoint_key model_kwargs views student machines sets"),
         words=_SET,
     ),
     "cache-teacher": Line(
         {**_TEACHER, "pooled": "float16", "map": "int8"},
         {
-            "shards": ("index",),
+            "index_path": ("index",),
             "weights": ("weights",),
             "class_map": ("class map",),
-            "params_file": ("params",),
+            "config_file": ("params",),
             "out": ("cache",),
             "calibration_from": ("cache",),
             **dict.fromkeys(_TLS, ("certificate",)),
         },
-        _CACHING | _texts("scheduler record"),
-        words=(*_SET, "--map-rank", "4"),
+        _CACHING | _texts("scheduler manifest"),
+        words=(*_SET, "--feature-map-rank", "4"),
     ),
     "verify": Line(
         {"cache": "{cache}", "samples": "4", "device": "cpu"},
-        {"cache": ("cache",), "shards": ("index",), "weights": ("weights",)},
+        {"cache": ("cache",), "index_path": ("index",), "weights": ("weights",)},
         _texts("device named"),
     ),
-    "inspect": Line({"cache": "{cache}"}, {"cache": ("cache",), "shards": ("index",)}),
+    "inspect": Line({"cache": "{cache}"}, {"cache": ("cache",), "index_path": ("index",)}),
     "cache drop-views": Line(
         {"cache": "{cache}", "views": "0"}, {"cache": ("cache",)}, _texts("views encoding"), words=("--yes",)
     ),
@@ -128,35 +128,35 @@ TABLE = {
     "cache push": Line(
         {"cache": "{cache}", "url": "{out}"}, {"cache": ("cache",), "url": ("cache",)}, _texts("views shards")
     ),
-    "objectives": Line({}, {}, _texts("name")),
+    "losses": Line({}, {}, _texts("name")),
     "train-student": Line(
-        {**_TRAIN, "objective": "none"},
+        {**_TRAIN, "loss": "none"},
         {
-            "shards": ("index",),
+            "index_path": ("index",),
             "val": ("index",),
             "caches": ("cache", "record"),
             "weights": ("weights",),
-            "params_file": ("params",),
+            "config_file": ("params",),
             "out": ("run",),
         },
-        _texts("student model_kwargs objective sets"),
+        _texts("student model_kwargs loss sets"),
         words=_WARMUP,
     ),
     "evaluate": Line(
-        {"file": "{weights}", "shards": "{index}"},
+        {"file": "{weights}", "index_path": "{index}"},
         {
             "file": ("weights",),
-            "shards": ("index",),
+            "index_path": ("index",),
             "cache": ("cache", "record"),
             "weights": ("weights",),
-            "params_file": ("params",),
+            "config_file": ("params",),
         },
         _texts("model model_kwargs sets"),
         words=_SET[:4],
     ),
     "erf": Line(
-        {"models": ["{weights}"], "shards": "{index}", "limit": "2", "input_size": "32", "out": "{out}.png"},
-        {"models": ("weights",), "shards": ("index",), "params_file": ("params",)},
+        {"models": ["{weights}"], "index_path": "{index}", "limit": "2", "input_size": "32", "out": "{out}.png"},
+        {"models": ("weights",), "index_path": ("index",), "config_file": ("params",)},
         _texts("out sets"),
         words=_SET[:4],
     ),
@@ -170,7 +170,7 @@ TABLE = {
 # Of whatever command: names of code, by the user.
 TEXTS = frozenset({"trust"})
 # With these, what is read of a cache is all that can be.
-CACHED = {("train-student", "cache"): {"objective": "scalekd"}, ("train-student", "record"): {"objective": "kd"}}
+CACHED = {("train-student", "cache"): {"loss": "scalekd"}, ("train-student", "record"): {"loss": "kd"}}
 
 
 def commands() -> Iterator[tuple[str, click.Command]]:

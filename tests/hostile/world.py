@@ -18,7 +18,7 @@ from kdpipe.models import ModelConfig
 from kdpipe.shards import Index, build_index
 from kdpipe.targets import Encoding, TargetsConfig
 from kdpipe.teacher import Teacher, TeacherConfig
-from kdpipe.trainer import TrainingJob, TrainConfig, train
+from kdpipe.trainer import TrainConfig, TrainingJob, train
 from kdpipe.trainer.files import SUMMARY
 from kdpipe.views import ViewsConfig
 from tests.fuzz.tensors import CONFIG, weights_file
@@ -98,7 +98,7 @@ def _run(inside: Path, index: Index) -> Path:
         caches=(),
         views=ViewsConfig(),
         student=ModelConfig.model_validate(CONFIG),
-        objective=LossConfig(name="none"),
+        loss=LossConfig(name="none"),
         train=TrainConfig(epochs=1, batch_size=4, warmup_epochs=0, device="cpu"),
         loader=LoaderConfig(),
     )

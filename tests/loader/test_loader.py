@@ -44,7 +44,7 @@ def assert_same(ours: list[Batch], theirs: list[Batch]) -> None:
 
 
 @pytest.fixture(scope="module")
-def original(world, policy, policy_cache) -> list[Batch]:
+def plain(world, policy, policy_cache) -> list[Batch]:
     return list(loader(world, policy_cache, policy).epoch(1))
 
 

@@ -33,7 +33,7 @@ def test_the_sequence_is_pinned_and_differs_by_epoch_and_seed():
     assert order.rows.tolist() not in others
 
 
-def test_lanes_take_turns_and_stay_in_their_windows():
+def test_streams_take_turns_and_stay_in_their_windows():
     blocks = blocks_of(*[16] * 32)
     order = epoch_order(blocks, seed=3, epoch=0, batch_size=32, streams=4, window=2)
     assert order.streams[:8].tolist() == [0, 1, 2, 3, 0, 1, 2, 3]
@@ -44,7 +44,7 @@ def test_lanes_take_turns_and_stay_in_their_windows():
         assert not np.array_equal(rows, np.sort(rows))
 
 
-def test_lanes_are_nearly_equally_long():
+def test_streams_are_nearly_equally_long():
     blocks = blocks_of(*[256] * 190, *[37] * 20)
     order = epoch_order(blocks, seed=3, epoch=0, batch_size=256, streams=64, window=8)
     lengths = np.bincount(order.streams)
@@ -75,7 +75,7 @@ def test_no_batch_is_smaller_than_half_a_batch():
         assert sizes.sum() == rows
 
 
-def test_lanes_are_cut_to_what_there_is():
+def test_streams_are_cut_to_what_there_is():
     assert lane_count(blocks=3, batch_size=64, streams=64) == 3
     assert lane_count(blocks=300, batch_size=16, streams=64) == 16
     assert lane_count(blocks=300, batch_size=256, streams=64) == 64

@@ -76,7 +76,7 @@ def test_students_are_those_of_a_local_cache(remote, tmp_path, workers):
     """Also of processes that were forked after this one has talked to the server."""
     weights = []
     for name, cache, count in (("remote", remote.cache, workers), ("local", remote.local, 0)):
-        more = ["--objective", "kd", "--cache", cache, "--set", f"loader.workers={count}", "--set", "train.threads=1"]
+        more = ["--loss", "kd", "--cache", cache, "--set", f"loader.workers={count}", "--set", "train.threads=1"]
         assert kdpipe(*training(remote.world, tmp_path / name, *more)).code == 0
         weights.append((tmp_path / name / "last.safetensors").read_bytes())
     assert weights[0] == weights[1]

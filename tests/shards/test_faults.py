@@ -96,7 +96,7 @@ def test_what_is_missing_is_called_missing(server: Server, index: Index, tmp_pat
 
 def test_folders_and_globs_of_a_server(server: Server, index: Index, tmp_path: Path) -> None:
     for form in ("", "/", "/*.tar", "/shard-*.tar"):
-        again = build_index(server.url + form, tmp_path / "again", block_size=4, force=True)
+        again = build_index(server.url + form, tmp_path / "again", block_size=4, overwrite=True)
         assert again.identity() == index.identity()
     # To ask whether a shard is a folder, its bytes are not fetched.
     server.requests.clear()
@@ -117,10 +117,10 @@ def test_a_protocol_that_ignores_ranges_is_told(index: Index, tmp_path: Path, mo
         fs.pipe_file(f"/faults-test/{path.name}", path.read_bytes())
     other = build_index("memory://faults-test", tmp_path / "memory", block_size=4)
     whole = type(fs).cat_file
-    monkeypatch.setattr(type(fs), "cat_file", lambda self, path, start=None, end=None, **_: atomic_write(self, path))
+    monkeypatch.setattr(type(fs), "cat_file", lambda self, path, start=None, end=None, **_: whole(self, path))
     with pytest.raises(ShardError, match="ignores range requests"):
         BlockReader(other).read(1)
-    monkeypatch.setattr(type(fs), "cat_file", lambda self, path, start=None, end=None, **_: atomic_write(self, path, 0, 7))
+    monkeypatch.setattr(type(fs), "cat_file", lambda self, path, start=None, end=None, **_: whole(self, path, 0, 7))
     with pytest.raises(ShardError, match="fewer bytes came than were asked for; found 7 bytes"):
         BlockReader(other).read(1)
 

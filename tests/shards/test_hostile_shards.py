@@ -227,7 +227,7 @@ def test_damaged_tars_are_refused_or_read(tmp_path: Path) -> None:
             )
         path.write_bytes(changed)
         try:
-            build_index(path, tmp_path / "index", skip_bad=bool(case % 2), workers=1, force=True)
+            build_index(path, tmp_path / "index", skip_bad=bool(case % 2), workers=1, overwrite=True)
         except ShardError:
             refused += 1
     assert refused > 25

@@ -77,7 +77,7 @@ def test_awkward_members_are_grouped_as_webdataset_does(tmp_path: Path) -> None:
             folder = tarfile.TarInfo("some.folder")
             folder.type = tarfile.DIRTYPE
             tar.addfile(folder)
-        index = build_index(path, tmp_path / "index", force=True)
+        index = build_index(path, tmp_path / "index", overwrite=True)
         theirs = [sample["__key__"] for sample in read_by_webdataset([str(path)])]
         assert index.keys(0, len(index)) == theirs == ["./a/b.c/x", "y", long, "only"]
         assert index.labels.tolist() == [3, -1, -1, 7]
@@ -153,7 +153,7 @@ def test_identity_is_content_not_place(folder: Path, index: Index) -> None:
     shutil.copytree(folder, moved)
 
     def changed() -> list[str]:
-        again = build_index(moved, folder.parent / "again", block_size=8, num_classes=10, force=True)
+        again = build_index(moved, folder.parent / "again", block_size=8, num_classes=10, overwrite=True)
         fields = [place for place, _, _ in differences(index.identity(), again.identity())]
         assert (again.fingerprint == index.fingerprint) == (not fields)
         return fields
@@ -261,10 +261,12 @@ def test_writing_over_what_is_there(folder: Path, index: Index) -> None:
         build_index(folder, index.path, block_size=4, num_classes=10)
     with pytest.raises(IndexFileError, match="another index is there, with other names"):
         build_index(folder / "shard-0000.tar", index.path, block_size=8, num_classes=10)
-    with pytest.raises(IndexFileError, match=r"another index is there. Choose another --out, or replace it by --force"):
+    with pytest.raises(
+        IndexFileError, match=r"another index is there. Choose another --out, or replace it by --overwrite"
+    ):
         build_index(folder, index.path, block_size=8, num_classes=10, limit=7)
     assert Index.open(index.path).digest == index.digest
-    assert len(build_index(folder, index.path, block_size=8, limit=7, force=True)) == 7
+    assert len(build_index(folder, index.path, block_size=8, limit=7, overwrite=True)) == 7
     assert sorted(path.name for path in index.path.parent.iterdir()) == ["index", "set"]
 
 
@@ -286,7 +288,7 @@ def test_never_writes_over_anything_else(folder: Path, tmp_path: Path) -> None:
     (other / "photo.jpg").write_bytes(IMAGE)
     for path in (file, other, folder):
         with pytest.raises(IndexFileError, match="something else than an index is there"):
-            build_index(folder, path, force=True)
+            build_index(folder, path, overwrite=True)
     (tmp_path / "empty").mkdir()
     assert len(build_index(folder, tmp_path / "empty")) == 60
     with pytest.raises(IndexFileError, match="the index can't be written"):

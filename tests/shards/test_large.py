@@ -70,7 +70,7 @@ def test_a_loader_holds_no_rows_and_sends_none(index: Index) -> None:
 
 
 def test_an_epochs_order_is_small_and_a_worker_keeps_its_share(index: Index) -> None:
-    loader = Loader(index, ViewsConfig(), 224, 1024, loader=LoaderConfig(lanes=64))
+    loader = Loader(index, ViewsConfig(), 224, 1024, loader=LoaderConfig(streams=64))
     order, held, peak = measured(lambda: loader.order(0))
     assert held < 12 * SAMPLES
     assert peak < 24 * SAMPLES

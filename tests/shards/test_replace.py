@@ -15,7 +15,7 @@ from tests.shards.making import write_shards
 
 def _replace(folder: Path, call: int, after: bool) -> None:
     Path.rename = dying_at(Path.rename, call, after=after)  # type: ignore[method-assign]
-    build_index(folder / "s", folder / "my index", block_size=2, force=True)
+    build_index(folder / "s", folder / "my index", block_size=2, overwrite=True)
 
 
 @pytest.mark.parametrize("repeat", [False, True])
@@ -28,7 +28,7 @@ def test_killed_between_the_renames(tmp_path, repeat):
     ) as caught:
         Index.open(tmp_path / "my index")
     if repeat:  # the same command again makes the new one, and leaves no other
-        assert build_index(tmp_path / "s", tmp_path / "my index", block_size=2, force=True).block_size == 2
+        assert build_index(tmp_path / "s", tmp_path / "my index", block_size=2, overwrite=True).block_size == 2
         assert not list(tmp_path.glob(".*.old"))
     else:
         subprocess.run(shlex.split(str(caught.value).split(": ")[-1]), check=True)

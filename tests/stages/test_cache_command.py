@@ -118,7 +118,7 @@ def test_what_is_merged_is_verified_like_any_cache(world, tmp_path):
         make_cache(part(world, tmp_path / str(i), *positions), tmp_path / f"{i}.zarr")
     done = result("merge", tmp_path / "c", tmp_path / "0.zarr", tmp_path / "1.zarr")
     assert (done["tasks"], done["shards"], done["views"]) == (6, 3, "0:3,center")
-    seen = kdpipe("verify", tmp_path / "c", "--shards", world.index_path, "--trust", "tests.tiny", "--json")
+    seen = kdpipe("verify", tmp_path / "c", "--index", world.index_path, "--trust", "tests.tiny", "--json")
     assert seen.code == 0, seen
     assert json.loads(seen.out)["truth"]["views"] == 376
     make_cache(world, tmp_path / "more.zarr", views=(9,))

@@ -121,7 +121,7 @@ def test_repro(tmp_path):
     assert len(stores) == 2
 
     # A loss weight, as an experiment: students and what follows them.
-    said = project.dvc("exp", "run", "--set-param", "presets/digits.yaml:objective.kd.alpha=0.7")
+    said = project.dvc("exp", "run", "--set-param", "presets/digits.yaml:loss.kd.alpha=0.7")
     assert set(RUNNING.findall(said)) == {student, *follow}
     assert "alpha: 0.7" in project.text("presets/digits.yaml")
     assert "0.7" in project.dvc("exp", "show", "--csv")
@@ -133,7 +133,7 @@ def test_repro(tmp_path):
     assert {"train_teacher", "cache_teacher", student} <= set(ran)
     assert not {"prepare", "train_baseline@test_byobnet"} & set(ran)
     assert project.stores() > stores
-    project.put("digits", "objective", kd={"alpha": 0.9})
+    project.put("digits", "loss", kd={"alpha": 0.9})
     project.put("digits-teacher", "train", epochs=2)
     assert project.repro() == []
     assert (project.text("runs/dvc/report.json"), project.text("runs/dvc/cache.json")) == first

@@ -37,7 +37,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def command(world, tmp_path, *models: object) -> list[object]:
     small = ("--input-size", SIZE, "--limit", IMAGES, "--set", "teacher.threads=1")
-    return ["erf", "--shards", world.index_path, *small, "--out", tmp_path / "erf.png", *models]
+    return ["erf", "--index", world.index_path, *small, "--out", tmp_path / "erf.png", *models]
 
 
 def as_json(*words: object) -> dict:
@@ -154,14 +154,14 @@ class TestMistakes:
     def test_options(self, words, world, checkpoint, tmp_path):
         assert "every model has weights of its own" in refused(*words(checkpoint, "--pretrained"))
         assert "an impossible limit" in refused(*words(MODEL, "--limit", 0))
-        assert "no.index" in refused("erf", MODEL, "--shards", tmp_path / "no.index", "--out", tmp_path / "erf.png")
-        assert kdpipe("erf", "--shards", world.index_path, "--out", tmp_path / "erf.png").code == 2
+        assert "no.index" in refused("erf", MODEL, "--index", tmp_path / "no.index", "--out", tmp_path / "erf.png")
+        assert kdpipe("erf", "--index", world.index_path, "--out", tmp_path / "erf.png").code == 2
         assert not (tmp_path / "erf.png").exists()
 
     def test_where_the_picture_can_not_be(self, world, tmp_path):
         (tmp_path / "file").write_text("precious")
         for out in (tmp_path, tmp_path / "file" / "erf.png"):
             # Said before the model is looked at.
-            line = refused("erf", "rezznet", "--shards", world.index_path, "--out", out)
+            line = refused("erf", "rezznet", "--index", world.index_path, "--out", out)
             assert "the picture can't be written there" in line
         assert (tmp_path / "file").read_text() == "precious"

@@ -25,7 +25,7 @@ def test_a_trained_slak_sees_further_than_kernels_of_seven(tmp_path):
     for name, model in models.items():
         assert run.trained(name, run.full, model, "none", seed=0, epochs=4) > 0.5
     files = [tmp_path / name / "best.safetensors" for name in models]
-    words = ("--shards", tmp_path / "val.index", "--limit", 30, "--input-size", 64, "--set", "views.crop_pct=1.0")
+    words = ("--index", tmp_path / "val.index", "--limit", 30, "--input-size", 64, "--set", "views.crop_pct=1.0")
     result = kdpipe("erf", *files, *words, "--out", tmp_path / "erf.png", "--json")
     assert result.code == 0, result.err
     slak, of_seven = json.loads(result.out)["models"]

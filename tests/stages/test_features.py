@@ -22,7 +22,7 @@ HOW += ["teacher.threads=1", "caching.render_threads=1"]
 
 def caching(world, out: Path, *flags: object, teacher: list[str] | None = None) -> tuple[object, ...]:
     sets = [word for how in HOW for word in ("--set", how)]
-    return "cache-teacher", "--shards", world.index_path, "--out", out, *(teacher or TINY), *sets, *flags
+    return "cache-teacher", "--index", world.index_path, "--out", out, *(teacher or TINY), *sets, *flags
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,19 @@ def slak(tmp_path_factory) -> list[str]:
 def made(world, slak, tmp_path_factory) -> Path:
     """Logits, both features and both parts of a SLaK, of one view and center; not to be changed."""
     out = tmp_path_factory.mktemp("made") / "c"
-    flags = ["--views", "0:1,center", "--k", 3, "--pooled", "float16", "--map", "int8", "--map-rank", 8, "--tail"]
+    flags = [
+        "--views",
+        "0:1,center",
+        "--k",
+        3,
+        "--pooled",
+        "float16",
+        "--feature-map",
+        "int8",
+        "--feature-map-rank",
+        8,
+        "--last-stage",
+    ]
     result = kdpipe(*caching(world, out, *flags, teacher=slak))
     assert result.code == 0, result.err
     return out
@@ -50,7 +62,7 @@ def copied(made, tmp_path) -> Path:
 
 class TestCaching:
     def test_what_is_lost_is_said(self, world, tmp_path):
-        flags = ["--targets", "none", "--pooled", "int8", "--map", "float16", "--map-rank", 2]
+        flags = ["--targets", "none", "--pooled", "int8", "--feature-map", "float16", "--feature-map-rank", 2]
         said = kdpipe(*caching(world, tmp_path / "c", *flags)).out
         assert "retained mass" not in said
         assert "pooled: mean relative squared error " in said
@@ -66,7 +78,7 @@ class TestCaching:
         assert summary["parts"] == [summary["calibration"]["part"], "head"]
 
     def test_a_basis_from_another_cache(self, world, tmp_path):
-        flags = ["--targets", "none", "--map", "int8", "--map-rank", 2, "--json"]
+        flags = ["--targets", "none", "--feature-map", "int8", "--feature-map-rank", 2, "--json"]
         first = json.loads(kdpipe(*caching(world, tmp_path / "a", *flags)).out)
         more = [*flags, "--views", 3, "--calibration-from", tmp_path / "a"]
         second = json.loads(kdpipe(*caching(world, tmp_path / "b", *more)).out)
@@ -75,7 +87,7 @@ class TestCaching:
         assert "there is no map to calibrate" in refused(*none)
 
     def test_a_record_of_features(self, world, tmp_path):
-        flags = ["--targets", "none", "--pooled", "float32", "--record", tmp_path / "cache.json"]
+        flags = ["--targets", "none", "--pooled", "float32", "--manifest", tmp_path / "cache.json"]
         assert kdpipe(*caching(world, tmp_path / "c", *flags)).code == 0
         said = json.loads((tmp_path / "cache.json").read_text())
         assert said["encoding"]["pooled"]["dtype"] == "float32"
@@ -85,9 +97,9 @@ class TestCaching:
         ("flags", "message"),
         [
             (["--targets", "none"], r"targets.kind none keeps nothing; add targets.pooled or targets.map"),
-            (["--map-rank", 3], "map_rank 3 is about a map, and none is kept"),
+            (["--feature-map-rank", 3], "map_rank 3 is about a map, and none is kept"),
             (["--pooled", "float16", "--teacher", "tests.tiny:network"], "has no forward_features"),
-            (["--map", "float16", "--tail"], "no last stage that can be taken out"),
+            (["--feature-map", "float16", "--last-stage"], "no last stage that can be taken out"),
         ],
     )
     def test_what_cannot_be_kept_is_one_line(self, world, tmp_path, flags, message):
@@ -114,7 +126,7 @@ class TestVerify:
 
     def test_features_alone_and_added_later(self, world, tmp_path):
         out = tmp_path / "c"
-        assert kdpipe(*caching(world, out, "--targets", "none", "--map", "float32")).code == 0
+        assert kdpipe(*caching(world, out, "--targets", "none", "--feature-map", "float32")).code == 0
         truth = json.loads(kdpipe("verify", out, "--trust", "tests", "--json").out)["truth"]
         assert (truth["ok"], truth["control"], truth["truncation"]) == (True, None, None)
         assert truth["features"]["map"]["error"] == 0
@@ -213,8 +225,19 @@ class TestInspect:
 class TestPlan:
     @pytest.mark.parametrize("kind", ["none", pytest.param("topk", marks=pytest.mark.slow)])
     def test_bytes_and_files_as_then_cached(self, world, slak, tmp_path, kind):
-        flags = ["--views", "0:2,center", "--targets", kind, "--pooled", "float16", "--map", "int8", "--map-rank", 8]
-        command = caching(world, tmp_path / "c", *flags, "--tail", teacher=slak)
+        flags = [
+            "--views",
+            "0:2,center",
+            "--targets",
+            kind,
+            "--pooled",
+            "float16",
+            "--feature-map",
+            "int8",
+            "--feature-map-rank",
+            8,
+        ]
+        command = caching(world, tmp_path / "c", *flags, "--last-stage", teacher=slak)
         asked = [word for word in command[1:] if word not in ("--out", tmp_path / "c")]
         report = json.loads(kdpipe("plan", *asked, "--seconds", 5, "--json").out)
         [chosen] = [e for e in report["encodings"] if e["chosen"]]
@@ -235,19 +258,21 @@ class TestPlan:
         assert by_name["int8"]["bytes"]["mid"] > 2 * by_name["int8-r8"]["bytes"]["mid"]
 
     def test_in_words(self, world):
-        flags = ["--shards", world.index_path, *TINY, "--targets", "none", "--map", "float16", "--seconds", 5]
+        flags = ["--index", world.index_path, *TINY, "--targets", "none", "--feature-map", "float16", "--seconds", 5]
         said = kdpipe("plan", *flags).out
         assert "error, map" in said
         assert "stored once" in said
         assert "map-int8" in said
 
     def test_what_cannot_be_kept_is_one_line(self, world):
-        assert "no last stage" in refused("plan", "--shards", world.index_path, *TINY, "--map", "int8", "--tail")
+        assert "no last stage" in refused(
+            "plan", "--index", world.index_path, *TINY, "--feature-map", "int8", "--last-stage"
+        )
 
 
 @pytest.mark.slow
 def test_workers_of_a_local_cluster(world, tmp_path):
-    flags = ["--targets", "none", "--pooled", "float16", "--map", "int8", "--map-rank", 2]
+    flags = ["--targets", "none", "--pooled", "float16", "--feature-map", "int8", "--feature-map-rank", 2]
     assert kdpipe(*caching(world, tmp_path / "c", *flags, "--workers", 1)).code == 0
     assert kdpipe(*caching(world, tmp_path / "d", *flags)).code == 0
     assert Cache(Store(tmp_path / "c")).root_digest() == Cache(Store(tmp_path / "d")).root_digest()

@@ -158,15 +158,15 @@ def test_without_the_index_the_rest_is_printed(tmp_path):
     assert "augmented views: entropy" in shown
     assert "right %" not in shown
     # An index that is named must do; so does one that was moved.
-    assert inspected(tmp_path / "c.zarr", "--shards", tmp_path / "moved")["statistics"]["remark"] is None
-    assert "no index there" in refused("inspect", tmp_path / "c.zarr", "--shards", tmp_path / "w" / "index")
+    assert inspected(tmp_path / "c.zarr", "--index", tmp_path / "moved")["statistics"]["remark"] is None
+    assert "no index there" in refused("inspect", tmp_path / "c.zarr", "--index", tmp_path / "w" / "index")
     (tmp_path / "c.zarr" / "provenance.json").unlink()
     assert "provenance is missing" in inspected(tmp_path / "c.zarr")["statistics"]["remark"]
 
 
 def test_an_index_of_other_samples_is_refused(cache_path, tmp_path):
     other = make_world(tmp_path / "w", seed=9)
-    assert "the cache was made with another" in refused("inspect", cache_path, "--shards", other.index_path)
+    assert "the cache was made with another" in refused("inspect", cache_path, "--index", other.index_path)
 
 
 def test_unlabelled_samples(tmp_path):

@@ -31,11 +31,11 @@ STUDENT = [
 
 
 def caching(world: World, out: Path, *more: object) -> list[object]:
-    return ["cache-teacher", "--shards", world.index_path, *TEACHER, "--out", out, *more]
+    return ["cache-teacher", "--index", world.index_path, *TEACHER, "--out", out, *more]
 
 
 def training(world: World, out: Path, *more: object) -> list[object]:
-    return ["train-student", "--shards", world.index_path, *STUDENT, "--epochs", 1, "--out", out, *more]
+    return ["train-student", "--index", world.index_path, *STUDENT, "--epochs", 1, "--out", out, *more]
 
 
 class TestWrongPath:
@@ -50,7 +50,7 @@ class TestWrongPath:
 
     def test_cache_teacher(self, world, tmp_path):
         gone = World(tmp_path, world.index)
-        line = refused("cache-teacher", "--shards", tmp_path / "no.index", *TEACHER, "--out", tmp_path / "c")
+        line = refused("cache-teacher", "--index", tmp_path / "no.index", *TEACHER, "--out", tmp_path / "c")
         assert "no.index" in line
         assert "x.safetensors: weights not found" in refused(
             *caching(gone, tmp_path / "c", "--weights", "x.safetensors")
@@ -61,11 +61,9 @@ class TestWrongPath:
         assert not (tmp_path / "c").exists()
 
     def test_train_student(self, world, tmp_path):
-        assert "no cache here" in refused(
-            *training(world, tmp_path / "r", "--objective", "kd", "--cache", tmp_path / "no")
-        )
+        assert "no cache here" in refused(*training(world, tmp_path / "r", "--loss", "kd", "--cache", tmp_path / "no"))
         assert "no.yaml: params can't be read" in refused(
-            *training(world, tmp_path / "r"), "--params", tmp_path / "no.yaml"
+            *training(world, tmp_path / "r"), "--config", tmp_path / "no.yaml"
         )
         assert not (tmp_path / "r").exists()
 
@@ -75,7 +73,7 @@ class TestWrongPath:
         assert not (tmp_path / "no.zarr").exists()
 
     def test_evaluate(self, world, tmp_path):
-        line = refused("evaluate", tmp_path / "no.safetensors", "--shards", world.index_path)
+        line = refused("evaluate", tmp_path / "no.safetensors", "--index", world.index_path)
         assert "no.safetensors: weights not found" in line
 
     def test_shards_that_moved_after_indexing(self, tmp_path):
@@ -95,7 +93,7 @@ class TestWrongClassCount:
         assert not (tmp_path / "c").exists()
 
     def test_a_student_with_other_classes_than_the_cache(self, world, cache_path, tmp_path):
-        line = refused(*training(world, tmp_path / "r", "--objective", "kd", "--cache", cache_path), "--num-classes", 9)
+        line = refused(*training(world, tmp_path / "r", "--loss", "kd", "--cache", cache_path), "--num-classes", 9)
         assert "9" in line
         assert "7" in line
         assert not (tmp_path / "r").exists()
@@ -111,7 +109,7 @@ class TestCacheOfOtherShards:
         other = make_world(tmp_path / "w", seed=9)
         before = tree(Path(cache_path), ignore=())
         field = "another shards.shard-0000.tar.content"
-        assert field in refused(*training(other, tmp_path / "r", "--objective", "kd", "--cache", cache_path))
+        assert field in refused(*training(other, tmp_path / "r", "--loss", "kd", "--cache", cache_path))
         assert field in refused(*caching(other, Path(cache_path)))
         assert tree(Path(cache_path), ignore=()) == before
         assert not (tmp_path / "r").exists()
@@ -119,26 +117,26 @@ class TestCacheOfOtherShards:
     def test_verify(self, cache_path, tmp_path):
         other = make_world(tmp_path / "w", seed=9)
         assert "shard-0000.tar.content" in refused(
-            "verify", cache_path, "--shards", other.index_path, "--trust", "tests"
+            "verify", cache_path, "--index", other.index_path, "--trust", "tests"
         )
 
 
 def test_views_not_cached_under_strict(world, cache_path, tmp_path):
-    command = training(world, tmp_path / "r", "--objective", "kd", "--cache", cache_path, "--view-schedule", "strict")
+    command = training(world, tmp_path / "r", "--loss", "kd", "--cache", cache_path, "--view-schedule", "strict")
     line = refused(*command, "--epochs", 4)
     assert "view schedule strict: more epochs than cached views; found epoch 3; allowed: 3 epochs" in line
     assert not (tmp_path / "r").exists()
 
 
 def test_teacher_without_weights(world, tmp_path):
-    line = refused("cache-teacher", "--shards", world.index_path, "--teacher", "resnet18", "--out", tmp_path / "c")
+    line = refused("cache-teacher", "--index", world.index_path, "--teacher", "resnet18", "--out", tmp_path / "c")
     assert "teacher has no weights: it would teach noise" in line
     assert "--weights FILE, or --pretrained" in line
     assert not (tmp_path / "c").exists()
 
 
 def test_kd_without_a_cache(world, tmp_path):
-    assert "--cache" in refused(*training(world, tmp_path / "r", "--objective", "kd"))
+    assert "--cache" in refused(*training(world, tmp_path / "r", "--loss", "kd"))
     assert not (tmp_path / "r").exists()
 
 
@@ -165,7 +163,7 @@ class TestCorruptImage:
 
     def test_cache_teacher_and_train_student_name_it(self, tmp_path):
         world = corrupt_world(tmp_path)
-        for command in (caching(world, tmp_path / "c"), training(world, tmp_path / "r", "--objective", "none")):
+        for command in (caching(world, tmp_path / "c"), training(world, tmp_path / "r", "--loss", "none")):
             line = refused(*command)
             assert f"shard-0000.tar key {world.index.key(5)} at byte {int(world.index.image_start[5])}" in line
 
@@ -176,7 +174,7 @@ def test_a_damaged_cache_is_refused_when_its_chunk_is_read(world, cache_path, tm
     data = bytearray(chunk.read_bytes())
     data[30] ^= 4
     chunk.write_bytes(data)
-    line = refused(*training(world, tmp_path / "r", "--objective", "kd", "--cache", tmp_path / "c.zarr"))
+    line = refused(*training(world, tmp_path / "r", "--loss", "kd", "--cache", tmp_path / "c.zarr"))
     assert "log_prob/c/0/1/0/0: a chunk of the cache is damaged: its checksum is wrong" in line
 
 
@@ -199,9 +197,9 @@ class TestNoSpaceAndNoPermission:
         assert len(tree(tmp_path / "c")) == len(tree(tmp_path / "d"))
 
     def test_train_student(self, world, tmp_path, full, monkeypatch):
-        assert full in refused(*training(world, tmp_path / "r", "--objective", "none"))
+        assert full in refused(*training(world, tmp_path / "r", "--loss", "none"))
         monkeypatch.undo()
-        assert kdpipe(*training(world, tmp_path / "r", "--objective", "none")).code == 0
+        assert kdpipe(*training(world, tmp_path / "r", "--loss", "none")).code == 0
 
     def test_index(self, world, tmp_path, full):
         assert full in refused("index", world.folder / "shards", "--out", tmp_path / "i")
@@ -233,14 +231,14 @@ class TestNoSpaceAndNoPermission:
             write(self, text[: len(text) // 2])
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-        assert kdpipe(*training(world, tmp_path / "runs" / "r", "--objective", "none")).code == 0
+        assert kdpipe(*training(world, tmp_path / "runs" / "r", "--loss", "none")).code == 0
         (tmp_path / "e").mkdir()
-        scores = kdpipe("evaluate", tmp_path / "runs/r/best.safetensors", "--shards", world.index_path, "--json").out
+        scores = kdpipe("evaluate", tmp_path / "runs/r/best.safetensors", "--index", world.index_path, "--json").out
         (tmp_path / "e" / "r.json").write_text(scores)
         monkeypatch.setattr(Path, "write_text", half)
         out = tmp_path / "out"
         refused("report", tmp_path / "runs", "--evaluations", tmp_path / "e", "--out", out / "report.md")
-        refused(*caching(world, out / "c"), "--record", out / "record.json")
+        refused(*caching(world, out / "c"), "--manifest", out / "record.json")
         assert sorted(p.name for p in out.iterdir()) == ["c"]
 
     @pytest.mark.parametrize("stage", ["cache-teacher", "train-student", "index", "prepare", "demo"])
@@ -250,7 +248,7 @@ class TestNoSpaceAndNoPermission:
         refused(
             *{
                 "cache-teacher": caching(world, out),
-                "train-student": training(world, out, "--objective", "none"),
+                "train-student": training(world, out, "--loss", "none"),
                 "index": ["index", world.folder / "shards", "--out", out],
                 "prepare": ["prepare", "digits", "--out", out],
                 "demo": ["demo", "--out", out],
@@ -279,7 +277,7 @@ class TestParams:
     def test_unknown_key(self, world, tmp_path, command):
         file = tmp_path / "p.yaml"
         file.write_text(yaml.safe_dump({"train": {"learning_rate": 1}}))
-        line = refused(*command(world, tmp_path / "out"), "--params", file)
+        line = refused(*command(world, tmp_path / "out"), "--config", file)
         assert "p.yaml: train.learning_rate: unknown key in params; allowed: " in line
         assert "views.zoom: unknown key" in refused(*command(world, tmp_path / "out"), "--set", "views.zoom=1")
         assert not (tmp_path / "out").exists()
@@ -291,7 +289,7 @@ class TestParams:
         assert "train.lr" in refused(*training(world, tmp_path / "r"), "--set", "train.lr=-1")
         assert "section.key=value" in refused(*training(world, tmp_path / "r"), "--set", "lr=1")
         (tmp_path / "bad.yaml").write_text("a: [1")
-        assert "not YAML" in refused(*training(world, tmp_path / "r"), "--params", tmp_path / "bad.yaml")
+        assert "not YAML" in refused(*training(world, tmp_path / "r"), "--config", tmp_path / "bad.yaml")
 
     def test_values_that_are_no_yaml_or_a_date(self, world, tmp_path):
         for value in ("a=[1", "a=2020-99-99"):
@@ -304,7 +302,7 @@ class TestParams:
             assert line.startswith("error: views.seed: input should be a valid integer")
         assert "2020-01-01" in refused(*training(world, tmp_path / "r"), "--set", "views.seed=2020-01-01")
         (tmp_path / "bad.yaml").write_text("views: {seed: 2020-99-99}")
-        assert "not YAML" in refused(*training(world, tmp_path / "r"), "--params", tmp_path / "bad.yaml")
+        assert "not YAML" in refused(*training(world, tmp_path / "r"), "--config", tmp_path / "bad.yaml")
 
     @pytest.mark.parametrize("views", ["4:2", "x", "-1", "0:4,"])
     def test_views_that_are_none(self, world, tmp_path, views):
@@ -313,14 +311,14 @@ class TestParams:
 
 class TestOtherCheckpoint:
     def test_a_run_of_other_settings(self, world, tmp_path):
-        assert kdpipe(*training(world, tmp_path / "r", "--objective", "none")).code == 0
+        assert kdpipe(*training(world, tmp_path / "r", "--loss", "none")).code == 0
         before = tree(tmp_path / "r")
-        line = refused(*training(world, tmp_path / "r", "--objective", "none", "--lr", 0.5))
+        line = refused(*training(world, tmp_path / "r", "--loss", "none", "--lr", 0.5))
         assert "train.lr" in line
         assert tree(tmp_path / "r") == before
 
     def test_weights_of_another_model(self, world, tmp_path):
-        assert kdpipe(*training(world, tmp_path / "r", "--objective", "none")).code == 0
+        assert kdpipe(*training(world, tmp_path / "r", "--loss", "none")).code == 0
         best = tmp_path / "r" / "best.safetensors"
         line = refused(*caching(world, tmp_path / "c", "--weights", best), "--teacher", "resnet18")
         assert "weights of another model; found tests.tiny:network; allowed: resnet18" in line
@@ -330,16 +328,16 @@ class TestOtherCheckpoint:
         assert not (tmp_path / "c").exists()
 
     def test_damaged_weights_in_every_command_that_reads_them(self, world, tmp_path):
-        assert kdpipe(*training(world, tmp_path / "r", "--objective", "none")).code == 0
+        assert kdpipe(*training(world, tmp_path / "r", "--loss", "none")).code == 0
         best = tmp_path / "r" / "best.safetensors"
         data = bytearray(best.read_bytes())
         data[-5] ^= 1
         best.write_bytes(data)
         commands = [
-            ["evaluate", best, "--shards", world.index_path, "--trust", "tests.tiny"],
-            ["erf", best, "--shards", world.index_path, "--out", tmp_path / "erf.png", "--trust", "tests.tiny"],
+            ["evaluate", best, "--index", world.index_path, "--trust", "tests.tiny"],
+            ["erf", best, "--index", world.index_path, "--out", tmp_path / "erf.png", "--trust", "tests.tiny"],
             caching(world, tmp_path / "c", "--weights", best),
-            training(world, tmp_path / "s", "--objective", "none", "--weights", best),
+            training(world, tmp_path / "s", "--loss", "none", "--weights", best),
         ]
         for command in commands:
             assert f"{best}: weights can't be read: damaged: its tensors aren't those" in refused(*command)
@@ -363,7 +361,7 @@ class TestOtherCheckpoint:
     def test_a_folder_that_is_something_else(self, world, tmp_path):
         (tmp_path / "r").mkdir()
         (tmp_path / "r" / "thesis.tex").write_text("years of work")
-        refused(*training(world, tmp_path / "r", "--objective", "none"))
+        refused(*training(world, tmp_path / "r", "--loss", "none"))
         refused(*caching(world, tmp_path / "r"))
         assert tree(tmp_path / "r") == {"thesis.tex": b"years of work"}
 

@@ -131,7 +131,7 @@ def test_a_summary_speaks_of_its_own_encoding(world, tmp_path):
 
 def test_verify_needs_the_same_weights_and_shards(world, cache_path, tmp_path):
     moved = make_world(tmp_path / "w")  # the same shards, elsewhere
-    assert kdpipe("verify", cache_path, "--shards", moved.index_path, "--trust", "tests").code == 0
+    assert kdpipe("verify", cache_path, "--index", moved.index_path, "--trust", "tests").code == 0
 
 
 def test_inspect(cache_path):
@@ -158,12 +158,12 @@ def test_inspect_of_an_unfinished_cache(cache_path, tmp_path):
 
 
 def test_a_student_is_scored_against_its_teachers_center_view(world, cache_path, tmp_path):
-    flags = ["--objective", "soft-ce", "--cache", cache_path, "--val", world.index_path, "--lr", 0.05, "--epochs", 8]
+    flags = ["--loss", "soft-ce", "--cache", cache_path, "--val", world.index_path, "--lr", 0.05, "--epochs", 8]
     result = kdpipe(*training(world, tmp_path / "r", *flags))
     assert result.code == 0, result.err
     best = tmp_path / "r" / "best.safetensors"
     scores = json.loads(
-        kdpipe("evaluate", best, "--trust", "tests", "--shards", world.index_path, "--cache", cache_path, "--json").out
+        kdpipe("evaluate", best, "--trust", "tests", "--index", world.index_path, "--cache", cache_path, "--json").out
     )
     assert scores["samples"] == 94
     assert {"top1", "top5", "nll", "ece", "agreement_top1", "agreement_top5", "kl"} <= scores.keys()
@@ -173,12 +173,12 @@ def test_a_student_is_scored_against_its_teachers_center_view(world, cache_path,
 
 def test_limit_works_on_every_stage(world, tmp_path):
     assert kdpipe(*caching(world, tmp_path / "c", "--limit", 50)).code == 0
-    flags = ["--objective", "kd", "--cache", tmp_path / "c", "--limit", 50]
+    flags = ["--loss", "kd", "--cache", tmp_path / "c", "--limit", 50]
     assert kdpipe(*training(world, tmp_path / "r", *flags)).code == 0
     assert json.loads((tmp_path / "r" / "summary.json").read_text())["samples"] == 50
     best = tmp_path / "r" / "best.safetensors"
     scores = json.loads(
-        kdpipe("evaluate", best, "--trust", "tests", "--shards", world.index_path, "--limit", 30, "--json").out
+        kdpipe("evaluate", best, "--trust", "tests", "--index", world.index_path, "--limit", 30, "--json").out
     )
     assert scores["samples"] == 30
     assert kdpipe("verify", tmp_path / "c", "--trust", "tests").code == 0
@@ -189,7 +189,7 @@ def test_limit_works_on_every_stage(world, tmp_path):
 def test_params_sets_and_flags_in_that_order(world, tmp_path):
     file = tmp_path / "p.yaml"
     file.write_text("train: {lr: 0.1, weight_decay: 0.0, epochs: 3}\n")
-    command = training(world, tmp_path / "r", "--objective", "none")
-    assert kdpipe(*command, "--params", file, "--set", "train.lr=0.2", "--set", "train.momentum=0.5").code == 0
+    command = training(world, tmp_path / "r", "--loss", "none")
+    assert kdpipe(*command, "--config", file, "--set", "train.lr=0.2", "--set", "train.momentum=0.5").code == 0
     config = json.loads((tmp_path / "r" / "summary.json").read_text())["config"]["train"]
     assert (config["lr"], config["weight_decay"], config["epochs"], config["momentum"]) == (0.2, 0.0, 1, 0.5)

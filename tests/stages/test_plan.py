@@ -22,7 +22,7 @@ STUDENT = ["--student", "tests.tiny:network", "--set", f"student.input_size={SIZ
 
 
 def forecast(world: World, *words: object) -> dict:
-    result = kdpipe("plan", "--shards", world.index_path, *TEACHER, *words, "--json")
+    result = kdpipe("plan", "--index", world.index_path, *TEACHER, *words, "--json")
     assert result.code == 0, result.err
     return json.loads(result.out)
 
@@ -77,7 +77,7 @@ def test_no_file_is_left(report):
 
 
 def test_tables_for_people(world):
-    result = kdpipe("plan", "--shards", world.index_path, *TEACHER, "--views", "0:2", "--machines", "1,2", *STUDENT)
+    result = kdpipe("plan", "--index", world.index_path, *TEACHER, "--views", "0:2", "--machines", "1,2", *STUDENT)
     assert result.code == 0, result.err
     assert re.search(r"top4-float16 \* .*\d+ (to \S+ )?k?B", result.out)
     assert re.search(r"1 +│ \d\S* (to \S+ )?(s|min)", result.out)
@@ -136,30 +136,30 @@ class TestUnits:
 
 class TestRefusals:
     def test_no_weights(self, world):
-        assert "no weights" in refused("plan", "--shards", world.index_path, "--teacher", "resnet10t")
+        assert "no weights" in refused("plan", "--index", world.index_path, "--teacher", "resnet10t")
 
     def test_machines(self, world):
         for text in ("0", "1,x", ""):
-            assert "--machines" in refused("plan", "--shards", world.index_path, *TEACHER, "--machines", text)
+            assert "--machines" in refused("plan", "--index", world.index_path, *TEACHER, "--machines", text)
 
     def test_workers_are_cache_teachers(self, world):
-        result = kdpipe("plan", "--shards", world.index_path, *TEACHER, "--workers", 4)
+        result = kdpipe("plan", "--index", world.index_path, *TEACHER, "--workers", 4)
         assert result.code == 2
         assert "--workers" in result.err
 
     def test_views(self, world):
-        assert "no views" in refused("plan", "--shards", world.index_path, *TEACHER, "--views", "3:1")
+        assert "no views" in refused("plan", "--index", world.index_path, *TEACHER, "--views", "3:1")
 
-    def test_an_objective_without_a_teacher(self, world):
-        words = [*TEACHER, *STUDENT, "--set", "objective.name=none"]
-        assert "the objective takes nothing" in refused("plan", "--shards", world.index_path, *words)
+    def test_a_loss_without_a_teacher(self, world):
+        words = [*TEACHER, *STUDENT, "--set", "loss.name=none"]
+        assert "the loss takes nothing" in refused("plan", "--index", world.index_path, *words)
 
     def test_a_student_that_can_not_run(self, world):
         words = [*TEACHER, "--student", "no_such_net"]
-        assert "no_such_net" in refused("plan", "--shards", world.index_path, *words)
+        assert "no_such_net" in refused("plan", "--index", world.index_path, *words)
 
     def test_labels_beyond_the_classes(self, world):
         assert Index.open(world.index_path).labels.max() > 2
         assert "label out of range" in refused(
-            "plan", "--shards", world.index_path, "--teacher", "tests.tiny:network", "--num-classes", 3
+            "plan", "--index", world.index_path, "--teacher", "tests.tiny:network", "--num-classes", 3
         )

@@ -13,9 +13,9 @@ def put(path: Path, value: object) -> None:
     path.write_text(value if isinstance(value, str) else json.dumps(value))
 
 
-def run(folder: Path, name: str, model: str, objective: str, top1: float, **scores: float) -> None:
+def run(folder: Path, name: str, model: str, loss: str, top1: float, **scores: float) -> None:
     student = {"model": model, "num_classes": 10}
-    summary = {"student": model, "objective": {"name": objective}, "steps": 7, "config": {"student": student}}
+    summary = {"student": model, "loss": {"name": loss}, "steps": 7, "config": {"student": student}}
     put(folder / "models" / name / "summary.json", summary)
     put(folder / "models" / name / "best.safetensors", "x" * 5)
     put(folder / "evaluations" / f"{name}.json", {"top1": top1, "nll": 0.5, **scores})
@@ -69,7 +69,7 @@ def test_mistakes(place):
     put(place / "evaluations" / "c-kd.json", {"top1": 1.0, "nll": 0.1})
     assert "c-kd/summary.json: can't be read" in refused("report", *report(place))
     put(place / "models" / "c-kd" / "summary.json", {"student": "c"})
-    assert "c-kd/summary.json: not a finished run: objective: field required" in refused("report", *report(place))
+    assert "c-kd/summary.json: not a finished run: loss: field required" in refused("report", *report(place))
     (place / "evaluations" / "c-kd.json").unlink()
     assert "no record of a cache" in refused("report", *report(place, "--cache", place / "evaluations" / "a-kd.json"))
     assert not (place / "out").exists()

@@ -52,7 +52,7 @@ def interrupted(words: list[str], folder: Path, ready: str, number: int) -> chil
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
 def test_cache_teacher_stops_and_goes_on(world, tmp_path, number):
-    words = ["cache-teacher", "--shards", world.index_path, "--teacher", "tests.tiny:network", *SETTINGS]
+    words = ["cache-teacher", "--index", world.index_path, "--teacher", "tests.tiny:network", *SETTINGS]
     words += ["--num-classes", "7", "--input-size", "16", "--batch-size", "8", "--views", "0:60"]
     words += ["--set", "caching.render_threads=1"]
     done = interrupted([*words, "--out", str(tmp_path / "c")], tmp_path, "c/commits/*/shard-*.json", number)
@@ -71,14 +71,14 @@ def test_cache_teacher_stops_and_goes_on(world, tmp_path, number):
 def test_train_student_stops_after_a_step_and_goes_on(world, tmp_path, number):
     words = [
         "train-student",
-        "--shards",
+        "--index",
         world.index_path,
         "--val",
         world.index_path,
         "--student",
         "tests.tiny:network",
     ]
-    words += ["--num-classes", "7", "--input-size", "16", "--objective", "none", "--epochs", "12", "--batch-size", "2"]
+    words += ["--num-classes", "7", "--input-size", "16", "--loss", "none", "--epochs", "12", "--batch-size", "2"]
     words += ["--set", "train.threads=1", "--set", "train.device=cpu", "--set", "train.checkpoint_epochs=100"]
     done = interrupted([*words, "--out", str(tmp_path / "run")], tmp_path, "run/metrics.jsonl", number)
     assert done.code == 128 + number, done.err

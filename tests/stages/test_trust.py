@@ -34,14 +34,14 @@ def marking(tmp_path, monkeypatch) -> Code:
 
 def commands(file: Path, index: str, out: Path) -> dict[str, tuple[object, ...]]:
     """Every command that builds a network from a file of weights."""
-    shards = ("--shards", index)
+    shards = ("--index", index)
     return {
         "evaluate": ("evaluate", file, *shards, *FLAT),
         "erf": ("erf", file, *shards, "--out", out / "e.png", "--input-size", 16, "--limit", 2),
         "cache-teacher": ("cache-teacher", *shards, "--weights", file, "--out", out / "c", "--k", 3, *FLAT),
         "plan": ("plan", *shards, "--weights", file, "--seconds", 1, *FLAT),
         "train-student": (
-            *("train-student", *shards, "--weights", file, "--objective", "none", "--epochs", 1, "--out", out / "r"),
+            *("train-student", *shards, "--weights", file, "--loss", "none", "--epochs", 1, "--out", out / "r"),
             *("--batch-size", 16, "--set", "train.warmup_epochs=0"),
         ),
     }
@@ -85,7 +85,7 @@ def test_a_params_file_trusts_too(world, tmp_path, marking):
     words = commands(file, world.index_path, tmp_path)["evaluate"]
     for settings in ({"teacher": {"trust": ["marking"]}}, {"student": {"model": marking.name}}):
         (tmp_path / "p.yaml").write_text(json.dumps(settings))
-        assert kdpipe(*words, "--params", tmp_path / "p.yaml").code == 0
+        assert kdpipe(*words, "--config", tmp_path / "p.yaml").code == 0
     assert "--trust" in refused(*words, "--set", "student.model=marking.inner:other")
     assert kdpipe(*words, "--model", marking.name).code == 0
 
@@ -144,7 +144,9 @@ class TestProvenance:
 def cache(world, slak, tmp_path_factory) -> Path:  # noqa: F811
     """Features and the last stage of a SLaK; not to be changed."""
     out = tmp_path_factory.mktemp("tail") / "c"
-    result = kdpipe(*featured(world, out, "--map", "float16", "--pooled", "float16", "--tail", teacher=slak))
+    result = kdpipe(
+        *featured(world, out, "--feature-map", "float16", "--pooled", "float16", "--last-stage", teacher=slak)
+    )
     assert result.code == 0, result.err
     return out
 
@@ -152,7 +154,7 @@ def cache(world, slak, tmp_path_factory) -> Path:  # noqa: F811
 class TestTail:
     def words(self, world, cache: Path, out: Path) -> list[object]:
         student = ["--student", "resnet10t", "--model-kwargs", f"channels={STUDENT['channels']}"]
-        flags = ["--objective", "scalekd", "--cache", cache, "--batch-size", 16, "--limit", 40]
+        flags = ["--loss", "scalekd", "--cache", cache, "--batch-size", 16, "--limit", 40]
         sets = [
             "views.crop_pct=1.0",
             "views.seed=3",
@@ -161,7 +163,7 @@ class TestTail:
             "train.device=cpu",
         ]
         sets = [word for one in sets for word in ("--set", one)]
-        return ["train-student", "--shards", world.index_path, *student, *flags, *sets, "--epochs", 1, "--out", out]
+        return ["train-student", "--index", world.index_path, *student, *flags, *sets, "--epochs", 1, "--out", out]
 
     def test_code_is_not_run(self, world, cache, tmp_path, marking):
         shutil.copytree(cache, tmp_path / "c")
@@ -193,7 +195,7 @@ class TestCheckpoint:
         folder.write_checkpoint(tensors, state)
 
     def test_names_in_it_are_compared_and_not_used(self, world, tmp_path, marking):
-        words = training(world, tmp_path / "r", "--objective", "none")
+        words = training(world, tmp_path / "r", "--loss", "none")
         assert kdpipe(*words).code == 0
         self.changed(tmp_path / "r", lambda state: state["config"]["student"].update(model=marking.name))
         line = refused(*words)
@@ -202,7 +204,7 @@ class TestCheckpoint:
         assert not marking.ran
 
     def test_a_dtype_is_no_other_name_of_torch(self, world, tmp_path):
-        words = training(world, tmp_path / "r", "--objective", "none")
+        words = training(world, tmp_path / "r", "--loss", "none")
         assert kdpipe(*words).code == 0
         (tmp_path / "r" / "summary.json").unlink()
         self.changed(tmp_path / "r", lambda state: state["optimizer"].update(groups={"dtype": "load"}))
@@ -233,7 +235,7 @@ class TestCheckpoint:
 )
 def test_params_that_are_none(world, tmp_path, text):
     (tmp_path / "p.yaml").write_text(text)
-    words = [["--params", tmp_path / "p.yaml"]]
+    words = [["--config", tmp_path / "p.yaml"]]
     if text.startswith(("a: &a [x", "[", "{a: {", "x")):  # which are no values either
         words += [[f"--set=views.seed={text}"], [f"--model-kwargs=a={text}"]]
     for one in words:

@@ -131,7 +131,7 @@ class TestWhichPolicy:
 
     def test_two_are_refused(self, world, cache_path, tmp_path):
         command = ["view", world.index_path, "--cache", cache_path, "--out", tmp_path / "s.png"]
-        assert "Leave out --params and --set" in refused(*command, *sets(seed=1))
+        assert "Leave out --config and --set" in refused(*command, *sets(seed=1))
         assert not (tmp_path / "s.png").exists()
 
     def test_targets_are_mixed_later(self, world, tmp_path):

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from kdpipe.models import ModelSpec, ModelConfig, build, weights_digest
+from kdpipe.models import ModelConfig, ModelSpec, build, weights_digest
 from kdpipe.teacher import Tail, load_tail, tail_parts
 
 CLASSES = 10

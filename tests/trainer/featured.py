@@ -14,7 +14,7 @@ from kdpipe.models import ModelConfig
 from kdpipe.shards import Index, build_index
 from kdpipe.targets import TargetsConfig
 from kdpipe.teacher import Teacher, TeacherConfig
-from kdpipe.trainer import TrainingJob, TrainConfig
+from kdpipe.trainer import TrainConfig, TrainingJob
 from kdpipe.views import ViewsConfig
 from tests.shards.making import write_shards
 
@@ -63,7 +63,7 @@ def make_cache(
     return str(path)
 
 
-def make_job(index: Index, caches: tuple[str, ...], objective: LossConfig, **train: Any) -> TrainingJob:
+def make_job(index: Index, caches: tuple[str, ...], loss: LossConfig, **train: Any) -> TrainingJob:
     """A ResNet of a few thousand weights."""
     how = {"epochs": 2, "batch_size": 16, "lr": 1e-3, "warmup_epochs": 0, "device": "cpu", **train}
     return TrainingJob(
@@ -72,7 +72,7 @@ def make_job(index: Index, caches: tuple[str, ...], objective: LossConfig, **tra
         caches=caches,
         views=VIEWS,
         student=ModelConfig(model="resnet10t", model_kwargs=STUDENT, num_classes=CLASSES, input_size=SIZE),
-        objective=objective,
+        loss=loss,
         train=TrainConfig(**how),
         loader=LoaderConfig(streams=3),
     )

@@ -36,21 +36,21 @@ def params(tmp_path_factory) -> Path:
 def trained(params, index, validation, cache, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "student"
     result = kdpipe(
-        *("train-student", "--params", params, "--shards", index.path, "--val", validation.path),
-        *("--cache", cache, "--student", tiny.MODEL, "--model-kwargs", "width=6", "--objective", "kd"),
+        *("train-student", "--config", params, "--index", index.path, "--val", validation.path),
+        *("--cache", cache, "--student", tiny.MODEL, "--model-kwargs", "width=6", "--loss", "kd"),
         *("--temperature", 2, "--alpha", 0.8, "--epochs", 2, "--out", out, "--json"),
     )
     assert result.exit_code == 0, result.output
     assert "epoch 2/2" in result.stderr
     summary = json.loads(result.stdout)
-    assert summary["objective"]["kd"]["temperature"] == 2
+    assert summary["loss"]["kd"]["temperature"] == 2
     assert summary["config"]["student"]["model_kwargs"] == {"width": 6}
     return out
 
 
 def test_train_without_a_teacher(params, index, tmp_path):
-    words = ["train-student", "--params", params, "--shards", index.path, "--student", tiny.MODEL]
-    words += ["--objective", "none", "--epochs", 1, "--limit", 20, "--out", tmp_path / "run"]
+    words = ["train-student", "--config", params, "--index", index.path, "--student", tiny.MODEL]
+    words += ["--loss", "none", "--epochs", 1, "--limit", 20, "--out", tmp_path / "run"]
     result = kdpipe(*words)
     assert result.exit_code == 0, result.output
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["samples"] == 20
@@ -63,7 +63,7 @@ def test_train_without_a_teacher(params, index, tmp_path):
 
 
 def test_evaluate_needs_no_more_than_file_and_shards(trained, validation):
-    result = kdpipe("evaluate", trained / "best.safetensors", "--shards", validation.path, *TRUST, "--json")
+    result = kdpipe("evaluate", trained / "best.safetensors", "--index", validation.path, *TRUST, "--json")
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout)
     best = json.loads((trained / "summary.json").read_text())["best"]["validation"]
@@ -73,7 +73,7 @@ def test_evaluate_needs_no_more_than_file_and_shards(trained, validation):
 def test_evaluate_takes_no_word_about_other_weights_from_a_params_file(trained, validation, tmp_path):
     other = "teacher: {class_map: nowhere.txt, checkpoint_key: model_ema, layers: {fc: convolved}, batch_size: 8}\n"
     (tmp_path / "other.yaml").write_text(other)
-    words = ("evaluate", trained / "best.safetensors", "--shards", validation.path, "--params", tmp_path / "other.yaml")
+    words = ("evaluate", trained / "best.safetensors", "--index", validation.path, "--config", tmp_path / "other.yaml")
     words += TRUST
     assert kdpipe(*words).exit_code == 0
     asked = kdpipe(*words, "--set", "teacher.class_map=nowhere.txt")
@@ -81,7 +81,7 @@ def test_evaluate_takes_no_word_about_other_weights_from_a_params_file(trained, 
 
 
 def test_evaluate_for_people(trained, validation):
-    result = kdpipe("evaluate", trained / "best.safetensors", "--shards", validation.path, "--limit", 5, *TRUST)
+    result = kdpipe("evaluate", trained / "best.safetensors", "--index", validation.path, "--limit", 5, *TRUST)
     assert result.exit_code == 0, result.output
     assert result.stdout.startswith("samples 5\nlabelled 5\ntop1 ")
 
@@ -89,7 +89,7 @@ def test_evaluate_for_people(trained, validation):
 def test_agreement_with_the_cached_center_view(trained, index, data, tmp_path):
     url = tiny.make_cache(tmp_path, index, views=("center",))
     file = trained / "best.safetensors"
-    found = json.loads(kdpipe("evaluate", file, "--shards", index.path, "--cache", url, *TRUST, "--json").stdout)
+    found = json.loads(kdpipe("evaluate", file, "--index", index.path, "--cache", url, *TRUST, "--json").stdout)
     assert 0 <= found["agreement_top1"] <= found["agreement_top5"] == 1
     assert found["kl"] > 0
 
@@ -98,8 +98,8 @@ def test_evaluate_any_model(params, index, tmp_path):
     """A teacher against its own cached answers: it agrees with itself."""
     url = tiny.make_cache(tmp_path, index, views=("center",))
     result = kdpipe(
-        *("evaluate", "--params", params, "--model", "tests.trainer.tiny:teacher_model", "--num-classes", tiny.CLASSES),
-        *("--input-size", tiny.SIZE, "--shards", index.path, "--cache", url, "--json"),
+        *("evaluate", "--config", params, "--model", "tests.trainer.tiny:teacher_model", "--num-classes", tiny.CLASSES),
+        *("--input-size", tiny.SIZE, "--index", index.path, "--cache", url, "--json"),
     )
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout)
@@ -110,18 +110,18 @@ def test_evaluate_any_model(params, index, tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--objective", "kdd"], "unknown objective kdd; allowed: none, kd, soft-ce"),
-        (["--objective", "kd"], "needs a teacher's targets. Pass --cache"),
-        (["--objective", "none", "--set", "train.epoch=3"], "unknown key in params"),
-        (["--objective", "none", "--student", "resnet19"], "unknown model"),
-        (["--objective", "none", "--set", "train.opt=adamq"], "unknown optimizer adamq"),
-        (["--objective", "none", "--num-classes", "2"], "label out of range"),
-        (["--objective", "none", "--val", "nowhere.index"], "nowhere.index"),
-        (["--objective", "kd", "--cache", "nowhere.zarr"], "no cache here"),
+        (["--loss", "kdd"], "unknown loss kdd; allowed: none, kd, soft-ce"),
+        (["--loss", "kd"], "needs a teacher's targets. Pass --cache"),
+        (["--loss", "none", "--set", "train.epoch=3"], "unknown key in params"),
+        (["--loss", "none", "--student", "resnet19"], "unknown model"),
+        (["--loss", "none", "--set", "train.opt=adamq"], "unknown optimizer adamq"),
+        (["--loss", "none", "--num-classes", "2"], "label out of range"),
+        (["--loss", "none", "--val", "nowhere.index"], "nowhere.index"),
+        (["--loss", "kd", "--cache", "nowhere.zarr"], "no cache here"),
     ],
 )
 def test_mistakes_are_one_line(params, index, tmp_path, words, message):
-    begin = ["train-student", "--params", params, "--shards", index.path, "--student", tiny.MODEL]
+    begin = ["train-student", "--config", params, "--index", index.path, "--student", tiny.MODEL]
     result = kdpipe(*begin, "--epochs", 1, "--out", tmp_path / "run", *words)
     assert result.exit_code == 2
     assert message in result.stderr
@@ -130,10 +130,10 @@ def test_mistakes_are_one_line(params, index, tmp_path, words, message):
 
 
 def test_evaluate_mistakes(trained, index, cache):
-    missing = kdpipe("evaluate", "nowhere.safetensors", "--shards", index.path)
+    missing = kdpipe("evaluate", "nowhere.safetensors", "--index", index.path)
     assert (missing.exit_code, "weights not found" in missing.stderr) == (2, True)
-    nothing = kdpipe("evaluate", "--model", "resnet18", "--shards", index.path)
+    nothing = kdpipe("evaluate", "--model", "resnet18", "--index", index.path)
     assert (nothing.exit_code, "no weights" in nothing.stderr) == (2, True)
     file = trained / "best.safetensors"
-    no_center = kdpipe("evaluate", file, "--shards", index.path, "--cache", cache, *TRUST)
+    no_center = kdpipe("evaluate", file, "--index", index.path, "--cache", cache, *TRUST)
     assert (no_center.exit_code, "view center is not cached" in no_center.stderr) == (2, True)

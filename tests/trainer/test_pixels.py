@@ -45,9 +45,9 @@ def test_pixels_that_nothing_is_kept_of_are_said_to_be_unchecked(large, tmp_path
     assert summary["pixels"][0] == {"student": 16, "teacher": 16, "exact": None, "canaries": "unchecked"}
 
 
-@pytest.mark.parametrize("pixels", ["exact", "within-1"])
-def test_who_asks_for_a_comparison_is_refused_without_one(large, tmp_path, pixels):
-    loader = {"pixels": pixels}
+@pytest.mark.parametrize("tolerance", [0, 1])
+def test_who_asks_for_a_comparison_is_refused_without_one(large, tmp_path, tolerance):
+    loader = {"canary_tolerance": tolerance}
     job = tiny.make_job(few(large), cache=str(large / "cache.zarr"), epochs=1, batch_size=8, loader=loader)
     with pytest.raises(ViewError, match=r"few.index: pixels can't be compared: .* allowed: .* all-0000.tar, .* \.\.\."):
         train(job, tmp_path / "run", log=lambda _: None)
@@ -57,7 +57,7 @@ def test_who_asks_for_a_comparison_is_refused_without_one(large, tmp_path, pixel
 def test_evaluate_says_so_and_refuses_too(large, tmp_path):
     params = tmp_path / "params.yaml"
     params.write_text(f"views: {json.dumps(tiny.VIEWS.model_dump(mode='json'))}\nteacher: {{device: cpu}}\n")
-    words = ["evaluate", "--params", params, "--shards", large / "few.index", "--cache", large / "cache.zarr"]
+    words = ["evaluate", "--config", params, "--index", large / "few.index", "--cache", large / "cache.zarr"]
     words += ["--trust", "tests.trainer"]
     trained = tmp_path / "run" / "last.safetensors"
     train(tiny.make_job(few(large), epochs=1, batch_size=8), tmp_path / "run", log=lambda _: None)
@@ -65,8 +65,8 @@ def test_evaluate_says_so_and_refuses_too(large, tmp_path):
     assert done.code == 0, done.err
     assert "PIXELS UNCHECKED" in done.err
     assert "agreement_top1" in json.loads(done.out)
-    assert "pixels can't be compared" in refused(*words, trained, "--set", "loader.pixels=exact")
-    whole = kdpipe(*words, trained, "--shards", large / "all.index", "--set", "loader.pixels=exact")
+    assert "pixels can't be compared" in refused(*words, trained, "--set", "loader.canary_tolerance=0")
+    whole = kdpipe(*words, trained, "--index", large / "all.index", "--set", "loader.canary_tolerance=0")
     assert (whole.code, whole.err.count("UNCHECKED")) == (0, 0), whole.err
 
 
@@ -78,9 +78,9 @@ def test_pixels_that_differ_are_refused_and_one_level_only_where_permitted(index
         return [replace(first, pixels=pixels), *others]
 
     monkeypatch.setattr(identity, "read_canaries", one_level_off)
-    for loader in ({}, {"pixels": "exact"}):
+    for loader in ({}, {"canary_tolerance": 0}):
         with pytest.raises(ViewError, match="1 of 44 cached views look different"):
             train(tiny.make_job(index, cache=cache, loader=loader), tmp_path / "run", log=lambda _: None)
-    job = tiny.make_job(index, cache=cache, loader={"pixels": "within-1"}, epochs=1)
+    job = tiny.make_job(index, cache=cache, loader={"canary_tolerance": 1}, epochs=1)
     pixels = train(job, tmp_path / "run", log=lambda _: None)["pixels"][0]
     assert (pixels["exact"], pixels["canaries"]) == (False, 44)

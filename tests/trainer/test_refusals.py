@@ -46,7 +46,7 @@ def begun(index, tmp_path) -> Path:
         ({"epochs": 1, "batch_size": 8}, r"train\.batch_size"),
         ({"epochs": 1, "seed": 8}, r"train\.seed"),
         ({"epochs": 1, "opt": "sgd"}, r"train\.opt"),
-        ({"epochs": 1, "objective": {"name": "none", "label_smoothing": 0.1}}, r"objective\.none\.label_smoothing"),
+        ({"epochs": 1, "loss": {"name": "none", "label_smoothing": 0.1}}, r"loss\.none\.label_smoothing"),
         ({"epochs": 1, "student": {"model_kwargs": {"width": 4}}}, r"student\.model_kwargs\.width"),
         ({"epochs": 1, "student": {"input_size": 12}}, r"student\.input_size"),
         ({"epochs": 1, "loader": {"window": 1}}, r"loader\.window"),
@@ -143,13 +143,13 @@ def test_no_labels(tmp_path):
 
 
 def test_kd_without_a_cache(index, tmp_path):
-    job = tiny.make_job(index, objective={"name": "kd"})
-    refused(job, tmp_path / "run", TrainingError, "objective kd needs a teacher's targets.*Pass --cache")
+    job = tiny.make_job(index, loss={"name": "kd"})
+    refused(job, tmp_path / "run", TrainingError, "loss kd needs a teacher's targets.*Pass --cache")
 
 
 def test_topk_cache_for_a_temperature(index, data, tmp_path):
     url = tiny.make_cache(tmp_path, index, kind="topk", k=2)
-    job = tiny.make_job(index, cache=url, objective={"name": "kd", "temperature": 4.0})
+    job = tiny.make_job(index, cache=url, loss={"name": "kd", "temperature": 4.0})
     refused(job, tmp_path / "run", TargetsError, "needs every class")
 
 

@@ -1,4 +1,4 @@
-"""--replace, and dvclive: what DVC's stages ask of a run."""
+"""--overwrite, and dvclive: what DVC's stages ask of a run."""
 
 import csv
 import json
@@ -44,11 +44,11 @@ def stop_at(number):
 def test_another_job_is_replaced_and_owes_nothing_to_the_former(tmp_path, data):
     train(job(data), tmp_path / "a", log=quiet)
     (tmp_path / "a" / "notes.txt").write_text("mine")
-    with pytest.raises(CheckpointError, match=r"objective\.kd\.alpha"):
-        train(job(data, objective=LOSSES), tmp_path / "a", log=quiet)
+    with pytest.raises(CheckpointError, match=r"loss\.kd\.alpha"):
+        train(job(data, loss=LOSSES), tmp_path / "a", log=quiet)
     said = []
-    train(job(data, objective=LOSSES), tmp_path / "a", log=said.append, replace=True)
-    train(job(data, objective=LOSSES), tmp_path / "b", log=quiet)
+    train(job(data, loss=LOSSES), tmp_path / "a", log=said.append, overwrite=True)
+    train(job(data, loss=LOSSES), tmp_path / "b", log=quiet)
     assert any("is replaced" in line for line in said)
     assert tiny.lines(tmp_path / "a") == tiny.lines(tmp_path / "b")
     assert (tmp_path / "a" / "best.safetensors").read_bytes() == (tmp_path / "b" / "best.safetensors").read_bytes()
@@ -59,7 +59,7 @@ def test_the_same_job_goes_on(tmp_path, data):
     with pytest.raises(Stopped):
         train(job(data), tmp_path / "a", log=quiet, on_step=stop_at(5))
     said = []
-    train(job(data), tmp_path / "a", log=said.append, replace=True)
+    train(job(data), tmp_path / "a", log=said.append, overwrite=True)
     train(job(data), tmp_path / "b", log=quiet)
     assert any("going on at epoch 2" in line for line in said)
     assert tiny.lines(tmp_path / "a") == tiny.lines(tmp_path / "b")

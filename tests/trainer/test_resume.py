@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from kdpipe._util import tensors
-from kdpipe.trainer import TrainingJob, TrainConfig, files, loop, train
+from kdpipe.trainer import TrainConfig, TrainingJob, files, loop, train
 from tests.trainer import tiny
 
 # A run of 3 epochs of 3 steps, with checkpoints inside epochs and all kinds of state.
@@ -216,7 +216,7 @@ def _die() -> None:
 
 
 def kill_in_epoch(at: int) -> None:
-    real, left = loop.Run._save, [at]
+    real, left = loop.TrainingLoop._save, [at]
 
     def on_step(self) -> None:
         left[0] -= 1
@@ -230,7 +230,7 @@ def kill_in_epoch(at: int) -> None:
 
 def kill_between_epochs(at: int) -> None:
     """After the epoch's evaluation, before anything of it is written."""
-    real, left = loop.Run._evaluate, [at]
+    real, left = loop.TrainingLoop._evaluate, [at]
 
     def evaluate(self):
         scores = real(self)
@@ -239,7 +239,7 @@ def kill_between_epochs(at: int) -> None:
             _die()
         return scores
 
-    loop.Run._evaluate = evaluate
+    loop.TrainingLoop._evaluate = evaluate
 
 
 def kill_half_way_through_writing(at: int) -> None:

@@ -14,12 +14,12 @@ from kdpipe.trainer.step import stable_seed
 from tests.trainer import tiny
 
 
-def make_step(objective: dict | None = None, targets_of=None, **train) -> Step:
+def make_step(loss: dict | None = None, targets_of=None, **train) -> Step:
     config = TrainConfig(**{**tiny.TRAIN, **train})
     student = ModelConfig(model=tiny.MODEL, input_size=tiny.SIZE, num_classes=tiny.CLASSES)
     built = build_student(student, config)
-    learner = DistillationModule(built, tiny.configured(**(objective or {"name": "none"})))
-    return Step(learner, config, updates=5, targets_of=targets_of)
+    distillation = DistillationModule(built, tiny.configured(**(loss or {"name": "none"})))
+    return Step(distillation, config, updates=5, targets_of=targets_of)
 
 
 def same_weights(a: Step, b: Step) -> bool:
@@ -40,9 +40,9 @@ def test_a_live_teacher_gives_the_losses_of_the_cache(index, cache, batches):
     def ask(batch) -> Targets:
         return Targets.live(teacher(batch.images.numpy(), batch.erased))
 
-    objective = {"name": "kd", "temperature": 4.0}
+    loss = {"name": "kd", "temperature": 4.0}
     reader = CacheReader(cache, index, tiny.VIEWS, want=Want(dense=True))
-    live, cached = make_step(objective, ask), make_step(objective, lambda b: reader.decode(b.targets))
+    live, cached = make_step(loss, ask), make_step(loss, lambda b: reader.decode(b.targets))
     for number, batch in enumerate(batches):
         a, b = live(batch, number)["loss"], cached(batch, number)["loss"]
         assert abs(a.item() - b.item()) <= 1e-6

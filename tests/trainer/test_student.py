@@ -96,7 +96,7 @@ def test_out_of_memory_in_the_backward(index, tmp_path, monkeypatch):
 def test_the_rehearsal_changes_nothing(index):
     job = tiny.make_job(index)
     built = build_student(job.student, job.train)
-    step = Step(DistillationModule(built, job.objective), job.train, updates=3, targets_of=None)
+    step = Step(DistillationModule(built, job.loss), job.train, updates=3, targets_of=None)
     before, drawn = weights_digest(step.model), torch.get_rng_state()
     step.dry_run()
     assert weights_digest(step.model) == before

@@ -121,11 +121,11 @@ def test_another_input_size_is_said(tmp_path, index, cache):
     assert same["pixels"][0] == {"student": 16, "teacher": 16, "exact": True, "canaries": 44}
 
 
-def test_objective_none_leaves_a_cache_alone(tmp_path, index):
+def test_loss_none_leaves_a_cache_alone(tmp_path, index):
     said: list[str] = []
-    job = tiny.make_job(index, cache="nowhere.zarr", objective={"name": "none"}, epochs=1)
+    job = tiny.make_job(index, cache="nowhere.zarr", loss={"name": "none"}, epochs=1)
     train(job, tmp_path / "run", log=said.append)
-    assert said[0] == "objective none takes nothing from a teacher: the cache is not read"
+    assert said[0] == "loss none takes nothing from a teacher: the cache is not read"
 
 
 @pytest.mark.parametrize("amp_dtype", ["bfloat16", "float16"])

@@ -14,7 +14,7 @@ from kdpipe.models import ModelConfig
 from kdpipe.shards import Index, build_index
 from kdpipe.targets import TargetsConfig
 from kdpipe.teacher import Teacher, TeacherConfig
-from kdpipe.trainer import TrainingJob, TrainConfig
+from kdpipe.trainer import TrainConfig, TrainingJob
 from kdpipe.views import ViewsConfig
 from tests.shards.making import write_shards
 
@@ -83,7 +83,7 @@ def make_cache(folder: Path, index: Index, views: Any = (0, 1), **targets: Any) 
 
 
 def configured(name: str = "kd", **numbers: Any) -> LossConfig:
-    """A config with the numbers of the one objective that it names."""
+    """A config with the numbers of the one loss that it names."""
     own = {"taps", "teachers", "teacher_weights"} & numbers.keys()
     common = {key: numbers.pop(key) for key in own}
     return LossConfig(name=name, **common, **({name.replace("-", "_"): numbers} if numbers else {}))
@@ -93,7 +93,7 @@ def make_job(
     index: Index,
     validation: Index | None = None,
     cache: str | None = None,
-    objective: dict[str, Any] | None = None,
+    loss: dict[str, Any] | None = None,
     student: dict[str, Any] | None = None,
     loader: dict[str, Any] | None = None,
     **train: Any,
@@ -105,7 +105,7 @@ def make_job(
         caches=(cache,) if cache else (),
         views=VIEWS,
         student=ModelConfig(**{**default, **(student or {})}),
-        objective=configured(**(objective or {"name": "kd" if cache else "none"})),
+        loss=configured(**(loss or {"name": "kd" if cache else "none"})),
         train=TrainConfig(**{**TRAIN, **train}),
         loader=LoaderConfig(**{"streams": 3, "window": 2, **(loader or {})}),
     )

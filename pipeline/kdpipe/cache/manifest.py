@@ -85,7 +85,7 @@ class CacheRecord:
             with atomic_write(Path(path).absolute()) as partial:
                 partial.write_text(json.dumps(asdict(self), indent=2, allow_nan=False) + "\n")
         except OSError as e:
-            raise CacheError(f"can't be written: {e.strerror}", where=path, do="Choose another --record") from e
+            raise CacheError(f"can't be written: {e.strerror}", where=path, do="Choose another --manifest") from e
 
     @classmethod
     def read(cls, path: str) -> Self:
@@ -99,7 +99,7 @@ class CacheRecord:
                 content = load_json(file.read(JSON_BYTES))
             validated(CacheRecordFile, content, path)
         except (OSError, ValueError) as e:
-            do = "Make one with kdpipe cache-teacher --record, or name the cache itself"
+            do = "Make one with kdpipe cache-teacher --manifest, or name the cache itself"
             found = e.what if isinstance(e, KdpipeError) else None
             raise CacheError("no record of a cache", where=path, found=found, do=do) from e
         return cls(**content)

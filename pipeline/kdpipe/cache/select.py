@@ -8,7 +8,7 @@ from typing import Any, Self
 from kdpipe.cache.cache import Cache
 from kdpipe.cache.layout import Segment, in_order
 from kdpipe.errors import CacheError, TargetsError
-from kdpipe.targets import ArrayField, Encoding
+from kdpipe.targets import FEATURE_FLAGS, ArrayField, Encoding
 from kdpipe.views import View
 
 HEAD, TAIL = "head", "tail"
@@ -34,7 +34,7 @@ class Want:
 
     @classmethod
     def of(cls, needs: object) -> Self:
-        """What something needs that has attributes of these names, as an objective's needs do."""
+        """What something needs that has attributes of these names, as a loss's needs do."""
         return cls(**{field.name: getattr(needs, field.name) for field in fields(cls)})
 
 
@@ -125,7 +125,9 @@ def select(
         )
     for name in (HEAD, TAIL):
         if getattr(want, name) and name not in cache.parts:
-            _refuse(cache, f"the teacher's {name}", "no such part", "--pooled float16" if name == HEAD else "--tail")
+            _refuse(
+                cache, f"the teacher's {name}", "no such part", "--pooled float16" if name == HEAD else "--last-stage"
+            )
     best: tuple[tuple[Any, ...], Selection] | None = None
     fit = list(_choices(cache, want, found))
     for choices in itertools.product(*fit):
@@ -140,7 +142,7 @@ def select(
     if best is None:
         groups = {e.name: sorted(map(str, v)) for e, v in found.items()}
         raise CacheError(
-            "no view has all that this objective needs",
+            "no view has all that this loss needs",
             where=cache.store,
             found="; ".join(f"{name}: views {', '.join(views)}" for name, views in groups.items()),
             do="Cache what is missing over the same views: kdpipe cache-teacher with the same --views",
@@ -168,7 +170,7 @@ def _choices(cache: Cache, want: Want, found: dict[Encoding, dict[View, Segment]
             having: list[Choice] = [(e, name, False) for e in found if name in e.groups]
             if not having:
                 held = ", ".join(sorted(e.name for e in found))
-                _refuse(cache, f"the teacher's {name} feature", held, f"--targets none --{name} float16")
+                _refuse(cache, f"the teacher's {name} feature", held, f"--targets none {FEATURE_FLAGS[name]} float16")
             yield having
 
 
@@ -181,7 +183,8 @@ def _joined(choices: tuple[Choice, ...], found: dict[Encoding, dict[View, Segmen
     for encoding, group, _ in choices:
         groups.setdefault(encoding, set()).add(group)
     sources = tuple(
-        ViewSource(e, tuple(g for g in ("logits", "pooled", "map") if g in taken), found[e]) for e, taken in groups.items()
+        ViewSource(e, tuple(g for g in ("logits", "pooled", "map") if g in taken), found[e])
+        for e, taken in groups.items()
     )
     of_logits = [(e, by_head) for e, group, by_head in choices if group == "logits" or by_head]
     logits, by_head = of_logits[0] if of_logits else (None, False)
@@ -191,7 +194,7 @@ def _joined(choices: tuple[Choice, ...], found: dict[Encoding, dict[View, Segmen
 def _refuse(cache: Cache, what: str, found: str, flags: str) -> None:
     other = "; kd, nkd and dkd can use temperature 1" if "every class" in what else ""
     raise TargetsError(
-        f"this objective needs {what}",
+        f"this loss needs {what}",
         where=cache.store,
         found=found,
         do=f"Add it over the same views: kdpipe cache-teacher {flags}{other}",

@@ -38,7 +38,7 @@ def reuse_basis(url: str, identity: dict[str, Any], encoding: Encoding, views: S
         CacheError: it has no such calibration, or has lost it.
     """
     if encoding.map is None:
-        do = "Keep one with --map, or leave out --calibration-from"
+        do = "Keep one with --feature-map, or leave out --calibration-from"
         raise ConfigError("there is no map to calibrate", where=f"--calibration-from {url}", do=do)
     other = Cache(Store(url))
     ours, theirs = (
@@ -53,7 +53,7 @@ def reuse_basis(url: str, identity: dict[str, Any], encoding: Encoding, views: S
             where=other.store,
             found=", ".join(sorted(labels)) or "no map",
             allowed=f"rank {encoding.map.rank} of shape {encoding.map.shape}",
-            do="Name a cache that was made with the same --map-rank",
+            do="Name a cache that was made with the same --feature-map-rank",
         )
     read_part_bytes(other, held.calibration)
     return BasisReuse(other, held.calibration)
@@ -90,7 +90,12 @@ def calibrated(cache: Cache, encoding: Encoding, views: Sequence[View], loan: Ba
 
 
 def have_calibration(
-    backend: Backend, job: CachingJob, cache: Cache, encoding: Encoding, views: Sequence[View], loan: BasisReuse | None = None
+    backend: Backend,
+    job: CachingJob,
+    cache: Cache,
+    encoding: Encoding,
+    views: Sequence[View],
+    loan: BasisReuse | None = None,
 ) -> Encoding:
     """Have the calibration of an encoding's map in the cache: copied from the loan, or fitted to the views.
 

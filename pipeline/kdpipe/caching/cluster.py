@@ -15,7 +15,7 @@ from distributed.comm import CommClosedError
 from distributed.scheduler import KilledWorker
 
 from kdpipe._util import remote
-from kdpipe.caching.backend import TeacherSpec, CachingJob, Outcome, Task
+from kdpipe.caching.backend import CachingJob, Outcome, Task, TeacherSpec
 from kdpipe.caching.worker import TeacherPlugin, describe, require_same
 from kdpipe.errors import CacheError, KdpipeError, TeacherError
 from kdpipe.targets import Encoding
@@ -31,7 +31,7 @@ _GONE = (CommClosedError, ClosedClientError, CancelledError, FuturesCancelledErr
 _REPEAT = "Repeat the command: finished tasks are kept"
 # What a worker is about that does what is asked of one, by the name of the plugin's method.
 _STEPS = {
-    "settle": "finding how the teacher is run fastest",
+    "resolve_plan": "finding how the teacher is run fastest",
     "try_extracting": "trying to take the teacher's parts out",
     "extract": "taking the teacher's parts out",
     "try_batch": "trying the teacher on the first batch",
@@ -85,7 +85,7 @@ class Cluster:
     def resolve_plan(self, layers: KernelPlan | None, batches: int) -> dict[str, Any]:
         """See Backend. One worker finds out; the others do as it found when their first task tells them."""
         share = -(-batches // max(1, len(self._client.nthreads())))
-        numerics: dict[str, Any] = self._on_one("settle", layers, share)
+        numerics: dict[str, Any] = self._on_one("resolve_plan", layers, share)
         return numerics
 
     def try_extracting(self, names: Sequence[str]) -> None:

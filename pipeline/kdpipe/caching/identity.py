@@ -10,7 +10,7 @@ from kdpipe.errors import ViewError
 from kdpipe.shards import BlockReader, Index
 from kdpipe.views import View, ViewsConfig
 from kdpipe.views.block import paired_index, render_rows
-from kdpipe.views.canaries import COUNT, Canary, Pixels, compare, spread
+from kdpipe.views.canaries import COUNT, Canary, CanaryTolerance, compare, spread
 
 # Canaries lie in few blocks, so that checking them on remote shards reads megabytes, not gigabytes.
 _BLOCKS = 8
@@ -66,7 +66,7 @@ def render_canaries(index: Index, config: ViewsConfig, views: Sequence[View], si
     return canaries[:COUNT]
 
 
-def check_canaries(cache: Cache, index: Index, config: ViewsConfig, allow: Pixels) -> dict[str, Any]:
+def check_canaries(cache: Cache, index: Index, config: ViewsConfig, tolerance: CanaryTolerance) -> dict[str, Any]:
     """Render a cache's canaries again, as far as the index has their samples, and compare.
 
     Returns: see `views.canaries.compare`; `views` is 0 where the index has none of their samples.
@@ -90,23 +90,29 @@ def check_canaries(cache: Cache, index: Index, config: ViewsConfig, allow: Pixel
             kept.append(canary)
             now.append(_canary(index, reader, config, row, canary.view, cache.size).pixels)
     reader.close()
-    return compare(kept, now, allow)
+    return compare(kept, now, tolerance)
 
 
 def check_readers_canaries(
-    cache: Cache, index: Index, config: ViewsConfig, allow: Pixels, *, asked: bool, log: Callable[[str], None]
+    cache: Cache,
+    index: Index,
+    config: ViewsConfig,
+    tolerance: CanaryTolerance,
+    *,
+    asked: bool,
+    log: Callable[[str], None],
 ) -> dict[str, Any]:
     """As `check_canaries`, for an index that may be any part of the cache: where nothing can be compared, say so.
 
     Args:
-        cache, index, config, allow: as there.
-        asked: whether somebody asked for `allow`, rather than leaving it at its default.
+        cache, index, config, tolerance: as there.
+        asked: whether somebody asked for `tolerance`, rather than leaving it at its default.
         log: told a remark, if no canary is of the index's samples.
 
     Raises:
         ViewError: they look different now, or it was asked for and nothing can be compared.
     """
-    report = check_canaries(cache, index, config, allow)
+    report = check_canaries(cache, index, config, tolerance)
     if not report["views"]:
         kept = read_canaries(cache)
         what = f"none of the cache's {len(kept)} canaries is of a sample of this index"
@@ -117,7 +123,7 @@ def check_readers_canaries(
                 f"pixels can't be compared: {what}",
                 where=index.path,
                 allowed=f"an index with one of the shards {some}",
-                do="Index one of them too; without --pixels (loader.pixels) it goes on unchecked",
+                do="Index one of them too; without --canary-tolerance (loader.canary_tolerance) it goes on unchecked",
             )
         log(f"PIXELS UNCHECKED: {what}; an index with one of the shards {some} would tell")
     return report

@@ -10,7 +10,7 @@ from kdpipe.teacher import TeacherOutput
 from kdpipe.views import View
 
 _NAMES = {"logits": "logit", "pooled": "pooled feature", "map": "value of the final map"}
-_OPTIONS = {"logits": "--dtype float32", "pooled": "--pooled float32", "map": "--map float32"}
+_OPTIONS = {"logits": "--dtype float32", "pooled": "--pooled float32", "map": "--feature-map float32"}
 _CHECK = "check the weights, teacher.mean and teacher.std"
 # By autocast's dtype. bfloat16 has float32's range: it rarely overflows where float32 does not.
 _REMEDY = {

@@ -19,25 +19,27 @@ from kdpipe.cache.commit import finished, sweep, write_provenance
 from kdpipe.cache.layout import STORE_RECORD
 from kdpipe.cache.locks import adding, writing
 from kdpipe.cache.manifest import place
-from kdpipe.caching.backend import Backend, TeacherSpec, InProcess, CachingJob, Outcome, Task
-from kdpipe.caching.calibration import BasisReuse, reuse_basis, calibrated, have_calibration
+from kdpipe.caching.backend import Backend, CachingJob, InProcess, Outcome, Task, TeacherSpec
+from kdpipe.caching.calibration import BasisReuse, calibrated, have_calibration, reuse_basis
 from kdpipe.caching.identity import check_canaries, make_identity, render_canaries
 from kdpipe.caching.modules import parts_of
-from kdpipe.caching.segments import layers_asked, segments_for, settled
+from kdpipe.caching.segments import layers_asked, segments_for, with_plan
 from kdpipe.config import Config
 from kdpipe.shards import Index, images
 from kdpipe.targets import Encoding, Quality, TargetsConfig
 from kdpipe.teacher import Teacher
 from kdpipe.views import View, ViewsConfig
 from kdpipe.views.block import labelling_index
-from kdpipe.views.canaries import Pixels
+from kdpipe.views.canaries import CanaryTolerance
 
 
 class CachingConfig(Config):
     """How a cache is made; but for `calibration_from` and `allow_nondeterministic`, nothing changes what is in it."""
 
     render_threads: int | None = Field(None, ge=1, description="decode and render threads; default: all cores")
-    pixels: Pixels = Field("exact", description="how close an existing cache's canaries must be")
+    canary_tolerance: CanaryTolerance = Field(
+        0, description="levels by which an existing cache's canaries may differ when rendered here"
+    )
     calibration_from: str | None = Field(None, description="cache whose calibration the map gets; default: its own")
     allow_nondeterministic: bool = Field(False, description="cache one output of a teacher that is stochastic")
 
@@ -142,7 +144,7 @@ def cache_views(
             if writer.alone:
                 sweep(cache)
             encoding = calibrated(cache, encoding, views, loan)
-            described = settled(backend, described, cache, encoding, views, None if searched else batches)
+            described = with_plan(backend, described, cache, encoding, views, None if searched else batches)
             job = job_of(described)
             if not searched and _unfinished(cache, encoding, views):
                 backend.try_batch(job, encoding, views, chance)
@@ -179,7 +181,7 @@ def _open(
         return create(store, identity, render_canaries(index, config, views, identity["render_size"]))
     cache = Cache(store)
     require_identity(store, identity, cache.identity)
-    check_canaries(cache, index, config, caching.pixels)
+    check_canaries(cache, index, config, caching.canary_tolerance)
     return cache
 
 

@@ -19,7 +19,7 @@ _TASK_BYTES = 2**30
 _AS_BEGUN = "Leave out teacher.form and teacher.layers, and it goes on as it was begun; or begin another cache"
 
 
-def settled(
+def with_plan(
     backend: Backend,
     described: TeacherSpec,
     cache: Cache,

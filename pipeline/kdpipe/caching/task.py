@@ -76,7 +76,7 @@ def _require_measured(total: Quality, shard: Shard) -> None:
             f"{wrong[0]}, which the encoding loses, is not finite",
             where=shard.name,
             found=total.json()[wrong[0]],
-            do="Keep more of it: --dtype, --pooled or --map float32, or no --map-rank",
+            do="Keep more of it: --dtype, --pooled or --feature-map float32, or no --feature-map-rank",
         )
 
 

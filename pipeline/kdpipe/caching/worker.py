@@ -16,7 +16,7 @@ from kdpipe._util import remote
 from kdpipe._util.fingerprint import differences
 from kdpipe._util.machine import limit_malloc_arenas
 from kdpipe.cache import Cache
-from kdpipe.caching.backend import TeacherSpec, CachingJob, do, resolve_plan
+from kdpipe.caching.backend import CachingJob, TeacherSpec, do, resolve_plan
 from kdpipe.caching.modules import calibrate, extract, try_extracting
 from kdpipe.caching.trial import try_batch
 from kdpipe.errors import IdentityError

@@ -18,7 +18,12 @@ from kdpipe.views import View
 
 
 def forecast(
-    index: Index, measured: SampleMeasurements, chosen: Encoding, views: Sequence[View], machines: Sequence[int], loading: float
+    index: Index,
+    measured: SampleMeasurements,
+    chosen: Encoding,
+    views: Sequence[View],
+    machines: Sequence[int],
+    loading: float,
 ) -> dict[str, Any]:
     """What `cache_views` would make, and how long it would take.
 
@@ -80,7 +85,9 @@ def _alone(index: Index, measured: SampleMeasurements, encoding: Encoding, views
     segments = _segments(index, encoding, views)
     return {
         "teacher": len(views) * float((-(-rows // throughput.batch)).sum()) * throughput.forward.mid,
-        "rendering": sum(float(throughput.rendering(rows, g).sum()) for s in segments for g in _groups(s, throughput.group)),
+        "rendering": sum(
+            float(throughput.rendering(rows, g).sum()) for s in segments for g in _groups(s, throughput.group)
+        ),
         "encoding": len(views) * len(index) * throughput.encode,
         "writing": len(index.shards) * sum(_writing(index, measured, s) for s in segments),
     }
@@ -109,7 +116,9 @@ def _makespan(tasks: list[float], machines: int) -> float:
     return max(free)
 
 
-def _encoding(index: Index, measured: SampleMeasurements, weight: CandidateSize, views: Sequence[View]) -> dict[str, Any]:
+def _encoding(
+    index: Index, measured: SampleMeasurements, weight: CandidateSize, views: Sequence[View]
+) -> dict[str, Any]:
     encoding, shards, writing = weight.encoding, len(index.shards), measured.writing
     segments, fields = _segments(index, encoding, views), len(encoding.fields())
     numbered = sum(isinstance(v, int) for v in views)

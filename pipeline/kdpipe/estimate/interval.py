@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-# FeatureShapes's t, two-sided 90 %, by degrees of freedom; beyond the last it hardly changes.
+# Student's t, two-sided 90 %, by degrees of freedom; beyond the last it hardly changes.
 _T = (6.31, 2.92, 2.35, 2.13, 2.02, 1.94, 1.89, 1.86, 1.83, 1.81, 1.80, 1.78, 1.77, 1.76, 1.75)
 _T_MANY = 1.70
 

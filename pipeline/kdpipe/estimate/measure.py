@@ -14,7 +14,7 @@ from kdpipe.caching.run import CachingConfig
 from kdpipe.caching.trial import try_batch
 from kdpipe.estimate.candidates import encodings, largest_rank
 from kdpipe.estimate.sampling import SampledOutputs
-from kdpipe.estimate.sizes import Scales, CandidateSize, Writing, measure_writing
+from kdpipe.estimate.sizes import CandidateSize, Scales, Writing, measure_writing
 from kdpipe.estimate.throughput import Throughput, measure_throughput
 from kdpipe.shards import Index
 from kdpipe.targets import Calibration, Encoding, TargetsConfig
@@ -93,7 +93,9 @@ def measure(
     try_batch(teacher, first, encoding, nondeterministic=caching.allow_nondeterministic)
     startup = time.monotonic() - began
     log("rendering and asking the teacher")
-    throughput, sample = measure_throughput(index, config, teacher, encoding, views, threads, max(0.0, 0.75 * seconds - startup))
+    throughput, sample = measure_throughput(
+        index, config, teacher, encoding, views, threads, max(0.0, 0.75 * seconds - startup)
+    )
     # A cache begins with its canaries, rendered one by one, and with what isn't in arrays.
     startup += COUNT * threads * (throughput.decode + throughput.render) + extracting
     all_of_them = encodings(encoding)
@@ -110,7 +112,9 @@ def measure(
     writing = measure_writing(encoding, sample, block, scales)
     took = time.monotonic() - began
     fitted = scales.of_rank(encoding)
-    return SampleMeasurements(throughput, sample, encoding, weights, writing, fitted, part_bytes, startup, threads, took)
+    return SampleMeasurements(
+        throughput, sample, encoding, weights, writing, fitted, part_bytes, startup, threads, took
+    )
 
 
 def _parts(teacher: Teacher, targets: TargetsConfig) -> tuple[dict[str, int], float]:
@@ -120,7 +124,9 @@ def _parts(teacher: Teacher, targets: TargetsConfig) -> tuple[dict[str, int], fl
     return sizes, time.monotonic() - began
 
 
-def _calibration(encoding: Encoding, sample: Sequence[SampledOutputs], rank: int | None) -> tuple[Calibration | None, float]:
+def _calibration(
+    encoding: Encoding, sample: Sequence[SampledOutputs], rank: int | None
+) -> tuple[Calibration | None, float]:
     """One of so many components, fitted to the sample, and the seconds that it takes to fit the cache's own."""
     maps = [part.map for part in sample if part.map is not None]
     if encoding.map is None or not maps:

@@ -59,7 +59,7 @@ class Batch:
 
     @property
     def ground_truth(self) -> Labels:
-        """The labels as objectives take them."""
+        """The labels as losses take them."""
         return Labels(self.labels, self.label_pairs, self.lam)
 
     def __len__(self) -> int:

@@ -22,7 +22,7 @@ from kdpipe.loader.worker_share import WorkerShare, known
 from kdpipe.shards import Index
 from kdpipe.views import View, ViewsConfig
 from kdpipe.views.block import paired_index
-from kdpipe.views.canaries import Pixels
+from kdpipe.views.canaries import CanaryTolerance
 
 
 class LoaderConfig(Config):
@@ -33,7 +33,9 @@ class LoaderConfig(Config):
     window: int = Field(8, ge=1, description="blocks of a stream that are shuffled together")
     views_per_decode: int = Field(1, ge=1, description="views of a sample that follow each other, decoded once")
     view_schedule: ViewSchedule = "cycle"
-    pixels: Pixels = Field("exact", description="how close the cache's canaries must be when rendered here")
+    canary_tolerance: CanaryTolerance = Field(
+        0, description="levels by which the cache's canaries may differ when rendered here"
+    )
 
 
 class Loader:

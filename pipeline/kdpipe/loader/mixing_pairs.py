@@ -1,4 +1,4 @@
-"""MixingPairs of rows that are mixed with each other, and so move through an epoch together."""
+"""Pairs of rows that are mixed with each other, and so move through an epoch together."""
 
 from typing import Any
 

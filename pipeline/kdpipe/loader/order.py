@@ -55,7 +55,7 @@ class Order:
     def places(self, rank: int, world: int) -> np.ndarray:
         """Place of each position in this process's part of its batch; -1 where another process has it. row_type (N,).
 
-        Units are dealt in turn: with streams a multiple of the processes, each reads streams of its own until some run out.
+        Units are dealt in turn: with streams a multiple of the processes, each reads its own until some run out.
         """
         lengths = np.diff(self.bounds)
         mine = self.units % world == rank
@@ -114,7 +114,7 @@ def epoch_order(
 
 
 def plain_order(rows: np.ndarray, batch_size: int, views: tuple[View, ...] = ("center",)) -> Order:
-    """Every row as they come, its views together in one batch; each row is a stream, so workers share batches evenly."""
+    """Every row as they come, its views together in one batch; a stream a row, so workers share batches evenly."""
     whole = max(1, batch_size // len(views)) * len(views)
     order = _expanded(rows[:, None], np.arange(len(rows), dtype=_lane_type(len(rows))), views, batch_size)
     bounds = np.r_[np.arange(0, len(order.rows), whole), len(order.rows)].astype(np.int64)

@@ -44,7 +44,9 @@ class RowReader:
         cache: where targets come from, or None.
     """
 
-    def __init__(self, index: Index, config: ViewsConfig, size: int, cache: CacheReader | MultiCacheReader | None) -> None:
+    def __init__(
+        self, index: Index, config: ViewsConfig, size: int, cache: CacheReader | MultiCacheReader | None
+    ) -> None:
         self._index, self._config, self._size, self._cache = index, config, size, cache
         # A partner may lie beyond the limit of the index, but not of the cache where its targets are mixed in.
         self._whole = paired_index(index, config)

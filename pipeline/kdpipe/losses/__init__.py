@@ -1,21 +1,21 @@
-"""Objectives: losses of a student, each declaring what it needs of labels and cached targets."""
+"""Losses: losses of a student, each declaring what it needs of labels and cached targets."""
 
 from kdpipe.losses.base import Loss, TermConfig
-from kdpipe.losses.build import ALIASES, OBJECTIVES, LossConfig, build_objective
+from kdpipe.losses.build import ALIASES, LOSSES, LossConfig, build_loss
 from kdpipe.losses.combine import average
-from kdpipe.losses.inputs import StudentOutput, Context, Requirements, FeatureShapes, TeacherInfo
+from kdpipe.losses.inputs import Context, FeatureShapes, Requirements, StudentOutput, TeacherInfo
 
 __all__ = [
     "ALIASES",
-    "OBJECTIVES",
-    "StudentOutput",
+    "LOSSES",
     "Context",
-    "Requirements",
+    "FeatureShapes",
     "Loss",
     "LossConfig",
-    "FeatureShapes",
+    "Requirements",
+    "StudentOutput",
     "TeacherInfo",
     "TermConfig",
     "average",
-    "build_objective",
+    "build_loss",
 ]

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from kdpipe.errors import TargetsError
 from kdpipe.losses.inputs import FeatureShapes, TeacherInfo
+from kdpipe.targets import FEATURE_FLAGS
 
 Shape = tuple[int, int, int]
 
@@ -72,14 +73,14 @@ def require_nonnegative(name: str, pooled: torch.Tensor) -> None:
             where=name,
             found=f"{least:.3g}",
             allowed="0 and above, as of ResNets",
-            do=f"Set objective.{name}.relu=false",
+            do=f"Set loss.{name}.relu=false",
         )
 
 
 def missing(name: str, feature: str) -> TargetsError:
     """What to raise where the cache has no such feature, pooled or map."""
     return TargetsError(
-        f"this objective needs the teacher's {feature} feature",
+        f"this loss needs the teacher's {feature} feature",
         where=name,
-        do=f"Cache it: kdpipe cache-teacher --targets none --{feature} float16",
+        do=f"Cache it: kdpipe cache-teacher --targets none {FEATURE_FLAGS[feature]} float16",
     )

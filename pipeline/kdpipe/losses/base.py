@@ -1,4 +1,4 @@
-"""What every objective is: needs it declares, and a call that returns its loss and the loss's parts."""
+"""What every loss is: needs it declares, and a call that returns its loss and the loss's parts."""
 
 from typing import Any, ClassVar, Self
 
@@ -8,15 +8,15 @@ from torch import nn
 
 from kdpipe.config import Config
 from kdpipe.errors import TargetsError
-from kdpipe.losses.inputs import StudentOutput, Context, Requirements, FeatureShapes, TeacherInfo
+from kdpipe.losses.inputs import Context, FeatureShapes, Requirements, StudentOutput, TeacherInfo
 from kdpipe.models import ModelSpec
-from kdpipe.targets import Labels, Targets
+from kdpipe.targets import FEATURE_FLAGS, Labels, Targets
 
 
 class TermConfig(Config):
-    """What every objective's config has, for when several are summed."""
+    """What every loss's config has, for when several are summed."""
 
-    weight: float = Field(1.0, ge=0, description="of the objective where several are summed")
+    weight: float = Field(1.0, ge=0, description="of the loss where several are summed")
     schedule: tuple[tuple[float, float], ...] = Field(
         ((0.0, 1.0),), description="factors of the weight: [[0, 0.1], [0.05, 1]] is 0.1, and 1 from 5 % of the run on"
     )
@@ -39,7 +39,7 @@ class Loss(nn.Module):
     """A loss over one batch, with the adapters that it trains, if it has any. A subclass has the first four.
 
     Attributes:
-        name: as in `--objective`.
+        name: as in `--loss`.
         paper: where it is from, one line.
         Config: its numbers.
         trains_classifier: it trains the student's classifier, so that it can stand alone.
@@ -112,7 +112,7 @@ class Loss(nn.Module):
             float32 scalars: `loss` to minimise, and its parts by name, unweighted.
 
         Raises:
-            TargetsError: targets are missing or lack what the objective needs.
+            TargetsError: targets are missing or lack what the loss needs.
         """
         raise NotImplementedError
 
@@ -120,16 +120,16 @@ class Loss(nn.Module):
 def require_targets(name: str, needs: Requirements, targets: Targets | None) -> Targets:
     """The targets, or TargetsError if they can't serve `needs`."""
     if targets is None:
-        raise TargetsError("this objective needs a teacher's targets", where=name, do="Pass --cache")
+        raise TargetsError("this loss needs a teacher's targets", where=name, do="Pass --cache")
     if (needs.logits or needs.dense) and targets.log_probs is None:
         raise TargetsError(
-            "this objective needs the teacher's logits and the targets have none",
+            "this loss needs the teacher's logits and the targets have none",
             where=name,
             do="Cache them: kdpipe cache-teacher --targets topk, or dense",
         )
     if needs.dense and not targets.dense:
         raise TargetsError(
-            "this objective needs every class and the targets are the top k",
+            "this loss needs every class and the targets are the top k",
             where=name,
             do="Cache all: kdpipe cache-teacher --targets dense, or --pooled float16, which gives dense logits at any "
             "temperature through the teacher's head",
@@ -137,9 +137,9 @@ def require_targets(name: str, needs: Requirements, targets: Targets | None) -> 
     missing = [n for n in ("pooled", "map") if getattr(needs, n) and getattr(targets, n) is None]
     if missing:
         raise TargetsError(
-            f"this objective needs the teacher's {missing[0]} feature",
+            f"this loss needs the teacher's {missing[0]} feature",
             where=name,
-            do=f"Cache it: kdpipe cache-teacher --targets none --{missing[0]} float16",
+            do=f"Cache it: kdpipe cache-teacher --targets none {FEATURE_FLAGS[missing[0]]} float16",
         )
     return targets
 

@@ -7,7 +7,7 @@ from pydantic import Field
 from torch.nn import functional as F
 
 from kdpipe.losses.base import Loss, float32, require_targets
-from kdpipe.losses.inputs import StudentOutput, Context, Requirements
+from kdpipe.losses.inputs import Context, Requirements, StudentOutput
 from kdpipe.losses.logit import CrossEntropyConfig, cross_entropy
 from kdpipe.targets import Labels, Targets
 

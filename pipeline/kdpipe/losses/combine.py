@@ -1,4 +1,4 @@
-"""Several objectives as one, and several teachers as one."""
+"""Several losses as one, and several teachers as one."""
 
 import math
 from collections.abc import Sequence
@@ -9,14 +9,14 @@ from torch import nn
 
 from kdpipe.errors import TargetsError
 from kdpipe.losses.base import Loss, TermConfig
-from kdpipe.losses.inputs import StudentOutput, Context, Requirements
+from kdpipe.losses.inputs import Context, Requirements, StudentOutput
 from kdpipe.targets import Labels, Targets
 
 Parts = dict[str, torch.Tensor]
 
 
 class Sum(Loss):
-    """Weighted objectives of one teacher. Parts: the terms' own, by their names; `<objective>.<part>` where two
+    """Weighted losses of one teacher. Parts: the terms' own, by their names; `<loss>.<part>` where two
     have the same; unweighted.
     """
 
@@ -44,22 +44,22 @@ class Sum(Loss):
 
 
 class SumOverTeachers(Loss):
-    """One objective for each teacher, the weighted mean of their losses. Parts: the weighted means of theirs."""
+    """One loss for each teacher, the weighted mean of their losses. Parts: the weighted means of theirs."""
 
     name, paper = "teachers", "a weighted mean over teachers"
     Config = TermConfig
 
-    def __init__(self, objectives: Sequence[Loss], weights: Sequence[float]) -> None:
+    def __init__(self, losses: Sequence[Loss], weights: Sequence[float]) -> None:
         nn.Module.__init__(self)
-        self.objectives = nn.ModuleList(objectives)
-        self.requirements = objectives[0].requirements
-        self._weights = shares(weights, len(objectives))
+        self.losses = nn.ModuleList(losses)
+        self.requirements = losses[0].requirements
+        self._weights = shares(weights, len(losses))
 
     def forward(self, output: StudentOutput, labels: Labels, targets: Any, context: Context) -> Parts:
         """See Loss; `targets` are a tuple, one of each teacher."""
         total: Parts = {}
-        for weight, objective, own in zip(self._weights, self.objectives, targets, strict=True):
-            for name, part in objective(output, labels, own, context).items():
+        for weight, loss, own in zip(self._weights, self.losses, targets, strict=True):
+            for name, part in loss(output, labels, own, context).items():
                 total[name] = total.get(name, 0) + weight * part
         return total
 
@@ -80,7 +80,7 @@ def average(targets: Sequence[Targets], weights: Sequence[float] = ()) -> Target
         if one.log_probs is None or one.pooled is not None or one.map is not None:
             raise TargetsError(
                 "features of several teachers have no mean",
-                do="Sum over the teachers instead: --set objective.teachers=sum",
+                do="Sum over the teachers instead: --set loss.teachers=sum",
             )
         total = weight * one.log_probs if total is None else total + weight * one.log_probs
     assert total is not None

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from kdpipe.losses.align import map_shapes, same_grid, to_width
 from kdpipe.losses.base import Loss, TermConfig, float32, require_targets
-from kdpipe.losses.inputs import StudentOutput, Context, Requirements, FeatureShapes, TeacherInfo
+from kdpipe.losses.inputs import Context, FeatureShapes, Requirements, StudentOutput, TeacherInfo
 from kdpipe.targets import Labels, Targets
 
 
@@ -35,7 +35,7 @@ def fd(student: torch.Tensor, teacher: torch.Tensor, *, whitened: bool = False, 
 class FdConfig(TermConfig):
     """Numbers of `fd`. The weight is the large-kernel paper's, for the form `paper` beside CE, KD or NKD."""
 
-    weight: float = Field(3e-5, ge=0, description="of the objective where several are summed")
+    weight: float = Field(3e-5, ge=0, description="of the loss where several are summed")
     form: Literal["paper", "whitened"] = Field(
         "paper", description="paper: the teacher's map as it is; whitened: each position's vector normalised"
     )

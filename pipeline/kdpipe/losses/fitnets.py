@@ -7,7 +7,7 @@ from pydantic import Field
 
 from kdpipe.losses.align import map_shapes, same_grid, to_width
 from kdpipe.losses.base import Loss, TermConfig, float32, require_targets
-from kdpipe.losses.inputs import StudentOutput, Context, Requirements, FeatureShapes, TeacherInfo
+from kdpipe.losses.inputs import Context, FeatureShapes, Requirements, StudentOutput, TeacherInfo
 from kdpipe.targets import Labels, Targets
 
 
@@ -23,7 +23,7 @@ def squared_error(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
 class FitNetsConfig(TermConfig):
     """Numbers of `fitnets`."""
 
-    weight: float = Field(100.0, ge=0, description="of the objective where several are summed")
+    weight: float = Field(100.0, ge=0, description="of the loss where several are summed")
 
 
 class FitNets(Loss):

@@ -1,4 +1,4 @@
-"""What objectives are given, and say that they need: words that students, teachers and trainer share."""
+"""What losses are given, and say that they need: words that students, teachers and trainer share."""
 
 from dataclasses import dataclass, field
 
@@ -10,7 +10,7 @@ from kdpipe.teacher import Tail
 
 @dataclass(frozen=True)
 class Requirements:
-    """What an objective takes.
+    """What a loss takes.
 
     Attributes:
         labels: it has a term against the ground truth.

@@ -8,7 +8,7 @@ from torch import nn
 
 from kdpipe.losses.align import map_shapes, same_grid, to_width
 from kdpipe.losses.base import Loss, TermConfig, float32, require_targets
-from kdpipe.losses.inputs import StudentOutput, Context, Requirements, FeatureShapes, TeacherInfo
+from kdpipe.losses.inputs import Context, FeatureShapes, Requirements, StudentOutput, TeacherInfo
 from kdpipe.targets import Labels, Targets
 
 
@@ -35,7 +35,7 @@ def channel_mask(x: torch.Tensor, ratio: float) -> torch.Tensor:
 class MgdConfig(TermConfig):
     """Numbers of `mgd`, those of the paper's classification."""
 
-    weight: float = Field(7e-5, ge=0, description="of the objective where several are summed: the paper's alpha")
+    weight: float = Field(7e-5, ge=0, description="of the loss where several are summed: the paper's alpha")
     mask: float = Field(0.15, ge=0, lt=1, description="share of channels that are masked: the paper's lambda")
 
 

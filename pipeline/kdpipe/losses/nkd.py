@@ -6,7 +6,7 @@ import torch
 from pydantic import Field, model_validator
 
 from kdpipe.losses.base import Loss, float32, require_targets
-from kdpipe.losses.inputs import StudentOutput, Context, Requirements
+from kdpipe.losses.inputs import Context, Requirements, StudentOutput
 from kdpipe.losses.logit import CrossEntropyConfig, cross_entropy
 from kdpipe.losses.target_class import labelled, log_softmax_others, with_label
 from kdpipe.targets import Labels, Targets

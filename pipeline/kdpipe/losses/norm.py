@@ -10,7 +10,7 @@ from torch import nn
 from kdpipe.errors import TargetsError, TrainingError
 from kdpipe.losses.align import map_shapes, missing, same_grid
 from kdpipe.losses.base import Loss, TermConfig, float32, require_targets
-from kdpipe.losses.inputs import StudentOutput, Context, Requirements, FeatureShapes, TeacherInfo
+from kdpipe.losses.inputs import Context, FeatureShapes, Requirements, StudentOutput, TeacherInfo
 from kdpipe.losses.logit import cross_entropy, kd
 from kdpipe.models import ModelSpec
 from kdpipe.models.wrappers.logits import standardised
@@ -160,9 +160,9 @@ def _statistics(config: NormConfig, info: TeacherInfo) -> tuple[torch.Tensor | N
     if info.mean is None or info.std is None:
         raise TargetsError(
             "the cache has no statistics of the teacher's map",
-            where="objective.norm.standardise_map",
+            where="loss.norm.standardise_map",
             found=config.standardise_map,
-            do="Cache the map anew, or set objective.norm.standardise_map=false",
+            do="Cache the map anew, or set loss.norm.standardise_map=false",
         )
     # What comes out of a ReLU has no negative mean in any channel; of other maps some of hundreds have one.
     if config.standardise_map == "auto" and bool((info.mean >= 0).all()):

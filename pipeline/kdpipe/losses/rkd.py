@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 from kdpipe.losses.base import Loss, TermConfig, float32, require_targets
 from kdpipe.losses.gather import gathered
-from kdpipe.losses.inputs import StudentOutput, Context, Requirements
+from kdpipe.losses.inputs import Context, Requirements, StudentOutput
 from kdpipe.targets import Labels, Targets
 
 # Numbers in the largest tensor of the angles: with more rows they are computed a few vertices at a time.

@@ -9,7 +9,7 @@ from kdpipe.errors import TrainingError
 from kdpipe.losses.base import Loss, TermConfig, float32, require_targets
 from kdpipe.losses.cap import CrossAttentionProjector, Shape
 from kdpipe.losses.dfm import frequency, spatial
-from kdpipe.losses.inputs import StudentOutput, Context, Requirements, FeatureShapes, TeacherInfo
+from kdpipe.losses.inputs import Context, FeatureShapes, Requirements, StudentOutput, TeacherInfo
 from kdpipe.losses.logit import cross_entropy, soft_cross_entropy
 from kdpipe.targets import Labels, Targets
 from kdpipe.teacher import Tail
@@ -124,9 +124,9 @@ class ScaleKd(Loss):
         tail = None if info is None else info.tail
         if tail is None:
             raise TrainingError(
-                "this objective needs the teacher's last stage",
+                "this loss needs the teacher's last stage",
                 where=cls.name,
-                do="Keep it: kdpipe cache-teacher --tail; or use kd+cap-dfm, which does without",
+                do="Keep it: kdpipe cache-teacher --last-stage; or use kd+cap-dfm, which does without",
             )
         if tail.out_shape != final:
             raise TrainingError(
@@ -134,7 +134,7 @@ class ScaleKd(Loss):
             )
         if len(student.maps) < 2:
             raise TrainingError(
-                "this objective needs maps of the student's last two stages",
+                "this loss needs maps of the student's last two stages",
                 where=cls.name,
                 found=len(student.maps),
                 do="Name them, or use kd+cap-dfm, which needs the final one",
@@ -176,8 +176,8 @@ class ScaleKd(Loss):
 def _map_of(name: str, info: TeacherInfo | None) -> Shape:
     if info is None or info.map is None:
         raise TrainingError(
-            "this objective needs the teacher's final map",
+            "this loss needs the teacher's final map",
             where=name,
-            do="Cache it: kdpipe cache-teacher --map int8, or float16",
+            do="Cache it: kdpipe cache-teacher --feature-map int8, or float16",
         )
     return info.map

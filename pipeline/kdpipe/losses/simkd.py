@@ -10,7 +10,7 @@ from kdpipe.errors import TargetsError
 from kdpipe.losses.align import require_nonnegative, same_grid, teacher_head
 from kdpipe.losses.base import Loss, TermConfig, float32, require_targets
 from kdpipe.losses.fitnets import squared_error
-from kdpipe.losses.inputs import StudentOutput, Context, Requirements, TeacherInfo
+from kdpipe.losses.inputs import Context, Requirements, StudentOutput, TeacherInfo
 from kdpipe.models import ModelSpec
 from kdpipe.models.wrappers.simkd import PROJECTED, SimkdStudent, kept
 from kdpipe.targets import Labels, Targets
@@ -102,8 +102,8 @@ class Simkd(Loss):
                 raise TargetsError(
                     "the teacher's classifier doesn't see the mean of its final map: a student of that map would "
                     "give the classifier something else than it knows",
-                    where="objective.simkd.feature",
+                    where="loss.simkd.feature",
                     found=f"a mean {far:.0%} away from the pooled feature",
-                    do="Set objective.simkd.feature=pooled",
+                    do="Set loss.simkd.feature=pooled",
                 )
         self._tried = True

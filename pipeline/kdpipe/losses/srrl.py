@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from kdpipe.losses.align import require_nonnegative, teacher_head
 from kdpipe.losses.base import Loss, TermConfig, float32, require_targets
 from kdpipe.losses.fitnets import squared_error
-from kdpipe.losses.inputs import StudentOutput, Context, Requirements, FeatureShapes, TeacherInfo
+from kdpipe.losses.inputs import Context, FeatureShapes, Requirements, StudentOutput, TeacherInfo
 from kdpipe.targets import Labels, Targets
 
 

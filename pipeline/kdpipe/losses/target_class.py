@@ -1,4 +1,4 @@
-"""One class apart from all others: what objectives share that treat the label's class by itself."""
+"""One class apart from all others: what losses share that treat the label's class by itself."""
 
 import math
 

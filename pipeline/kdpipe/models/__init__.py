@@ -1,7 +1,7 @@
 """Models: built by name, loaded strictly, digested. Importing this registers the large-kernel networks with timm."""
 
 from kdpipe.models import replknet, slak, unireplknet
-from kdpipe.models.build import ModelSpec, ModelConfig, build, first_line
+from kdpipe.models.build import ModelConfig, ModelSpec, build, first_line
 from kdpipe.models.crop import Cropped, Seen, Shape, crop, croppable, inputs_seen
 from kdpipe.models.header import read_header
 from kdpipe.models.inference import merged
@@ -10,9 +10,9 @@ from kdpipe.models.weights import METADATA_KEY, load_weights, read_metadata, wei
 
 __all__ = [
     "METADATA_KEY",
-    "ModelSpec",
     "Cropped",
     "ModelConfig",
+    "ModelSpec",
     "Seen",
     "Shape",
     "build",

@@ -98,7 +98,10 @@ class LargeKernelConv(nn.Module):
             return
         kernels: list[tuple[torch.Tensor, torch.Tensor]] = []
         # The largest first, so that whatever fits into a kernel finds it there.
-        for i in sorted(range(len(self.branch_specs)), key=lambda i: -self.branch_specs[i].extent[0] * self.branch_specs[i].extent[1]):
+        for i in sorted(
+            range(len(self.branch_specs)),
+            key=lambda i: -self.branch_specs[i].extent[0] * self.branch_specs[i].extent[1],
+        ):
             weight, bias = _folded_weights(*_pair(self.branches[i]))
             weight = _spread(weight, self.branch_specs[i].dilation)
             for at, (kernel, others) in enumerate(kernels):

@@ -15,7 +15,7 @@ from kdpipe._util.fingerprint import file_sha256
 from kdpipe.errors import IndexFileError
 from kdpipe.shards.document import DTYPES, MAX_CLASSES
 
-_AGAIN = "Make it again by `kdpipe index --force`"
+_AGAIN = "Make it again by `kdpipe index --overwrite`"
 _BY_BLOCK = tuple(name for name in DTYPES if name.startswith("block_"))
 
 

@@ -33,14 +33,14 @@ def build_index(
     check: Check = "decode",
     limit: int | None = None,
     workers: int | None = None,
-    force: bool = False,
+    overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Index:
     """Scan shards and write their index to the folder `out`.
 
     Args:
         source: what `sources.expand` takes.
-        out: the index's folder. The very same index there is left alone, another only replaced with `force`.
+        out: the index's folder. The very same index there is left alone, another only replaced with `overwrite`.
         block_size: samples a block, the unit of reading, at least 1.
         num_classes: labels must be below it; at most 2**24.
         label_key: the field of `.json` that holds the label; else `.cls`, or a field "label" of `.json`.
@@ -49,7 +49,7 @@ def build_index(
         check: "decode" every image, or read its "header" only.
         limit: index the first so many samples.
         workers: threads; the result doesn't depend on them.
-        force: replace another index.
+        overwrite: replace another index.
         progress: called with (shards done, shards in all, samples found) now and then.
 
     Raises:
@@ -66,7 +66,7 @@ def build_index(
     path = Path(out).absolute()
     layout.refuse_foreign(path)
     shards = resolve(os.fspath(source), split)
-    if not force and limit is None:
+    if not overwrite and limit is None:
         names = [name_of(url) for url in shards.urls]
         layout.refuse_other(path, block_size=block_size, num_classes=num_classes, names=names)
     rules = Rules(num_classes, label_key, check)
@@ -91,7 +91,7 @@ def build_index(
         "shards": _table(scans),
         "skipped": [entry for found in scans for entry in found.skipped],
     }
-    layout.save(path, document, arrays, force)
+    layout.save(path, document, arrays, overwrite)
     return Index.open(path, {found.name: found.url for found in scans if bare_url(found.url) != found.url})
 
 

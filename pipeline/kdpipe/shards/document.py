@@ -107,7 +107,7 @@ def check(document: dict[str, Any], file: Path, do: str) -> None:
     for entry in said.shards:
         if bare_url(entry.url) != entry.url:
             what = "the index holds a URL with a user, a password or a query"
-            raise IndexFileError(what, where=file, found=entry.url, do="Make it again by `kdpipe index --force`")
+            raise IndexFileError(what, where=file, found=entry.url, do="Make it again by `kdpipe index --overwrite`")
         if not is_name(entry.name) or name_of(entry.url) != entry.name or "\0" in entry.url:
             raise refuse("shards", f"{entry.name!r} is not the file name of {entry.url}")
         refuse_chain(entry.url)

@@ -22,14 +22,14 @@ from kdpipe.shards.document import DTYPES, MAX_BYTES, check, read
 
 FORMAT, VERSION = "kdpipe index", 1
 DOCUMENT = "index.json"
-_AGAIN = "Make it again by `kdpipe index --force`"
-_REPLACE = "Choose another --out, or replace it by --force"
+_AGAIN = "Make it again by `kdpipe index --overwrite`"
+_REPLACE = "Choose another --out, or replace it by --overwrite"
 
 
-def save(path: Path, document: dict[str, Any], arrays: dict[str, np.ndarray], force: bool = False) -> bool:
+def save(path: Path, document: dict[str, Any], arrays: dict[str, np.ndarray], overwrite: bool = False) -> bool:
     """Write an index; False if the very same one is there already.
 
-    An index that differs only in where its shards lie is replaced; any other only with `force`.
+    An index that differs only in where its shards lie is replaced; any other only with `overwrite`.
 
     Raises:
         IndexFileError: something else is in the way, or the folder can't be written.
@@ -41,7 +41,7 @@ def save(path: Path, document: dict[str, Any], arrays: dict[str, np.ndarray], fo
         try:
             partial.mkdir()
             complete = _write(partial, document, arrays)
-            if not _may_replace(path, complete, force):
+            if not _may_replace(path, complete, overwrite):
                 return False
             _swap(partial, path)
         finally:
@@ -139,19 +139,19 @@ def _write(folder: Path, document: dict[str, Any], arrays: dict[str, np.ndarray]
     return complete
 
 
-def _may_replace(path: Path, new: dict[str, Any], force: bool) -> bool:
+def _may_replace(path: Path, new: dict[str, Any], overwrite: bool) -> bool:
     refuse_foreign(path)
     if not (path / DOCUMENT).is_file():
         return True
     try:
         old = load(path)
     except IndexFileError:
-        if force:
+        if overwrite:
             return True
         raise
     if old["digest"] == new["digest"]:
-        return force and not _sound(path, old)
-    if not force and _placeless(old) != _placeless(new):
+        return overwrite and not _sound(path, old)
+    if not overwrite and _placeless(old) != _placeless(new):
         raise IndexFileError("another index is there", where=path, do=_REPLACE)
     return True
 

@@ -7,6 +7,8 @@ from pydantic import Field, model_validator
 from kdpipe.config import Config
 
 FeatureDtype = Literal["float32", "float16", "int8"]
+# The flags of `kdpipe cache-teacher` that keep a feature, by its name.
+FEATURE_FLAGS = {"pooled": "--pooled", "map": "--feature-map"}
 
 
 class TargetsConfig(Config):

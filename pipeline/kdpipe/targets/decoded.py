@@ -1,4 +1,4 @@
-"""Targets and labels as objectives take them."""
+"""Targets and labels as losses take them."""
 
 from dataclasses import dataclass
 
@@ -9,7 +9,7 @@ from kdpipe.teacher import TeacherOutput
 
 @dataclass(frozen=True)
 class Targets:
-    """Targets of N views, ready for an objective; None for what was not asked for.
+    """Targets of N views, ready for a loss; None for what was not asked for.
 
     Attributes:
         log_probs: float32 (N, C), natural logarithm; of top-k targets with the tail spread evenly.

@@ -1,7 +1,7 @@
 """Features on their way to the cache and back: pooled features and final maps, rounded, or projected on few axes.
 
 A token is the vector of one position of a map, or a whole pooled feature. int8 has one scale a token, because
-objectives such as ScaleKD's are not invariant to scale, so that tokens can't be normalised before they are stored.
+losses such as ScaleKD's are not invariant to scale, so that tokens can't be normalised before they are stored.
 """
 
 import math

@@ -25,7 +25,9 @@ class TeacherConfig(ModelConfig):
     batch_size: int = Field(64, ge=1, le=2**16, description="samples a forward; a short batch is padded to it")
     amp_dtype: AmpDtype = Field("float32", description="autocast dtype of the forward")
     form: Form = Field("fastest", description="as trained; merged and cropped; or besides in the fastest ways")
-    layers: KernelPlan | None = Field(None, description="way of each layer that isn't plain; fastest: searched if left out")
+    layers: KernelPlan | None = Field(
+        None, description="way of each layer that isn't plain; fastest: searched if left out"
+    )
     channels_last: bool = True
     device: str = Field("auto", description="cuda if there is one, else cpu; or a torch device")
     threads: int | None = Field(

@@ -8,7 +8,7 @@ from kdpipe.models import ModelSpec
 from kdpipe.teacher.config import TeacherConfig
 from kdpipe.teacher.network import Network
 
-# What members have in common: of ModelSpec, what is wrong if they differ, and what to do.
+# What members have in common: of the ModelSpec, what is wrong if they differ, and what to do.
 _ALIKE = (
     (
         "num_classes",

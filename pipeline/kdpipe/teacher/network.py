@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from kdpipe.errors import TeacherError
-from kdpipe.models import ModelSpec, ModelConfig, build, is_factory, weights_digest
+from kdpipe.models import ModelConfig, ModelSpec, build, is_factory, weights_digest
 from kdpipe.teacher.config import TeacherConfig
-from kdpipe.teacher.outputs import WithFeatures, TeacherOutput
+from kdpipe.teacher.outputs import TeacherOutput, WithFeatures
 from kdpipe.teacher.reparameterisation import Form, check_merged, merge
 from kdpipe.teacher.runner import Runner
 from kdpipe.views import Erased, Normalize
@@ -57,7 +57,7 @@ class Network:
                 where=config.model,
                 found=published,
                 allowed=built.num_classes,
-                do="Fine-tune it first (kdpipe train-student --pretrained --objective none), or mend the class count",
+                do="Fine-tune it first (kdpipe train-student --pretrained --loss none), or mend the class count",
             )
         self.weights = weights_digest(built.module)
         plain = built.module.eval().requires_grad_(False)

@@ -11,7 +11,7 @@ from torch import nn
 
 from kdpipe.errors import TeacherError
 from kdpipe.models import first_line
-from kdpipe.teacher.outputs import WithFeatures, TeacherOutput, with_features, without
+from kdpipe.teacher.outputs import TeacherOutput, WithFeatures, with_features, without
 from kdpipe.teacher.tune.plan import (
     COMPILED,
     OTHER,
@@ -173,7 +173,9 @@ class Runner:
         except TeacherError:  # no compiler here, or a network that it can't take
             self.apply_plan(plan)
             return
-        runs = {name: partial(self._with, run, x) for name, run in (("plain", self._with_features), (COMPILED, self._run))}
+        runs = {
+            name: partial(self._with, run, x) for name, run in (("plain", self._with_features), (COMPILED, self._run))
+        }
         times = interleaved(runs, self._device)
         if times.get(COMPILED, math.inf) > times["plain"]:
             self.apply_plan(plan)

@@ -154,7 +154,7 @@ class Teacher:
         return shapes_of(said)
 
     def original(self) -> nn.Module:
-        """The network as it was built, on the CPU; see `Network.plain`.
+        """The network as it was built, on the CPU; see `Network.original`.
 
         Raises:
             TeacherError: there are several, or built again it has other weights.

@@ -10,14 +10,14 @@ from kdpipe.trainer.step import Step, TargetsOf, build_student
 from kdpipe.trainer.teachers import Log
 
 __all__ = [
-    "TrainingJob",
     "DistillationModule",
-    "TrainingProgress",
     "Distributed",
     "Log",
     "Step",
     "TargetsOf",
     "TrainConfig",
+    "TrainingJob",
+    "TrainingProgress",
     "build_student",
     "joined",
     "train",

@@ -27,7 +27,12 @@ from kdpipe.views.block import paired_index, render_rows
 
 
 def forecast_student(
-    job: TrainingJob, measured: SampleMeasurements, encoding: Encoding, teacher: ModelSpec, caching: dict[str, Any], seconds: float
+    job: TrainingJob,
+    measured: SampleMeasurements,
+    encoding: Encoding,
+    teacher: ModelSpec,
+    caching: dict[str, Any],
+    seconds: float,
 ) -> dict[str, Any]:
     """Rehearse a student's steps on the sample and extrapolate to its epochs, evaluation left out.
 
@@ -53,10 +58,10 @@ def forecast_student(
     size, batch = built.input_size, job.train.batch_size
     load, images = _loading(job, measured.sample, size, seconds / 2)
     updates = -(-len(job.index) // batch)
-    learner = DistillationModule(built, job.objective)
-    # The objective takes no features, so a loader wouldn't read them.
+    distillation = DistillationModule(built, job.loss)
+    # The loss takes no features, so a loader wouldn't read them.
     logits = replace(encoding, pooled=None, map=None)
-    step = Step(learner, job.train, updates=updates, targets_of=lambda b: logits.decode(b.targets))
+    step = Step(distillation, job.train, updates=updates, targets_of=lambda b: logits.decode(b.targets))
     step.dry_run()
     first = _batch(images, measured.sample, logits, batch)
     numbers = itertools.count()
@@ -105,7 +110,9 @@ def _together(step: Estimate, load: Estimate, workers: int, parallel: bool) -> E
     return Estimate(*(max(pair) for pair in pairs))
 
 
-def _loading(job: TrainingJob, sample: Sequence[SampledOutputs], size: int, seconds: float) -> tuple[Estimate, np.ndarray]:
+def _loading(
+    job: TrainingJob, sample: Sequence[SampledOutputs], size: int, seconds: float
+) -> tuple[Estimate, np.ndarray]:
     """Seconds an image on one core, which is a loader process's work; and images, uint8 (n, S, S, 3)."""
     views = range(job.loader.views_per_decode)
     images: list[np.ndarray] = []

@@ -15,7 +15,7 @@ from kdpipe.trainer.checkpoint import check_position
 from kdpipe.trainer.files import BEST, CHECKPOINT, LAST, SUMMARY, RunFolder
 from kdpipe.trainer.loggers import LiveLog
 from kdpipe.trainer.losses import LossLog
-from kdpipe.trainer.prepare import TrainingPlan, Log
+from kdpipe.trainer.prepare import Log, TrainingPlan
 from kdpipe.trainer.state import pack, require_same, separate, unpack
 
 
@@ -175,11 +175,11 @@ class TrainingLoop:
 
     def _weights(self, scores: Metrics | None) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         job = self.plan.job
-        kept = self.plan.step.learner.undressed(self.plan.step.averaged)
+        kept = self.plan.step.distillation.undressed(self.plan.step.averaged)
         header = {
             **kept.metadata(),
             "views": job.views.model_dump(mode="json"),
-            "objective": job.objective.used(),
+            "loss": job.loss.used(),
             "epoch": self.epoch,
             "evaluation": scores,
         }
@@ -238,7 +238,7 @@ class TrainingLoop:
         config = self.plan.identity
         return {
             "student": config["student"]["model"],
-            "objective": config["objective"],
+            "loss": config["loss"],
             "caches": [cache["identity"] for cache in config["caches"]],
             "pixels": self.plan.pixels,
             "epochs": self.epochs,

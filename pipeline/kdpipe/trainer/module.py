@@ -1,4 +1,4 @@
-"""The student with its objective as one module: what is optimised, and what data-parallel training wraps."""
+"""The student with its loss as one module: what is optimised, and what data-parallel training wraps."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from kdpipe.errors import KdpipeError, TrainingError
-from kdpipe.losses import StudentOutput, Context, Loss, LossConfig, FeatureShapes, TeacherInfo, build_objective
+from kdpipe.losses import Context, FeatureShapes, Loss, LossConfig, StudentOutput, TeacherInfo, build_loss
 from kdpipe.models import ModelSpec, first_line
 from kdpipe.models.hooks import StudentHooks, usual_maps
 from kdpipe.targets import Labels
@@ -18,27 +18,27 @@ class DistillationModule(nn.Module):
     """Images and targets in, losses out.
 
     Args:
-        built: the student as it is built; its module is wrapped here where the objective asks for it.
-        config: of the objective.
-        info: of each cache whose targets the objective gets.
+        built: the student as it is built; its module is wrapped here where the loss asks for it.
+        config: of the loss.
+        info: of each cache whose targets the loss gets.
 
     Attributes:
         built: with the wrapped module.
         model: that module.
-        objective: the loss, with its adapters.
+        loss: the loss, with its adapters.
 
     Raises:
-        TrainingError: student, teacher and objective don't go together.
+        TrainingError: student, teacher and loss don't go together.
     """
 
     def __init__(self, built: ModelSpec, config: LossConfig, info: Sequence[TeacherInfo] = ()) -> None:
         super().__init__()
         first = info[0] if info else None
         self._config, module, taps = config, built.module, config.taps
-        for objective in config.objectives:
-            module = objective.wrap(config.hyperparameters(objective.name), module, first)
-            taps = objective.taps(config.hyperparameters(objective.name)) or taps
-        scales = [getattr(config.hyperparameters(objective.name), "logit_scale", None) for objective in config.objectives]
+        for loss in config.losses:
+            module = loss.wrap(config.hyperparameters(loss.name), module, first)
+            taps = loss.taps(config.hyperparameters(loss.name)) or taps
+        scales = [getattr(config.hyperparameters(loss.name), "logit_scale", None) for loss in config.losses]
         # What is wrapped takes features of the module, not the logits that its own weights were trained for.
         own = built.logit_scale if module is built.module else None
         scale = next((scale for scale in scales if scale is not None), own)
@@ -48,12 +48,12 @@ class DistillationModule(nn.Module):
         names = taps or (usual_maps(built.module, needs.maps) if needs.maps else ())
         self._taps = StudentHooks(module, names if needs.maps else (), pooled=needs.student_pooled)
         sizes = self._sizes() if needs.maps or needs.student_pooled else FeatureShapes(built.num_classes)
-        self.objective: Loss = build_objective(config, sizes, info)
+        self.loss: Loss = build_loss(config, sizes, info)
 
     def forward(
         self, x: torch.Tensor, rows: int, labels: Labels, targets: Any, context: Context
     ) -> dict[str, torch.Tensor]:
-        """The objective's loss and parts.
+        """The loss's loss and parts.
 
         Args:
             x: float (m, 3, S, S), normalised; the first `rows` of them count, the others only fill up a batch.
@@ -64,19 +64,19 @@ class DistillationModule(nn.Module):
         output = self._answer(x, rows)
         if rows < 2 and self.training:
             # Adapters' batch statistics need two rows, as the student's do, which got them.
-            self.objective.eval()
+            self.loss.eval()
             try:
-                return self.objective(output, labels, targets, context)
+                return self.loss(output, labels, targets, context)
             finally:
-                self.objective.train()
-        parts: dict[str, torch.Tensor] = self.objective(output, labels, targets, context)
+                self.loss.train()
+        parts: dict[str, torch.Tensor] = self.loss(output, labels, targets, context)
         return parts
 
     def undressed(self, module: nn.Module) -> ModelSpec:
         """The student to keep, from the trained module or its average: a copy where anything is to be changed."""
         built = replace(self.built, module=module)
-        for objective in reversed(self._config.objectives):
-            built = objective.unwrap(built)
+        for loss in reversed(self._config.losses):
+            built = loss.unwrap(built)
         return built
 
     def no_weight_decay(self) -> set[str]:
@@ -86,8 +86,8 @@ class DistillationModule(nn.Module):
 
     @property
     def adapts(self) -> bool:
-        """Whether the objective has parameters to train."""
-        return any(parameter.requires_grad for parameter in self.objective.parameters())
+        """Whether the loss has parameters to train."""
+        return any(parameter.requires_grad for parameter in self.loss.parameters())
 
     def _answer(self, x: torch.Tensor, rows: int) -> StudentOutput:
         logits = self.model(x)

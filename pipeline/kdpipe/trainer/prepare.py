@@ -10,8 +10,8 @@ import torch
 from kdpipe._util.fingerprint import canonical_json
 from kdpipe.errors import TrainingError
 from kdpipe.loader import Loader, LoaderConfig
-from kdpipe.losses import Requirements, LossConfig
-from kdpipe.models import ModelSpec, ModelConfig, weights_digest
+from kdpipe.losses import LossConfig, Requirements
+from kdpipe.models import ModelConfig, ModelSpec, weights_digest
 from kdpipe.shards import Index
 from kdpipe.trainer.config import TrainConfig
 from kdpipe.trainer.distributed import Distributed
@@ -29,13 +29,13 @@ class TrainingJob:
     Attributes:
         index: training samples.
         validation: samples for the evaluation after an epoch, or None.
-        caches: where each teacher's targets are; none for objectives without a teacher.
+        caches: where each teacher's targets are; none for losses without a teacher.
     """
 
     index: Index
     views: ViewsConfig
     student: ModelConfig
-    objective: LossConfig
+    loss: LossConfig
     train: TrainConfig
     loader: LoaderConfig
     validation: Index | None = None
@@ -78,16 +78,16 @@ def prepare(job: TrainingJob, ranks: Distributed, log: Log, begun: dict[str, Any
         begun: identity of the run to go on with; it keeps its views where the cache has got more since.
 
     Raises:
-        TrainingError: no cache where the objective needs one, no labels, no class count, a student that can't run.
+        TrainingError: no cache where the loss needs one, no labels, no class count, a student that can't run.
         IdentityError, CacheError, TargetsError, ViewError: the cache doesn't serve this job.
         ShardError: a label is out of range.
     """
-    needs = job.objective.requirements
+    needs = job.loss.requirements
     # An older version's checkpoint has none; it is refused by what differs.
     before = [] if begun is None else begun.get("caches", [])
     classes = job.student.num_classes
     teachers = Teachers(
-        job.caches, job.index, job.views, job.objective, job.loader, classes, log, before, job.student.trusted()
+        job.caches, job.index, job.views, job.loss, job.loader, classes, log, before, job.student.trusted()
     )
     built = build_student(job.student, job.train, _classes(job, teachers))
     for index in (labelling_index(job.index, job.views), *([job.validation] if job.validation else [])):
@@ -119,12 +119,12 @@ def prepare(job: TrainingJob, ranks: Distributed, log: Log, begun: dict[str, Any
     )
     identity = _identity(job, built, teachers, loader)
     torch.manual_seed(stable_seed("adapters", job.train.seed))
-    learner = DistillationModule(built, job.objective, teachers.info())
+    distillation = DistillationModule(built, job.loss, teachers.info())
     for line in teachers.remarks():
         log(line)
-    step = Step(learner, job.train, updates=loader.steps, targets_of=teachers.targets_of, ranks=ranks)
+    step = Step(distillation, job.train, updates=loader.steps, targets_of=teachers.targets_of, ranks=ranks)
     step.dry_run()
-    return TrainingPlan(job, ranks, learner.built, step, loader, validation, identity, pixels)
+    return TrainingPlan(job, ranks, distillation.built, step, loader, validation, identity, pixels)
 
 
 def _classes(job: TrainingJob, teachers: Teachers) -> int | None:
@@ -152,7 +152,7 @@ def _remark_labels(job: TrainingJob, needs: Requirements, loader: Loader, log: L
     if not needs.targets:
         log(f"{without} of {total} samples have no label and are left out")
     elif without == total:
-        hint = ", and objective.kd.alpha=1 would say so" if job.objective.name == "kd" else ""
+        hint = ", and loss.kd.alpha=1 would say so" if job.loss.name == "kd" else ""
         log(f"no sample has a label: the cross entropy is zero{hint}")
     else:
         log(f"{without} of {total} samples have no label: they learn from the teacher only")
@@ -167,7 +167,7 @@ def _identity(job: TrainingJob, built: ModelSpec, teachers: Teachers, loader: Lo
         "views": job.views.identity() | job.views.student_identity(),
         "caches": teachers.identity(),
         "student": {**built.metadata(), "weights": begun and weights_digest(begun)},
-        "objective": job.objective.used(),
+        "loss": job.loss.used(),
         "train": job.train.identity(),
         "loader": {
             "streams": loader.streams,

@@ -11,7 +11,7 @@ from kdpipe.trainer.distributed import joined
 from kdpipe.trainer.files import RunFolder
 from kdpipe.trainer.loggers import LiveLog
 from kdpipe.trainer.loop import OnStep, TrainingLoop
-from kdpipe.trainer.prepare import TrainingJob, Log, prepare
+from kdpipe.trainer.prepare import Log, TrainingJob, prepare
 
 
 def train(
@@ -21,7 +21,7 @@ def train(
     log: Log = print,
     on_step: OnStep = lambda _: None,
     stop: Callable[[], bool] = lambda: False,
-    replace: bool = False,
+    overwrite: bool = False,
     dvclive: bool = False,
 ) -> dict[str, Any] | None:
     """Train a student, or go on with it where `out` has a checkpoint of the same job.
@@ -56,9 +56,9 @@ def train(
             going_on = ranks.agree(ranks.first and folder.open())
             begun = folder.read_state()["config"] if going_on else None
             # What replaces a run owes nothing to it, not even the views it began with.
-            plan = prepare(job, ranks, log, None if replace else begun)
+            plan = prepare(job, ranks, log, None if overwrite else begun)
             try:
-                if replace and begun is not None and differences(plan.identity, begun):
+                if overwrite and begun is not None and differences(plan.identity, begun):
                     log(f"{folder} is of another job and is replaced")
                     going_on = False
                     if ranks.first:

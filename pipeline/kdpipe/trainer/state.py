@@ -16,11 +16,11 @@ Tensors = dict[str, torch.Tensor]
 def pack(step: Step) -> tuple[Tensors, dict[str, Any]]:
     """The tensors of model, adapters, average and optimizer by name, and what of them is JSON."""
     tensors = {f"model/{name}": t for name, t in step.model.state_dict().items()}
-    tensors |= {f"objective/{name}": t for name, t in step.learner.objective.state_dict().items()}
+    tensors |= {f"loss/{name}": t for name, t in step.distillation.loss.state_dict().items()}
     if step.ema is not None:
         tensors |= {f"ema/{name}": t for name, t in step.ema.module.state_dict().items()}
     state = step.optimizer.state_dict()
-    names = parameter_names(step.learner, step.optimizer)
+    names = parameter_names(step.distillation, step.optimizer)
     by_name = {names[number]: value for number, value in state["state"].items()}
     groups = [{k: v for k, v in g.items() if k != "params"} for g in state["param_groups"]]
     tree = {
@@ -50,10 +50,10 @@ def unpack(step: Step, tensors: Tensors, tree: dict[str, Any], where: object) ->
 
 def _unpack(step: Step, tensors: Tensors, tree: dict[str, Any]) -> None:
     _load(step.model, tensors, "model/")
-    _load(step.learner.objective, tensors, "objective/")
+    _load(step.distillation.loss, tensors, "loss/")
     if step.ema is not None:
         _load(step.ema.module, tensors, "ema/")
-    names = parameter_names(step.learner, step.optimizer)
+    names = parameter_names(step.distillation, step.optimizer)
     numbers = {name: number for number, name in enumerate(names)}
     by_name = _unfold(tree["state"], tensors)
     state = step.optimizer.state_dict()

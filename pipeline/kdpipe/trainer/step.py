@@ -14,7 +14,7 @@ from kdpipe._util.fingerprint import fingerprint
 from kdpipe.errors import KdpipeError, TrainingError
 from kdpipe.loader import Batch
 from kdpipe.losses import Context
-from kdpipe.models import ModelSpec, ModelConfig, build, first_line
+from kdpipe.models import ModelConfig, ModelSpec, build, first_line
 from kdpipe.models.wrappers.logits import standardised
 from kdpipe.teacher import resolve_device
 from kdpipe.trainer.config import TrainConfig
@@ -30,10 +30,10 @@ class Step:
     """A student with everything that trains it.
 
     Args:
-        learner: the student and its objective, not yet on a device.
+        distillation: the student and its loss, not yet on a device.
         config: see TrainConfig.
         updates: steps of an epoch, for the schedule.
-        targets_of: the teacher's word on a batch; None where the objective needs none.
+        targets_of: the teacher's word on a batch; None where the loss needs none.
         ranks: the processes of the run; by default only this one, on `config.device`.
 
     Raises:
@@ -42,7 +42,7 @@ class Step:
 
     def __init__(
         self,
-        learner: DistillationModule,
+        distillation: DistillationModule,
         config: TrainConfig,
         *,
         updates: int,
@@ -50,17 +50,17 @@ class Step:
         ranks: Distributed | None = None,
     ) -> None:
         ranks = ranks or Distributed(0, 1, resolve_device(config.device))
-        built = learner.built
+        built = distillation.built
         self.built, self.config, self.ranks = built, config, ranks
         self._targets_of, self._updates = targets_of, updates
         layout = torch.channels_last if config.channels_last else torch.contiguous_format
-        self.learner = learner.to(ranks.device)
-        self.model: nn.Module = learner.model.to(memory_format=layout)
+        self.distillation = distillation.to(ranks.device)
+        self.model: nn.Module = distillation.model.to(memory_format=layout)
         self._normalize = Normalize(built.mean, built.std, config.channels_last).to(ranks.device)
         try:
             self.optimizer = create_optimizer_v2(
                 # timm asks a model for its layers; one with adapters beside it has none to tell.
-                learner if learner.adapts else self.model,
+                distillation if distillation.adapts else self.model,
                 opt=config.opt,
                 lr=config.lr,
                 weight_decay=config.weight_decay,
@@ -91,10 +91,10 @@ class Step:
         )
         self._dtype: torch.dtype = getattr(torch, config.amp_dtype)
         self.scaler = torch.amp.GradScaler(ranks.device.type, enabled=self._dtype == torch.float16)
-        self._forward: nn.Module = learner
+        self._forward: nn.Module = distillation
         if ranks.world > 1:
             own = [ranks.device] if ranks.device.type == "cuda" else None
-            self._forward = DistributedDataParallel(learner, device_ids=own)
+            self._forward = DistributedDataParallel(distillation, device_ids=own)
 
     @property
     def averaged(self) -> nn.Module:
@@ -114,7 +114,7 @@ class Step:
             number: of the step in the whole run, from 0; decides learning rate, average and dropout.
 
         Returns:
-            The objective's loss and parts, this process's share (their mean over processes is the batch's).
+            The loss's loss and parts, this process's share (their mean over processes is the batch's).
 
         Raises:
             TrainingError: the student can't run, or the memory doesn't suffice.
@@ -127,7 +127,7 @@ class Step:
             raise self._failure(e, batch.images) from e
 
     def dry_run(self) -> None:
-        """TrainingLoop the student on two black images, so that one that can't run is refused before anything is written.
+        """Run the student on two black images, so that one that can't run is refused before anything is written.
 
         In eval mode and without gradients: neither weights nor batch statistics change.
 
@@ -150,7 +150,7 @@ class Step:
             )
 
     def _train(self, batch: Batch, number: int) -> dict[str, torch.Tensor]:
-        self.learner.train()
+        self.distillation.train()
         torch.manual_seed(stable_seed("step", self.config.seed, number, self.ranks.rank))
         self._schedule.step_update(number)
         self.optimizer.zero_grad(set_to_none=True)
@@ -163,7 +163,7 @@ class Step:
         self.scaler.scale(parts["loss"]).backward()
         if self.config.clip_grad is not None:
             self.scaler.unscale_(self.optimizer)
-            nn.utils.clip_grad_norm_(self.learner.parameters(), self.config.clip_grad)
+            nn.utils.clip_grad_norm_(self.distillation.parameters(), self.config.clip_grad)
         try:
             self.scaler.step(self.optimizer)
         except Exception as e:  # of what a checkpoint kept of it, too
@@ -228,9 +228,9 @@ def stable_seed(*name: Any) -> int:
     return int(fingerprint(list(name))[:16], 16) >> 1
 
 
-def parameter_names(learner: nn.Module, optimizer: torch.optim.Optimizer) -> list[str]:
+def parameter_names(distillation: nn.Module, optimizer: torch.optim.Optimizer) -> list[str]:
     """Names of the parameters in the optimizer's own order, which is that of its state's numbers."""
-    names = {id(p): n for n, p in learner.named_parameters()}
+    names = {id(p): n for n, p in distillation.named_parameters()}
     return [names[id(p)] for group in optimizer.param_groups for p in group["params"]]
 
 

@@ -26,7 +26,7 @@ class Teachers:
     Args:
         caches: folders, URLs or records.
         index, views: the samples and the policy, which must be the caches' own.
-        objective: what is asked of them.
+        loss: what is asked of them.
         loader: how close their canaries must be.
         num_classes: the student's, where it is known.
         log: told remarks.
@@ -39,7 +39,7 @@ class Teachers:
         reader: what the loader reads; None without a cache.
 
     Raises:
-        TrainingError: no cache where the objective needs one.
+        TrainingError: no cache where the loss needs one.
         IdentityError, CacheError, TargetsError, ViewError: a cache doesn't serve this.
     """
 
@@ -48,23 +48,23 @@ class Teachers:
         caches: Sequence[str],
         index: Index,
         views: ViewsConfig,
-        objective: LossConfig,
+        loss: LossConfig,
         loader: LoaderConfig,
         num_classes: int | None,
         log: Log,
         begun: Sequence[dict[str, Any]] = (),
         trust: tuple[str, ...] = (),
     ) -> None:
-        self._objective, self._views, needs = objective, views, objective.requirements
+        self._loss, self._views, needs = loss, views, loss.requirements
         self.readers: list[CacheReader] = []
         self._canaries: list[dict[str, Any]] = []
         if not needs.targets:
             if caches:
-                log(f"objective {objective.name} takes nothing from a teacher: the cache is not read")
+                log(f"loss {loss.name} takes nothing from a teacher: the cache is not read")
         elif not caches:
             raise TrainingError(
-                f"objective {objective.name} needs a teacher's targets",
-                do="Pass --cache (kdpipe cache-teacher makes one), or --objective none",
+                f"loss {loss.name} needs a teacher's targets",
+                do="Pass --cache (kdpipe cache-teacher makes one), or --loss none",
             )
         elif needs.features and views.mixes and views.mix == "targets":
             raise TargetsError(
@@ -74,30 +74,30 @@ class Teachers:
                 allowed="images, which the teacher then sees mixed",
             )
         else:
-            weights = objective.teacher_weights
+            weights = loss.teacher_weights
             if weights and (len(weights) != len(caches) or min(weights) <= 0):
                 raise ConfigError(
                     "each cache has a weight above 0",
-                    where="objective.teacher_weights",
+                    where="loss.teacher_weights",
                     found=list(weights),
                     allowed=f"{len(caches)} numbers",
                 )
-            wrapping = [one.name for one in objective.objectives if one.wraps_student]
+            wrapping = [one.name for one in loss.losses if one.wraps_student]
             if len(caches) > 1 and wrapping:
                 raise TargetsError(
                     f"{wrapping[0]} changes the student for one teacher: it can't learn from several",
                     where="--cache",
                     found=f"{len(caches)} caches",
                     allowed=1,
-                    do="Pass one --cache, or use another objective: kd+fd with objective.teachers=sum",
+                    do="Pass one --cache, or use another loss: kd+fd with loss.teachers=sum",
                 )
-            if len(caches) > 1 and needs.features and objective.teachers == "average":
+            if len(caches) > 1 and needs.features and loss.teachers == "average":
                 raise TargetsError(
                     "features of several teachers have no mean",
-                    where="objective.teachers",
+                    where="loss.teachers",
                     found="average",
-                    allowed="sum: an objective for each teacher",
-                    do="Pass --set objective.teachers=sum",
+                    allowed="sum: a loss for each teacher",
+                    do="Pass --set loss.teachers=sum",
                 )
             want = Want.of(needs)
             before = begun if len(begun) == len(caches) else [None] * len(caches)
@@ -109,20 +109,22 @@ class Teachers:
                 if was is not None and encodings == reader.selection.json() and set(was["views"]) <= set(reader.views):
                     reader.keep(was["views"])
                 self.readers.append(reader)
-                asked = "pixels" in loader.model_fields_set
-                report = check_readers_canaries(reader.cache, index, views, loader.pixels, asked=asked, log=log)
+                asked = "canary_tolerance" in loader.model_fields_set
+                report = check_readers_canaries(
+                    reader.cache, index, views, loader.canary_tolerance, asked=asked, log=log
+                )
                 self._canaries.append(report)
         self.reader = self._joined()
 
     @property
     def targets_of(self) -> TargetsOf | None:
         """How a step gets targets, see `targets_of`; None without a cache."""
-        weights = None if self._sums else self._objective.teacher_weights
+        weights = None if self._sums else self._loss.teacher_weights
         return None if self.reader is None else targets_of(self.reader, weights)
 
     def info(self) -> list[TeacherInfo]:
-        """What adapters must know: of each teacher where there is an objective for each, else of one."""
-        needs, found = self._objective.requirements, []
+        """What adapters must know: of each teacher where there is a loss for each, else of one."""
+        needs, found = self._loss.requirements, []
         for reader in self.readers if self._sums else self.readers[:1]:
             shapes = {f.name: f.shape for source in reader.selection.sources for f in source.encoding.features}
             final = shapes.get("map") if needs.map else None
@@ -163,11 +165,11 @@ class Teachers:
             others = ", ".join(reader.selection.unread)
             if others:
                 read = " and ".join(source.encoding.name for source in reader.selection.sources)
-                how = "a record of it (kdpipe cache-teacher --record FILE) as --cache would have it read"
+                how = "a record of it (kdpipe cache-teacher --manifest FILE) as --cache would have it read"
                 said.append(f"{redact(reader.url)}: {read} is read, and not {others}; {how}")
-        needs, own = self._objective.requirements, [o.name for o in self._objective.objectives if o.wraps_student]
-        if self._objective.taps and (own or not needs.maps):
-            said.append(f"objective.taps has no effect: {self._objective.name} takes no map of the student's own")
+        needs, own = self._loss.requirements, [o.name for o in self._loss.losses if o.wraps_student]
+        if self._loss.taps and (own or not needs.maps):
+            said.append(f"loss.taps has no effect: {self._loss.name} takes no map of the student's own")
         said += [line for line in map(self._held, self.readers) if line]
         if needs.tail and self._views.mixes:
             said.append("mixup and cutmix are no part of the recipes that scalekd was published with")
@@ -186,7 +188,7 @@ class Teachers:
 
     def _held(self, reader: CacheReader) -> str | None:
         """What of a cache's teacher is in memory; None where nothing is."""
-        needs, parts = self._objective.requirements, {}
+        needs, parts = self._loss.requirements, {}
         if needs.tail:
             parts["last stage"] = reader.tail.resident
         if needs.head or reader.selection.by_head:
@@ -199,7 +201,7 @@ class Teachers:
 
     @property
     def _sums(self) -> bool:
-        return len(self.readers) > 1 and self._objective.teachers == "sum"
+        return len(self.readers) > 1 and self._loss.teachers == "sum"
 
     def _joined(self) -> CacheReader | MultiCacheReader | None:
         if len(self.readers) > 1:

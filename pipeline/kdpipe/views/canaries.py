@@ -14,7 +14,7 @@ from kdpipe.errors import ViewError
 from kdpipe.views.draws import View
 
 COUNT = 64
-Pixels = Literal["exact", "within-1"]
+CanaryTolerance = Literal[0, 1]
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ def spread(total: int, count: int) -> list[int]:
     return sorted({round(i * (total - 1) / max(1, count - 1)) for i in range(count)})
 
 
-def compare(canaries: Sequence[Canary], rendered: Sequence[np.ndarray], allow: Pixels) -> dict[str, Any]:
+def compare(canaries: Sequence[Canary], rendered: Sequence[np.ndarray], tolerance: CanaryTolerance) -> dict[str, Any]:
     """How far today's renderings (uint8, one a canary) are from the kept ones.
 
     Returns:
@@ -45,7 +45,7 @@ def compare(canaries: Sequence[Canary], rendered: Sequence[np.ndarray], allow: P
         largest difference).
 
     Raises:
-        ViewError: when the difference is more than `allow` permits; it names the worst view and place.
+        ViewError: when the difference is more than `tolerance` permits; it names the worst view and place.
     """
     worst, levels, changed, moved, values = None, 0, 0, 0, 0
     for canary, now in zip(canaries, rendered, strict=True):
@@ -63,14 +63,14 @@ def compare(canaries: Sequence[Canary], rendered: Sequence[np.ndarray], allow: P
             y, x, c = np.unravel_index(int(gap.argmax()), gap.shape)
             levels, worst = int(gap.max()), f"{_name(canary)} at row {y}, column {x}, channel {c}"
     report = {"views": len(canaries), "changed": changed, "pixels": moved / max(1, values), "levels": levels}
-    if levels > (1 if allow == "within-1" else 0):
-        loosen = "; --pixels within-1 accepts one level" if levels == 1 else ""
+    if levels > tolerance:
+        loosen = "; --canary-tolerance 1 accepts one level" if levels == 1 else ""
         raise ViewError(
             f"{changed} of {len(canaries)} cached views look different when rendered here "
             f"({100 * report['pixels']:.2g} % of values)",
             where=worst,
             found=f"{levels} levels",
-            allowed="0" if allow == "exact" else "1",
+            allowed=str(tolerance),
             do=f"Use the library versions in the cache's provenance on a machine like the one that made it{loosen}",
         )
     return report

@@ -91,7 +91,7 @@ def mixed_labels(pairs: np.ndarray, lam: np.ndarray) -> np.ndarray:
 
 
 class MixingDraws:
-    """MixingPairs of one view of one block.
+    """Pairs of one view of one block.
 
     Attributes:
         partner: int64 (n,), the row with which each is paired; -1 for none.
@@ -105,7 +105,9 @@ class MixingDraws:
         first = np.flatnonzero(self.partner > np.arange(len(keys)))
         second, pairs = self.partner[first], len(first)
         name = stream_hash("mixing", config.seed, shard, block, view)
-        u = uniform(words([name], DrawStage.MIXING, pairs * (_COINS + BETA_WORDS))[0]).reshape(pairs, _COINS + BETA_WORDS)
+        u = uniform(words([name], DrawStage.MIXING, pairs * (_COINS + BETA_WORDS))[0]).reshape(
+            pairs, _COINS + BETA_WORDS
+        )
         cut = u[:, 0] < config.mixup_switch_prob
         if not (config.mixup and config.cutmix):
             cut[:] = not config.mixup

@@ -147,7 +147,9 @@ class RandAugmentDraws:
     """The operations of one view of several samples."""
 
     def __init__(self, spec: RandAugmentSpec, interpolation: str, hashes: list[bytes]) -> None:
-        u = uniform(words(hashes, DrawStage.RAND_AUGMENT, _WORDS * spec.layers)).reshape(len(hashes), spec.layers, _WORDS)
+        u = uniform(words(hashes, DrawStage.RAND_AUGMENT, _WORDS * spec.layers)).reshape(
+            len(hashes), spec.layers, _WORDS
+        )
         self._spec, self._interpolation = spec, interpolation
         self._chosen, self._applied = u[..., 0], u[..., 1] < spec.prob
         if spec.std > 100:

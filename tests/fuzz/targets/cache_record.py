@@ -1,4 +1,4 @@
-"""The file that --record writes, and opening the cache that it names."""
+"""The file that --manifest writes, and opening the cache that it names."""
 
 import contextlib
 import json

@@ -8,7 +8,7 @@ from kdpipe.cache.commit import add_segment
 from kdpipe.cache.layout import Segment, describe, in_order, runs
 from kdpipe.cache.locks import alone
 from kdpipe.cache.store import Store
-from kdpipe.cache.tools.copy import OnTask, CopySource
+from kdpipe.cache.tools.copy import CopySource, OnTask
 from kdpipe.cache.tools.gc import orphans, remove_orphans, remove_records
 from kdpipe.errors import ConfigError
 from kdpipe.views import View

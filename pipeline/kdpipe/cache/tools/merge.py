@@ -14,7 +14,7 @@ from kdpipe.cache.locks import alone
 from kdpipe.cache.modules import copy_parts, needed, with_calibration
 from kdpipe.cache.sealed import seal
 from kdpipe.cache.store import Store
-from kdpipe.cache.tools.copy import OnTask, CopySource, rows_of
+from kdpipe.cache.tools.copy import CopySource, OnTask, rows_of
 from kdpipe.cache.tools.gc import remove_orphans
 from kdpipe.cache.tools.ls import place_of
 from kdpipe.errors import CacheError, ConfigError, IdentityError

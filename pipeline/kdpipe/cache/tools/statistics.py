@@ -14,7 +14,7 @@ from kdpipe.cache.cache import Cache
 from kdpipe.cache.layout import Segment
 from kdpipe.cache.read import ArrayReader
 from kdpipe.cache.tools.label_statistics import LabelStatistics, ViewLabels
-from kdpipe.cache.tools.view_statistics import ViewStatistics, Tally
+from kdpipe.cache.tools.view_statistics import Tally, ViewStatistics
 from kdpipe.views.draws import permutation
 
 # Read unless told otherwise: less than a minute where the top 16 are kept, minutes for 1,000 dense classes.

@@ -13,7 +13,7 @@ from kdpipe.cache.locks import alone
 from kdpipe.cache.modules import copy_parts
 from kdpipe.cache.sealed import seal
 from kdpipe.cache.store import Store
-from kdpipe.cache.tools.copy import OnTask, CopySource, read_checked, rows_of
+from kdpipe.cache.tools.copy import CopySource, OnTask, read_checked, rows_of
 from kdpipe.cache.tools.ls import place_of
 from kdpipe.errors import CacheError, ConfigError, IdentityError
 from kdpipe.views import View

@@ -1,1 +1,1 @@
-"""Students that are more than their own layers: what an objective puts between their features and their logits."""
+"""Students that are more than their own layers: what a loss puts between their features and their logits."""

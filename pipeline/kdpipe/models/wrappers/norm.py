@@ -11,7 +11,7 @@ from kdpipe.errors import TrainingError
 
 # The module whose output is matched with the teacher's map, E (n, N * D, h, w).
 EXPANDED = "ft.expand"
-_WHERE = "objective norm"
+_WHERE = "loss norm"
 
 
 class FeatureTransform(nn.Module):
@@ -75,7 +75,7 @@ class NormStudent(nn.Module):
         return logits
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Images (n, 3, S, S) -> logits (n, C), which the objective standardises (`standardised`)."""
+        """Images (n, 3, S, S) -> logits (n, C), which the loss standardises (`standardised`)."""
         return self.forward_head(self.forward_features(x))
 
     def get_classifier(self) -> nn.Module:
@@ -152,5 +152,5 @@ def _refused(base: nn.Module, found: str) -> TrainingError:
         where=f"{_WHERE}: {type(base).__name__}",
         found=found,
         allowed="networks with logits = fc(mean(map)): resnet*, regnet*, mobilenetv1*, mobilenetv2*, efficientnet*",
-        do="Choose such a student, or another objective: fd, fitnets, mgd",
+        do="Choose such a student, or another loss: fd, fitnets, mgd",
     )

@@ -8,13 +8,13 @@ import torch
 from torch import nn
 
 from kdpipe.errors import TrainingError
-from kdpipe.models.build import ModelSpec, ModelConfig, build, first_line
+from kdpipe.models.build import ModelConfig, ModelSpec, build, first_line
 
 # The module whose output is the projected map (n, D, h, w), whose mean the classifier sees.
 PROJECTED = "transfer"
 # In the table of pipeline/kdpipe/models/trust.py: no path that would be imported.
 _NAME = "kdpipe:simkd_student"
-_WHERE = "objective simkd"
+_WHERE = "loss simkd"
 
 
 class SimkdStudent(nn.Module):

@@ -9,7 +9,7 @@ from torch.func import functional_call
 
 from kdpipe.errors import TeacherError
 from kdpipe.models import Seen, inputs_seen
-from kdpipe.teacher.outputs import WithFeatures, TeacherOutput
+from kdpipe.teacher.outputs import TeacherOutput, WithFeatures
 from kdpipe.teacher.tune.kernels import WAYS, Kernel, ways_of
 
 # Layer -> way; layers that it doesn't name are plain. The whole network may be compiled.
@@ -118,7 +118,7 @@ def require_same(
         do = (
             f"Likely causes: {CAUSES}. Mend the model's eval mode; one that is stochastic on purpose can't be compared "
         )
-        do += "with another form or with its features: --set teacher.form=eager, and neither --pooled nor --map"
+        do += "with another form or with its features: --set teacher.form=eager, and neither --pooled nor --feature-map"
         what, difference = f"{NOT_A_FUNCTION}: run twice on the same images, its outputs differ", twice
     raise TeacherError(what, where=name, found=difference[0], allowed=difference[1], do=do)
 

@@ -10,19 +10,19 @@ from torch.autograd import gradcheck
 
 from kdpipe.errors import TargetsError
 from kdpipe.losses.fitnets import squared_error
-from kdpipe.losses.inputs import Student, TeacherInfo
+from kdpipe.losses.inputs import FeatureShapes, TeacherInfo
 from kdpipe.losses.simkd import Simkd, SimkdConfig
 from kdpipe.models.build import ModelConfig, build
-from kdpipe.models.hooks import FeatureHooks
+from kdpipe.models.hooks import StudentHooks
 from kdpipe.models.wrappers.simkd import SimkdStudent
 from kdpipe.targets import Targets
-from tests.objectives.features import WIDE, C, N, output, average_by, call, drawn, float64, in_two_parts
+from tests.losses.features import WIDE, C, N, average_by, call, drawn, float64, in_two_parts, output
 
 RESNET = {"layers": (1, 1, 1, 1), "channels": (8, 8, 12, 16)}
 
 
 def make(**config: object) -> Simkd:
-    return Simkd.make(SimkdConfig(**config), Student(C, pooled=WIDE), None)
+    return Simkd.make(SimkdConfig(**config), FeatureShapes(C, pooled=WIDE), None)
 
 
 def head() -> nn.Linear:
@@ -73,19 +73,19 @@ def test_bfloat16_is_near():
 def test_a_map_whose_mean_the_classifier_does_not_see_is_refused():
     student, teacher = features()
     normed = nn.functional.layer_norm(teacher.mean(dim=(2, 3)), (WIDE,))
-    with pytest.raises(TargetsError, match=r"doesn't see the mean.*objective\.simkd\.feature=pooled"):
+    with pytest.raises(TargetsError, match=r"doesn't see the mean.*loss\.simkd\.feature=pooled"):
         call(make(feature="map"), output(student), Targets(pooled=normed, map=teacher))
 
 
 def test_a_relu_before_features_with_both_signs_is_refused():
     student, teacher = (x.mean(dim=(2, 3)) for x in features())
-    with pytest.raises(TargetsError, match=r"negative.*objective\.simkd\.relu=false"):
+    with pytest.raises(TargetsError, match=r"negative.*loss\.simkd\.relu=false"):
         call(make(relu=True), output(pooled=student), Targets(pooled=teacher))
     call(make(relu=True), output(pooled=student), Targets(pooled=teacher.abs()))
 
 
 def test_it_needs_neither_labels_nor_logits():
-    assert Simkd.whole
+    assert Simkd.trains_classifier
     needs = Simkd.requirements_of(SimkdConfig())
     assert (needs.labels, needs.logits, needs.map, needs.maps) == (False, False, False, 0)
     assert (needs.pooled, needs.head, needs.student_pooled) == (True, True, True)
@@ -102,8 +102,8 @@ def test_a_dressed_student_learns_what_the_teacher_says(feature):
     student = Simkd.wrap(config, built.module, TeacherInfo(C, pooled=WIDE, head=head()))
     assert isinstance(student, SimkdStudent)
     weights = [p.clone() for p in student.head.parameters()]
-    taps = FeatureHooks(student, Simkd.taps(config), pooled=Simkd.requirements_of(config).student_pooled)
-    objective = Simkd.make(config, Student(C), None)
+    taps = StudentHooks(student, Simkd.taps(config), pooled=Simkd.requirements_of(config).student_pooled)
+    loss = Simkd.make(config, FeatureShapes(C), None)
     images, teacher = drawn(N, 3, 64, 64, seed=3), drawn(N, WIDE, 2, 2, seed=4)
     targets = Targets(pooled=teacher.mean(dim=(2, 3)), map=teacher)
     optimizer = torch.optim.Adam([p for p in student.parameters() if p.requires_grad], lr=1e-2)
@@ -111,11 +111,11 @@ def test_a_dressed_student_learns_what_the_teacher_says(feature):
     for _ in range(40):
         student(images)
         pooled, maps = taps.take(images.device)
-        loss = call(objective, output(*maps, pooled=pooled), targets)["loss"]
+        value = call(loss, output(*maps, pooled=pooled), targets)["loss"]
         optimizer.zero_grad()
-        loss.backward()
+        value.backward()
         optimizer.step()
-        losses.append(loss.item())
+        losses.append(value.item())
     assert losses[-1] < losses[0] / (2 if feature == "map" else 4)
     told, said = (x.detach() - x.detach().mean() for x in (head()(targets.pooled), student(images)))
     assert (told - said).square().mean() < told.square().mean() / 2

@@ -1,4 +1,4 @@
-"""Objectives against timm's own task, hand computation, and their promises about parts of a batch."""
+"""Losses against timm's own task, hand computation, and their promises about parts of a batch."""
 
 import itertools
 from typing import ClassVar
@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from kdpipe.errors import TargetsError
-from kdpipe.losses import StudentOutput, Context, LossConfig, build_objective
+from kdpipe.losses import Context, LossConfig, StudentOutput, build_loss
 from kdpipe.targets import Encoding, Labels, Targets
 from kdpipe.teacher import TeacherOutput
 from tests.trainer.tiny import configured
@@ -23,7 +23,7 @@ N, C = 12, 7
 
 @pytest.fixture
 def logits() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Student's and teacher's logits (N, C), labels (N,)."""
+    """FeatureShapes's and teacher's logits (N, C), labels (N,)."""
     generator = torch.Generator().manual_seed(3)
     student = torch.randn(N, C, generator=generator) * 3
     teacher = torch.randn(N, C, generator=generator) * 4
@@ -35,9 +35,9 @@ def dense(teacher: torch.Tensor) -> Targets:
 
 
 def run(config: dict, student, labels, targets, rows=N, labelled=None, world=1):
-    objective = build_objective(configured(**config))
+    loss = build_loss(configured(**config))
     count = int((labels >= 0).sum()) if labelled is None else labelled
-    return objective(StudentOutput(student), Labels(labels), targets, Context(rows, count, world))
+    return loss(StudentOutput(student), Labels(labels), targets, Context(rows, count, world))
 
 
 class Says(nn.Module):
@@ -104,9 +104,9 @@ def test_mixed_labels_are_timms_mixup_target(logits, smoothing):
     lam = torch.cat([lam, lam.flip(0)])
     target = mixup_target(labels, C, lam[:, None], smoothing)
     pairs = torch.stack([labels, labels.flip(0)], dim=1)
-    objective = build_objective(configured("none", label_smoothing=smoothing))
+    loss = build_loss(configured("none", label_smoothing=smoothing))
     ours = student.clone().requires_grad_()
-    found = objective(StudentOutput(ours), Labels(target.argmax(dim=1), pairs, lam), None, Context(N, N))
+    found = loss(StudentOutput(ours), Labels(target.argmax(dim=1), pairs, lam), None, Context(N, N))
     theirs = student.clone().requires_grad_()
     expected = SoftTargetCrossEntropy()(theirs, target)
     torch.testing.assert_close(found["loss"], expected)
@@ -119,13 +119,15 @@ def test_a_mixed_view_with_an_unknown_label_adds_nothing(logits):
     student, _, labels = logits
     pairs = torch.stack([labels, labels.flip(0)], dim=1)
     lam = torch.full((N,), 0.7)
-    objective = build_objective(LossConfig(name="none"))
+    loss = build_loss(LossConfig(name="none"))
     pairs[3, 1] = -1
     hard = pairs[:, 0].clone()
     hard[3] = -1
     rest = torch.arange(N) != 3
-    found = objective(StudentOutput(student), Labels(hard, pairs, lam), None, Context(N, N - 1))
-    expected = objective(StudentOutput(student[rest]), Labels(hard[rest], pairs[rest], lam[rest]), None, Context(N - 1, N - 1))
+    found = loss(StudentOutput(student), Labels(hard, pairs, lam), None, Context(N, N - 1))
+    expected = loss(
+        StudentOutput(student[rest]), Labels(hard[rest], pairs[rest], lam[rest]), None, Context(N - 1, N - 1)
+    )
     torch.testing.assert_close(found["loss"], expected["loss"])
 
 
@@ -171,7 +173,7 @@ def test_topk_targets_serve_temperature_one_only(logits):
     targets = encoding.decode({n: torch.from_numpy(a) for n, a in arrays.items()})
     near = run({"name": "kd"}, student, labels, targets)["kd"]
     assert near == pytest.approx(run({"name": "kd"}, student, labels, dense(teacher))["kd"].item(), rel=0.05)
-    with pytest.raises(TargetsError, match=r"kd: this objective needs every class.*--targets dense"):
+    with pytest.raises(TargetsError, match=r"kd: this loss needs every class.*--targets dense"):
         run({"name": "kd", "temperature": 2.0}, student, labels, targets)
 
 
@@ -196,8 +198,8 @@ def test_missing_targets_are_an_error(logits, name):
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"name": "kdd"}, "unknown objective kdd; allowed: none, kd, soft-ce"),
-        ({"name": "kd+kd"}, "an objective is there twice"),
+        ({"name": "kdd"}, "unknown loss kdd; allowed: none, kd, soft-ce"),
+        ({"name": "kd+kd"}, "a loss is there twice"),
         ({"name": "soft-ce", "soft_ce": {"temperature": 4.0}}, "Extra inputs are not permitted"),
         ({"kd": {"temperature": 0}}, "greater than 0"),
         ({"kd": {"alpha": 1.5}}, "less than or equal to 1"),

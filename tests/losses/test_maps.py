@@ -9,14 +9,13 @@ from kdpipe.errors import TargetsError
 from kdpipe.losses.align import same_grid
 from kdpipe.losses.fd import FdConfig, FeatureDistillation, fd
 from kdpipe.losses.fitnets import FitNets, FitNetsConfig, squared_error
-from kdpipe.losses.inputs import Student, TeacherInfo
+from kdpipe.losses.inputs import FeatureShapes, TeacherInfo
 from kdpipe.losses.mgd import MaskedGenerative, MgdConfig, channel_mask, mgd
 from kdpipe.targets import Targets
-from tests.objectives.features import (
+from tests.losses.features import (
     NARROW,
     WIDE,
     N,
-    output,
     average_by,
     call,
     conv1x1,
@@ -24,6 +23,7 @@ from tests.objectives.features import (
     float64,
     in_two_parts,
     maps,
+    output,
 )
 
 ALL = {
@@ -35,10 +35,10 @@ ALL = {
 
 
 def make(name: str, student: int = 4, teacher: int = 4):
-    objective, config = ALL[name]
+    loss, config = ALL[name]
     torch.manual_seed(0)
-    sizes = Student(5, maps=((NARROW, student, student),))
-    return objective.make(config, sizes, TeacherInfo(5, map=(WIDE, teacher, teacher)))
+    sizes = FeatureShapes(5, maps=((NARROW, student, student),))
+    return loss.make(config, sizes, TeacherInfo(5, map=(WIDE, teacher, teacher)))
 
 
 def smooth_l1(difference: np.ndarray, beta: float) -> np.ndarray:
@@ -65,10 +65,10 @@ def conv3x3(conv: torch.nn.Conv2d, x: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize(("fine", "coarse"), [(4, 4), (8, 4), (4, 8)])
 @pytest.mark.parametrize("name", list(ALL))
 def test_equation(name, fine, coarse):
-    objective = make(name, fine, coarse)
+    loss = make(name, fine, coarse)
     student, teacher = maps(fine, coarse)
-    found = call(objective, output(student), Targets(map=teacher))
-    s, t = conv1x1(objective.align, student), teacher.double().numpy()
+    found = call(loss, output(student), Targets(map=teacher))
+    s, t = conv1x1(loss.align, student), teacher.double().numpy()
     s = average_by(s, s.shape[2] // 4)
     t = average_by(t, t.shape[2] // 4)
     if name.startswith("fd"):
@@ -76,34 +76,34 @@ def test_equation(name, fine, coarse):
     elif name == "fitnets":
         expected = ((s - t) ** 2).mean()
     else:
-        first, _, second = objective.generate
+        first, _, second = loss.generate
         generated = conv3x3(second, np.maximum(conv3x3(first, s), 0))
         expected = ((generated - t) ** 2).sum() / N
     assert found["loss"].item() == pytest.approx(expected, rel=1e-6)
-    assert found["loss"] is found[objective.name]
+    assert found["loss"] is found[loss.name]
 
 
 @pytest.mark.parametrize("name", list(ALL))
 def test_everything_gets_a_gradient_and_no_dealing_of_rows_changes_the_loss(name):
-    objective = make(name)
+    loss = make(name)
     student, teacher = maps()
     student.requires_grad_()
-    whole = call(objective, output(student), Targets(map=teacher))["loss"]
+    whole = call(loss, output(student), Targets(map=teacher))["loss"]
     whole.backward()
     assert student.grad.abs().sum() > 0
-    assert all(p.grad.abs().sum() > 0 for p in objective.parameters())
+    assert all(p.grad.abs().sum() > 0 for p in loss.parameters())
     for cut in (2, 0, N):
-        parts = in_two_parts(objective, output(student), Targets(map=teacher), cut)
+        parts = in_two_parts(loss, output(student), Targets(map=teacher), cut)
         torch.testing.assert_close(parts["loss"], whole)
 
 
 @pytest.mark.parametrize("name", list(ALL))
 def test_bfloat16_is_near(name):
-    objective = make(name)
+    loss = make(name)
     student, teacher = maps(8, 8, rows=32)
-    expected = call(objective, output(student, rows=32), Targets(map=teacher))["loss"]
+    expected = call(loss, output(student, rows=32), Targets(map=teacher))["loss"]
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        found = call(objective, output(student, rows=32), Targets(map=teacher))["loss"]
+        found = call(loss, output(student, rows=32), Targets(map=teacher))["loss"]
     assert found.dtype == torch.float32
     assert found.item() == pytest.approx(expected.item(), rel=1e-3)
 
@@ -127,12 +127,12 @@ def test_whole_channels_are_masked_and_others_stay_as_they_are():
 
 
 def test_the_mask_is_drawn_anew_and_by_torchs_seed():
-    objective = MaskedGenerative(MgdConfig(mask=0.5), NARROW, WIDE)
+    loss = MaskedGenerative(MgdConfig(mask=0.5), NARROW, WIDE)
     student, teacher = maps()
 
     def drawn_after(seed: int) -> float:
         torch.manual_seed(seed)
-        return call(objective, output(student), Targets(map=teacher))["loss"].item()
+        return call(loss, output(student), Targets(map=teacher))["loss"].item()
 
     assert drawn_after(1) == drawn_after(1) != drawn_after(2)
 
@@ -150,10 +150,10 @@ def test_grids_need_not_be_multiples():
 
 @pytest.mark.parametrize("name", list(ALL))
 def test_a_cache_without_maps_is_refused(name):
-    objective, config = ALL[name]
-    with pytest.raises(TargetsError, match=r"map feature.*--map"):
-        objective.make(config, Student(5, maps=((NARROW, 4, 4),)), TeacherInfo(5))
+    loss, config = ALL[name]
+    with pytest.raises(TargetsError, match=r"map feature.*--feature-map"):
+        loss.make(config, FeatureShapes(5, maps=((NARROW, 4, 4),)), TeacherInfo(5))
     with pytest.raises(TargetsError, match="map feature"):
         call(make(name), output(maps()[0]), Targets(log_probs=torch.zeros(N, 5)))
-    assert not objective.trains_classifier
-    assert objective.requirements_of(config).map
+    assert not loss.trains_classifier
+    assert loss.requirements_of(config).map

@@ -10,7 +10,7 @@ from kdpipe.errors import TargetsError
 from kdpipe.losses.nkd import Nkd, NkdConfig, nkd
 from kdpipe.losses.target_class import with_label
 from kdpipe.targets import Labels, Targets, mix_targets
-from tests.objectives.logits import C, N, call, float64, live, mean_ce, rows, softmax, top
+from tests.losses.logits import C, N, call, float64, live, mean_ce, rows, softmax, top
 
 
 def make(**config) -> Nkd:

@@ -8,11 +8,11 @@ from torch import nn
 
 from kdpipe.errors import TargetsError, TrainingError
 from kdpipe.losses.dfm import frequency, spatial
-from kdpipe.losses.inputs import StudentOutput, Context, Student, TeacherInfo
+from kdpipe.losses.inputs import Context, FeatureShapes, StudentOutput, TeacherInfo
 from kdpipe.losses.scalekd import CapDfm, CapDfmConfig, ScaleKd, ScaleKdConfig
 from kdpipe.targets import Labels, Targets
 from kdpipe.teacher import Tail, load_tail
-from tests.objectives.logits import mean_ce, softmax
+from tests.losses.logits import mean_ce, softmax
 from tests.teacher.networks import CLASSES, images, network, parts_of
 
 ROWS = 8
@@ -49,17 +49,17 @@ class World:
         self.labels = Labels(torch.arange(ROWS) % CLASSES)
         torch.manual_seed(0)
         self.net = Small().train()
-        self.sizes = Student(CLASSES, 24, tuple(tuple(m.shape[1:]) for m in self.net(self.images).maps))
+        self.sizes = FeatureShapes(CLASSES, 24, tuple(tuple(m.shape[1:]) for m in self.net(self.images).maps))
         self.info = TeacherInfo(CLASSES, map=tuple(final.shape[1:]), tail=self.tail)
 
     def scalekd(self, **config) -> ScaleKd:
         torch.manual_seed(1)
         return ScaleKd.make(ScaleKdConfig(**config), self.sizes, self.info).train()
 
-    def __call__(self, objective, output: StudentOutput | None = None, **changes) -> dict[str, torch.Tensor]:
+    def __call__(self, loss, output: StudentOutput | None = None, **changes) -> dict[str, torch.Tensor]:
         output = self.net(self.images) if output is None else output
         told = {"labels": self.labels, "targets": self.targets, "context": Context(ROWS, ROWS)} | changes
-        return objective(output, **told)
+        return loss(output, **told)
 
 
 @pytest.fixture(scope="module")
@@ -69,11 +69,11 @@ def swin() -> World:
 
 def fall(world: World, steps: int = 200, lr: float = 2e-3) -> int:
     """Train; the step after which each feature term is below two thirds of what it was."""
-    objective = world.scalekd()
-    optimizer = torch.optim.AdamW([*world.net.parameters(), *objective.parameters()], lr=lr)
+    loss = world.scalekd()
+    optimizer = torch.optim.AdamW([*world.net.parameters(), *loss.parameters()], lr=lr)
     first: dict[str, float] = {}
     for step in range(steps + 1):
-        parts = world(objective)
+        parts = world(loss)
         now = {name: parts[name].item() for name in FEATURES}
         first = first or now
         if all(now[name] <= 2 / 3 * first[name] for name in FEATURES):
@@ -97,18 +97,18 @@ def test_all_feature_terms_fall_with_499_and_998_channels():
 
 def test_its_total_in_numpy(swin):
     config = {"temperature": 2.0, "ce": 0.4, "kd": 0.3, "spat_tail": 0.2, "freq_tail": 0.5, "spat": 0.7, "freq": 0.9}
-    objective = swin.scalekd(**config).eval()
+    loss = swin.scalekd(**config).eval()
     with torch.no_grad():
         output = swin.net(swin.images)
-        found = swin(objective, output)
+        found = swin(loss, output)
         s3, s4 = output.maps
-        q, other = (swin.tail(cap(s3)) for cap in (objective.cap3_spat, objective.cap3_freq))
+        q, other = (swin.tail(cap(s3)) for cap in (loss.cap3_spat, loss.cap3_freq))
         t4 = swin.targets.map
         features = {
             "spat_tail": spatial(q, t4).mean(),
             "freq_tail": frequency(other, t4).mean(),
-            "spat": spatial(objective.cap4_spat(s4, q), t4).mean(),
-            "freq": frequency(objective.cap4_freq(s4, other), t4).mean(),
+            "spat": spatial(loss.cap4_spat(s4, q), t4).mean(),
+            "freq": frequency(loss.cap4_freq(s4, other), t4).mean(),
         }
     logits, teacher = (x.double().numpy() for x in (output.logits, swin.targets.log_probs))
     soft = -np.mean(np.sum(softmax(teacher / 2) * np.log(softmax(logits / 2)), axis=1)) * 4
@@ -129,42 +129,42 @@ def test_removing_a_term_changes_the_loss_by_its_own_value(swin, name):
 
 
 def test_every_adapter_gets_a_gradient_and_the_tail_none(swin):
-    objective = swin.scalekd()
-    swin(objective)["loss"].backward()
-    for name, parameter in objective.named_parameters():
+    loss = swin.scalekd()
+    swin(loss)["loss"].backward()
+    for name, parameter in loss.named_parameters():
         # A key's bias moves every score of a query alike, which a softmax doesn't see.
         if not name.endswith(".k.bias"):
             assert parameter.grad.abs().max() > 0, name
-    assert not any(name.startswith("tail") for name in objective.state_dict())
+    assert not any(name.startswith("tail") for name in loss.state_dict())
     # Gradients of what is behind the tail pass it.
-    objective.zero_grad()
-    swin(objective)["spat_tail"].backward()
-    assert objective.cap3_spat.queries.grad.abs().max() > 0
-    objective.zero_grad()
-    swin(objective)["spat"].backward()
-    assert objective.cap3_spat.queries.grad.abs().max() > 0  # queries aren't detached
+    loss.zero_grad()
+    swin(loss)["spat_tail"].backward()
+    assert loss.cap3_spat.queries.grad.abs().max() > 0
+    loss.zero_grad()
+    swin(loss)["spat"].backward()
+    assert loss.cap3_spat.queries.grad.abs().max() > 0  # queries aren't detached
 
 
 def test_checkpoint_has_the_adapters_only(swin):
-    objective = swin.scalekd()
-    kept = objective.state_dict()
+    loss = swin.scalekd()
+    kept = loss.state_dict()
     other = swin.scalekd()
     with torch.no_grad():
         for parameter in other.parameters():
             parameter.zero_()
     other.load_state_dict(kept)
     output = swin.net(swin.images)
-    assert torch.equal(swin(objective.eval(), output)["loss"], swin(other.eval(), output)["loss"])
+    assert torch.equal(swin(loss.eval(), output)["loss"], swin(other.eval(), output)["loss"])
     assert sum(v.numel() for v in kept.values()) < sum(p.numel() for p in other.parameters()) + 1000
 
 
 @pytest.mark.parametrize("name", ["swin", "slak"])
 def test_half_precision_costs_little(name):
     world = World(name)
-    output, objective = world.net(world.images), world.scalekd()
-    full = world(objective, output)
+    output, loss = world.net(world.images), world.scalekd()
+    full = world(loss, output)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        half = world(objective, output)
+        half = world(loss, output)
     assert all(value.dtype == torch.float32 for value in half.values())
     torch.testing.assert_close(half["loss"], full["loss"], rtol=1e-3, atol=0)
     # Adapters and tail are networks under autocast; of untrained ones L_freq sees nothing but what positions differ in.
@@ -174,15 +174,15 @@ def test_half_precision_costs_little(name):
 
 @pytest.mark.parametrize("kind", ["scalekd", "cap-dfm"])
 def test_ranks_add_up_to_the_batch(swin, kind):
-    objective = swin.scalekd() if kind == "scalekd" else CapDfm.make(CapDfmConfig(), swin.sizes, swin.info)
-    objective.eval()  # batch statistics are each rank's own
+    loss = swin.scalekd() if kind == "scalekd" else CapDfm.make(CapDfmConfig(), swin.sizes, swin.info)
+    loss.eval()  # batch statistics are each rank's own
     output = swin.net(swin.images)
-    whole = swin(objective, output)
+    whole = swin(loss, output)
 
     def part(rows: slice) -> dict[str, torch.Tensor]:
         own = StudentOutput(output.logits[rows], None, tuple(m[rows] for m in output.maps))
         targets = Targets(swin.targets.log_probs[rows], dense=True, map=swin.targets.map[rows])
-        return objective(own, Labels(swin.labels.hard[rows]), targets, Context(ROWS, ROWS, 3))
+        return loss(own, Labels(swin.labels.hard[rows]), targets, Context(ROWS, ROWS, 3))
 
     parts = [part(rows) for rows in (slice(0, 5), slice(5, 5), slice(5, None))]
     for name, value in whole.items():
@@ -191,23 +191,23 @@ def test_ranks_add_up_to_the_batch(swin, kind):
 
 def test_cap_dfm_is_its_two_terms_and_falls(swin):
     torch.manual_seed(2)
-    objective = CapDfm.make(CapDfmConfig(), swin.sizes, TeacherInfo(CLASSES, map=swin.info.map)).train()
+    loss = CapDfm.make(CapDfmConfig(), swin.sizes, TeacherInfo(CLASSES, map=swin.info.map)).train()
     output = swin.net(swin.images)
     with torch.no_grad():
-        maps = objective.cap_spat(output.maps[-1]), objective.cap_freq(output.maps[-1])
-    found = swin(objective, output)
+        maps = loss.cap_spat(output.maps[-1]), loss.cap_freq(output.maps[-1])
+    found = swin(loss, output)
     assert found["spat"].item() == pytest.approx(spatial(maps[0], swin.targets.map).mean().item(), rel=1e-6)
     assert found["freq"].item() == pytest.approx(frequency(maps[1], swin.targets.map).mean().item(), rel=1e-6)
     expected = 0.08 * found["spat"].item() + 0.06 * found["freq"].item()
     assert found["loss"].item() == pytest.approx(expected, rel=1e-6)
-    assert not CapDfm.whole
-    optimizer = torch.optim.AdamW(objective.parameters(), lr=2e-3)
+    assert not CapDfm.trains_classifier
+    optimizer = torch.optim.AdamW(loss.parameters(), lr=2e-3)
     maps = StudentOutput(output.logits.detach(), None, tuple(m.detach() for m in output.maps))
     for _ in range(40):
         optimizer.zero_grad()
-        now = swin(objective, maps)
+        now = swin(loss, maps)
         now["loss"].backward()
-        assert all(p.grad is not None for p in objective.parameters())
+        assert all(p.grad is not None for p in loss.parameters())
         optimizer.step()
     assert all(now[name] < 2 / 3 * found[name] for name in ("spat", "freq"))
 
@@ -231,19 +231,19 @@ def test_needs():
 
 def test_what_does_not_go_together_is_refused(swin):
     config, tail, final = ScaleKdConfig(), swin.tail, swin.info.map
-    with pytest.raises(TrainingError, match=r"scalekd: .*final map.*--map int8"):
+    with pytest.raises(TrainingError, match=r"scalekd: .*final map.*--feature-map int8"):
         ScaleKd.make(config, swin.sizes, TeacherInfo(CLASSES, tail=tail))
-    with pytest.raises(TrainingError, match=r"cap-dfm: .*final map.*--map int8"):
+    with pytest.raises(TrainingError, match=r"cap-dfm: .*final map.*--feature-map int8"):
         CapDfm.make(CapDfmConfig(), swin.sizes, None)
-    with pytest.raises(TrainingError, match=r"scalekd: .*last stage.*cache-teacher --tail.*kd\+cap-dfm"):
+    with pytest.raises(TrainingError, match=r"scalekd: .*last stage.*cache-teacher --last-stage.*kd\+cap-dfm"):
         ScaleKd.make(config, swin.sizes, TeacherInfo(CLASSES, map=final))
     with pytest.raises(TrainingError, match=r"other maps than were cached; found \(192, 2, 2\); allowed: \(64, 2, 2\)"):
         ScaleKd.make(config, swin.sizes, TeacherInfo(CLASSES, map=(64, 2, 2), tail=tail))
     with pytest.raises(TrainingError, match="last two stages; found 1"):
-        ScaleKd.make(config, Student(CLASSES, 24, swin.sizes.maps[-1:]), swin.info)
-    with pytest.raises(TargetsError, match="scalekd: this objective needs the teacher's map feature"):
+        ScaleKd.make(config, FeatureShapes(CLASSES, 24, swin.sizes.maps[-1:]), swin.info)
+    with pytest.raises(TargetsError, match="scalekd: this loss needs the teacher's map feature"):
         swin(swin.scalekd(), targets=Targets(swin.targets.log_probs, dense=True))
-    with pytest.raises(TargetsError, match="scalekd: this objective needs every class"):
+    with pytest.raises(TargetsError, match="scalekd: this loss needs every class"):
         swin(swin.scalekd(temperature=2.0), targets=Targets(swin.targets.log_probs, map=swin.targets.map))
 
 

@@ -1,4 +1,4 @@
-"""`kdpipe objectives`: what students can learn from, what each needs of a cache, and what that weighs."""
+"""`kdpipe losses`: what students can learn from, what each needs of a cache, and what that weighs."""
 
 import json
 from typing import Any
@@ -7,28 +7,28 @@ import click
 from rich.console import Console
 
 from kdpipe.errors import ConfigError
-from kdpipe.losses import ALIASES, OBJECTIVES, Requirements, Loss
-from kdpipe.targets import Encoding, TargetsConfig
+from kdpipe.losses import ALIASES, LOSSES, Loss, Requirements
+from kdpipe.targets import FEATURE_FLAGS, Encoding, TargetsConfig
 
 
-@click.command("objectives")
+@click.command("losses")
 @click.argument("name", required=False)
 @click.option("--classes", type=click.IntRange(2), default=1000, show_default=True, help="The teacher's classes.")
 @click.option("--width", type=click.IntRange(1), default=998, show_default=True, help="Channels of its final map.")
 @click.option("--side", type=click.IntRange(1), default=7, show_default=True, help="Side of its final map.")
 @click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
-def objectives(name: str | None, classes: int, width: int, side: int, as_json: bool) -> None:
-    """List the objectives of train-student: paper, needs, bytes a view in the cache, defaults.
+def losses(name: str | None, classes: int, width: int, side: int, as_json: bool) -> None:
+    """List the losses of train-student: paper, needs, bytes a view in the cache, defaults.
 
     NAME shows one alone, with its numbers. Bytes are uncompressed, of the smallest cache that serves it with little
     loss; the teacher's sizes are SLaK-T's on ImageNet unless given. Features come as int8, logits as float16.
     """
     name = ALIASES.get(name, name) if name else None
-    if name is not None and name not in OBJECTIVES:
-        allowed = ", ".join([*OBJECTIVES, *ALIASES])
-        raise ConfigError("unknown objective", found=name, allowed=allowed, do="Name one; + only sums them in training")
-    chosen = [OBJECTIVES[name]] if name else list(OBJECTIVES.values())
-    found = [describe(objective, classes, width, side) for objective in chosen]
+    if name is not None and name not in LOSSES:
+        allowed = ", ".join([*LOSSES, *ALIASES])
+        raise ConfigError("unknown loss", found=name, allowed=allowed, do="Name one; + only sums them in training")
+    chosen = [LOSSES[name]] if name else list(LOSSES.values())
+    found = [describe(loss, classes, width, side) for loss in chosen]
     if as_json:
         click.echo(json.dumps(found))
         return
@@ -46,19 +46,19 @@ def objectives(name: str | None, classes: int, width: int, side: int, as_json: b
             console.print(f"  {numbers}", soft_wrap=True)
 
 
-def describe(objective: type[Loss], classes: int, width: int, side: int) -> dict[str, Any]:
-    """One objective with its default numbers, and the cache for a teacher of these sizes."""
-    config = objective.Config()
-    needs = objective.requirements_of(config)
+def describe(loss: type[Loss], classes: int, width: int, side: int) -> dict[str, Any]:
+    """One loss with its default numbers, and the cache for a teacher of these sizes."""
+    config = loss.Config()
+    needs = loss.requirements_of(config)
     targets, flags = cheapest(needs, classes, width)
     size = 0
     if targets is not None:
         size = Encoding.of(targets, classes, {"pooled": (width,), "map": (side, side, width)}).nbytes
-    section, fields = f"objective.{objective.name.replace('-', '_')}", objective.Config.model_fields
+    section, fields = f"loss.{loss.name.replace('-', '_')}", loss.Config.model_fields
     return {
-        "name": objective.name,
-        "use": objective.usable(),
-        "paper": objective.paper,
+        "name": loss.name,
+        "use": loss.usable(),
+        "paper": loss.paper,
         "needs": _words(needs),
         "flags": flags,
         "bytes_a_view": size,
@@ -86,8 +86,8 @@ def cheapest(needs: Requirements, classes: int, width: int) -> tuple[TargetsConf
         kept["tail"] = True
     targets = TargetsConfig(**kept)
     words = [f"--targets {targets.kind}"]
-    words += [f"--{name} {getattr(targets, name)}" for name in targets.features]
-    return targets, " ".join([*words, *(["--tail"] if targets.tail else [])])
+    words += [f"{FEATURE_FLAGS[name]} {getattr(targets, name)}" for name in targets.features]
+    return targets, " ".join([*words, *(["--last-stage"] if targets.tail else [])])
 
 
 def _words(needs: Requirements) -> list[str]:

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from kdpipe.errors import TargetsError
 from kdpipe.losses.dkd import Dkd, DkdConfig, dkd, nckd, tckd
-from tests.objectives.logits import C, N, call, float64, live, mean_ce, rows, softmax, top
+from tests.losses.logits import C, N, call, float64, live, mean_ce, rows, softmax, top
 
 
 def make(**config) -> Dkd:
@@ -41,9 +41,9 @@ def by_hand(student, teacher, labels, temperature) -> tuple[float, float]:
 )
 def test_equation(config, epoch, factor):
     student, teacher, labels = rows()
-    objective = make(**config)
-    found = call(objective, student, labels, live(teacher), epoch=epoch, epochs=240)
-    c = objective.config
+    loss = make(**config)
+    found = call(loss, student, labels, live(teacher), epoch=epoch, epochs=240)
+    c = loss.config
     target, others = by_hand(student, teacher, labels, c.temperature)
     ce = mean_ce(*float64(student, labels))
     assert found["tckd"].item() == pytest.approx(target, rel=1e-6)

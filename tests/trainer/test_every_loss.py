@@ -1,4 +1,4 @@
-"""Every objective: an exact cache trains as a live teacher does; adapters resume; what is kept is plain."""
+"""Every loss: an exact cache trains as a live teacher does; adapters resume; what is kept is plain."""
 
 import re
 from pathlib import Path
@@ -13,7 +13,7 @@ from kdpipe.cache.manifest import CacheRecord
 from kdpipe.cache.modules import put_part, read_part
 from kdpipe.errors import IdentityError, TrainingError
 from kdpipe.loader import Batch, Loader, LoaderConfig
-from kdpipe.losses import OBJECTIVES, LossConfig
+from kdpipe.losses import LOSSES, LossConfig
 from kdpipe.models import ModelConfig
 from kdpipe.models.build import build
 from kdpipe.shards import Index
@@ -24,13 +24,13 @@ from tests.trainer import featured
 from tests.trainer.featured import CLASSES, SIZE, STUDENT, VIEWS
 
 STEPS = 20
-USES = [name if objective.whole else f"ce+{name}" for name, objective in OBJECTIVES.items()]
+USES = [name if loss.trains_classifier else f"ce+{name}" for name, loss in LOSSES.items()]
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """Index, teacher and exact cache."""
-    return featured.make(tmp_path_factory.mktemp("objectives"))
+    return featured.make(tmp_path_factory.mktemp("losses"))
 
 
 def teachers(url: str, index: Index, config: LossConfig) -> Teachers:
@@ -115,10 +115,10 @@ def test_what_is_missing_is_named_with_the_flags_that_add_it(made: Any, tmp_path
     featured.make_cache(Path(url), index, teacher, TargetsConfig(k=2), [0])
     for name, flags in {
         "dist": "--targets dense, or --pooled float16",
-        "kd+fd": "--targets none --map float16",
+        "kd+fd": "--targets none --feature-map float16",
         "ce+rkd": "--targets none --pooled float16",
         "simkd": "--pooled float16",
-        "scalekd": "--tail",
+        "scalekd": "--last-stage",
     }.items():
         with pytest.raises(ValueError, match=flags):
             teachers(url, index, LossConfig(name=name))
@@ -197,15 +197,15 @@ def test_several_caches_that_do_not_go_together_are_refused(made: Any, tmp_path:
     logits = TargetsConfig()
     fewer = featured.make_cache(tmp_path / "fewer.zarr", index, teacher, logits, range(3))
     seeded = featured.make_cache(tmp_path / "seeded.zarr", index, teacher, logits, range(1), seed=6)
-    for caches, objective, message in [
+    for caches, loss, message in [
         ((url, fewer), {"name": "kd"}, "different views; found 0:3; allowed: 0:7"),
         ((url, seeded), {"name": "kd"}, "another views.seed"),
-        ((url, url), {"name": "kd+fd"}, "objective.teachers=sum"),
+        ((url, url), {"name": "kd+fd"}, "loss.teachers=sum"),
         ((url, url), {"name": "norm", "teachers": "sum"}, "changes the student for one teacher.*Pass one --cache"),
         ((url, url), {"name": "simkd"}, "changes the student for one teacher.*Pass one --cache"),
         ((url, url), {"name": "kd", "teacher_weights": (1.0,)}, "each cache has a weight above 0"),
     ]:
-        job = featured.make_job(index, caches, LossConfig(**objective))
+        job = featured.make_job(index, caches, LossConfig(**loss))
         with pytest.raises(ValueError, match=message):
             train(job, tmp_path / "run", log=lambda _: None)
         assert not (tmp_path / "run").exists()
@@ -267,12 +267,12 @@ def test_what_a_student_cannot_give_is_said_in_words(made: Any) -> None:
     index, _, url = made
     vit = {"model": "vit_tiny_patch16_224", "model_kwargs": {"depth": 1, "embed_dim": 12, "num_heads": 1}}
     resnet = {"model": "resnet10t", "model_kwargs": STUDENT}
-    for student, objective, message in [
+    for student, loss, message in [
         (vit, {"name": "kd+fd"}, "doesn't match model.*Check --input-size"),
         (resnet, {"name": "scalekd", "taps": ("layer4", "layer4")}, "last two stages"),
         (resnet, {"name": "kd+fd", "taps": ("fc",)}, "is no map"),
     ]:
-        config = LossConfig(**objective)
+        config = LossConfig(**loss)
         built = build(ModelConfig(**student, num_classes=CLASSES, input_size=SIZE))
         with pytest.raises(TrainingError, match=message):
             DistillationModule(built, config, teachers(url, index, config).info())

@@ -1,10 +1,10 @@
-"""Logits, labels and targets that the tests of logit objectives share, and plain float64 arithmetic on them."""
+"""Logits, labels and targets that the tests of logit losses share, and plain float64 arithmetic on them."""
 
 import numpy as np
 import torch
 
 from kdpipe.losses.base import Loss
-from kdpipe.losses.inputs import StudentOutput, Context
+from kdpipe.losses.inputs import Context, StudentOutput
 from kdpipe.targets import Encoding, Labels, Targets
 from kdpipe.teacher import TeacherOutput
 
@@ -12,7 +12,7 @@ N, C = 12, 9
 
 
 def rows(seed: int = 3) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Student's and teacher's logits (N, C), labels (N,), one of them missing."""
+    """FeatureShapes's and teacher's logits (N, C), labels (N,), one of them missing."""
     generator = torch.Generator().manual_seed(seed)
     student = torch.randn(N, C, generator=generator) * 3
     teacher = torch.randn(N, C, generator=generator) * 4
@@ -33,7 +33,7 @@ def top(teacher: torch.Tensor, labels: torch.Tensor, k: int) -> Targets:
 
 
 def call(
-    objective: Loss,
+    loss: Loss,
     student: torch.Tensor,
     labels: torch.Tensor | Labels,
     targets: Targets | None,
@@ -42,7 +42,7 @@ def call(
     """One process's loss of a whole batch."""
     labels = labels if isinstance(labels, Labels) else Labels(labels)
     known = int((labels.hard >= 0).sum())
-    return objective(StudentOutput(student), labels, targets, Context(len(student), known, **context))  # type: ignore[arg-type]
+    return loss(StudentOutput(student), labels, targets, Context(len(student), known, **context))  # type: ignore[arg-type]
 
 
 def softmax(z: np.ndarray) -> np.ndarray:

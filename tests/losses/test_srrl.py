@@ -7,10 +7,10 @@ from torch import nn
 from torch.autograd import gradcheck
 
 from kdpipe.errors import TargetsError
-from kdpipe.losses.inputs import Student, TeacherInfo
+from kdpipe.losses.inputs import FeatureShapes, TeacherInfo
 from kdpipe.losses.srrl import Srrl, SrrlConfig, srrl
 from kdpipe.targets import Targets
-from tests.objectives.features import NARROW, WIDE, C, N, output, call, conv1x1, drawn, float64, maps, pooled
+from tests.losses.features import NARROW, WIDE, C, N, call, conv1x1, drawn, float64, maps, output, pooled
 
 
 @pytest.fixture
@@ -21,15 +21,17 @@ def head() -> nn.Linear:
 
 def make(head: nn.Linear, **config) -> Srrl:
     torch.manual_seed(0)
-    return Srrl.make(SrrlConfig(**config), Student(C, maps=((NARROW, 4, 4),)), TeacherInfo(C, pooled=WIDE, head=head))
+    return Srrl.make(
+        SrrlConfig(**config), FeatureShapes(C, maps=((NARROW, 4, 4),)), TeacherInfo(C, pooled=WIDE, head=head)
+    )
 
 
 @pytest.mark.parametrize("relu", [False, True])
 def test_equation(head, relu):
-    objective = make(head, relu=relu, regression=5)
+    loss = make(head, relu=relu, regression=5)
     student, teacher = maps()[0], pooled()[1].abs()
-    found = call(objective, output(student), Targets(pooled=teacher))
-    x = conv1x1(objective.connector[0], student)
+    found = call(loss, output(student), Targets(pooled=teacher))
+    x = conv1x1(loss.connector[0], student)
     x = (x - x.mean(axis=(0, 2, 3), keepdims=True)) / np.sqrt(x.var(axis=(0, 2, 3), keepdims=True) + 1e-5)
     s = (np.maximum(x, 0) if relu else x).mean(axis=(2, 3))
     t, weight, bias = float64(teacher, head.weight, head.bias)
@@ -46,31 +48,31 @@ def test_gradient(head):
 
 
 def test_bfloat16_is_near(head):
-    objective = make(head)
+    loss = make(head)
     student, teacher = maps(8, 8, rows=32)[0], pooled(32)[1]
-    expected = call(objective, output(student, rows=32), Targets(pooled=teacher))["loss"]
+    expected = call(loss, output(student, rows=32), Targets(pooled=teacher))["loss"]
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        found = call(objective, output(student, rows=32), Targets(pooled=teacher))["loss"]
+        found = call(loss, output(student, rows=32), Targets(pooled=teacher))["loss"]
     assert found.dtype == torch.float32
     assert found.item() == pytest.approx(expected.item(), rel=1e-3)
 
 
 def test_only_the_connector_is_trained_and_kept(head):
-    objective = make(head)
-    call(objective, output(maps()[0]), Targets(pooled=pooled()[1]))["loss"].backward()
-    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in objective.parameters())
-    assert {name.partition(".")[0] for name in objective.state_dict()} == {"connector"}
+    loss = make(head)
+    call(loss, output(maps()[0]), Targets(pooled=pooled()[1]))["loss"].backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in loss.parameters())
+    assert {name.partition(".")[0] for name in loss.state_dict()} == {"connector"}
     assert head.weight.grad is None
-    assert objective.to(torch.float64).weight.dtype == torch.float64  # moves along
+    assert loss.to(torch.float64).weight.dtype == torch.float64  # moves along
 
 
 def test_a_relu_before_features_with_both_signs_is_refused(head):
-    with pytest.raises(TargetsError, match=r"negative.*objective\.srrl\.relu=false"):
+    with pytest.raises(TargetsError, match=r"negative.*loss\.srrl\.relu=false"):
         call(make(head, relu=True), output(maps()[0]), Targets(pooled=pooled()[1]))
 
 
 def test_a_cache_without_its_needs_is_refused(head):
     with pytest.raises(TargetsError, match="--pooled"):
-        Srrl.make(SrrlConfig(), Student(C, maps=((NARROW, 4, 4),)), TeacherInfo(C, pooled=WIDE))
+        Srrl.make(SrrlConfig(), FeatureShapes(C, maps=((NARROW, 4, 4),)), TeacherInfo(C, pooled=WIDE))
     with pytest.raises(TargetsError, match="--pooled"):
         call(make(head), output(maps()[0]), Targets(log_probs=torch.zeros(N, C)))

@@ -9,7 +9,7 @@ from kdpipe.errors import TargetsError
 from kdpipe.losses.bucket import BucketConfig, BucketKd, bucket_kd
 from kdpipe.losses.logit import kd
 from kdpipe.targets import Targets, mix_targets
-from tests.objectives.logits import C, N, call, float64, live, mean_ce, rows, softmax, top
+from tests.losses.logits import C, N, call, float64, live, mean_ce, rows, softmax, top
 
 
 def make(**config) -> BucketKd:

@@ -9,10 +9,10 @@ from torch.autograd import gradcheck
 
 from kdpipe.errors import TargetsError
 from kdpipe.losses import rkd
-from kdpipe.losses.inputs import StudentOutput, Context
+from kdpipe.losses.inputs import Context, StudentOutput
 from kdpipe.losses.rkd import Rkd, RkdConfig, rkd_angle, rkd_distance
 from kdpipe.targets import Labels, Targets
-from tests.objectives.features import N, output, call, drawn, float64, pooled
+from tests.losses.features import N, call, drawn, float64, output, pooled
 
 
 def huber(difference: np.ndarray) -> np.ndarray:

@@ -10,14 +10,14 @@ from pydantic import ValidationError
 from torch.autograd import gradcheck
 
 from kdpipe.errors import TargetsError, TrainingError
-from kdpipe.losses.inputs import Student, TeacherInfo
+from kdpipe.losses.inputs import FeatureShapes, TeacherInfo
 from kdpipe.losses.norm import Norm, NormConfig, norm
 from kdpipe.models.build import ModelConfig, build
-from kdpipe.models.hooks import FeatureHooks
+from kdpipe.models.hooks import StudentHooks
 from kdpipe.models.wrappers.norm import NormStudent
 from kdpipe.targets import Targets
-from tests.objectives.features import WIDE, C, N, output, call, drawn, float64, maps
-from tests.objectives.logits import softmax
+from tests.losses.features import WIDE, C, N, call, drawn, float64, maps, output
+from tests.losses.logits import softmax
 
 TIMES = 3  # N of the paper
 LABELS = torch.tensor([0, 3, -1, 2, 4, 1])
@@ -34,7 +34,7 @@ def info(**changes: object) -> TeacherInfo:
 
 def make(**config: object) -> Norm:
     config = {"expansion": TIMES, **config}
-    return Norm.make(NormConfig(**config), Student(C, maps=((TIMES * WIDE, 4, 4),)), info())
+    return Norm.make(NormConfig(**config), FeatureShapes(C, maps=((TIMES * WIDE, 4, 4),)), info())
 
 
 def expanded(side: int = 4, rows: int = N) -> torch.Tensor:
@@ -58,11 +58,11 @@ def matched(e: np.ndarray, t: np.ndarray) -> float:
 
 @pytest.mark.parametrize(("fine", "coarse"), [(4, 4), (8, 4), (4, 8)])
 def test_equation(fine, coarse):
-    objective = make(ce=0.5, kd=0.7, matching=2.0, standardise_map=False)
+    loss = make(ce=0.5, kd=0.7, matching=2.0, standardise_map=False)
     says, told = drawn(N, C, seed=6, scale=9), drawn(N, C, seed=9, scale=4)
     e, t = expanded(fine), maps(4, coarse)[1]
     targets = Targets(told.log_softmax(dim=1), dense=True, map=t)
-    found = call(objective, output(e, logits=says), targets, LABELS, epoch=30, epochs=100)
+    found = call(loss, output(e, logits=says), targets, LABELS, epoch=30, epochs=100)
     z_s, z_t, e, t = float64(says, told, e, t)
     z_s, z_t = standard(z_s), standard(z_t)
     ce = np.mean([-np.log(softmax(z)[y]) for z, y in zip(z_s, LABELS.tolist(), strict=True) if y >= 0])
@@ -81,8 +81,8 @@ def test_a_map_with_both_signs_is_standardised_and_a_resnets_is_not():
 
     def distance(how: object, **changes: object) -> float:
         config = NormConfig(expansion=TIMES, standardise_map=how)
-        objective = Norm.make(config, Student(C, maps=((TIMES * WIDE, 4, 4),)), info(**changes))
-        return call(objective, output(e), Targets(map=t))["norm"].item()
+        loss = Norm.make(config, FeatureShapes(C, maps=((TIMES * WIDE, 4, 4),)), info(**changes))
+        return call(loss, output(e), Targets(map=t))["norm"].item()
 
     mean, std = float64(statistics.mean, statistics.std)
     std[2] = std.mean()  # it never varied
@@ -124,14 +124,14 @@ def test_gradient():
 
 
 def test_bfloat16_is_near():
-    objective = make(kd=0.5)
+    loss = make(kd=0.5)
     e, t, says, told = expanded(8, 32), maps(8, 8, rows=32)[1], drawn(32, C, seed=6) * 9, drawn(32, C, seed=9) * 4
     e, says = e.bfloat16(), says.bfloat16()
     targets = Targets(told.log_softmax(dim=1), dense=True, map=t)
     labels = torch.arange(32) % C
-    expected = call(objective, output(e.float(), logits=says.float(), rows=32), targets, labels)["loss"]
+    expected = call(loss, output(e.float(), logits=says.float(), rows=32), targets, labels)["loss"]
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        found = call(objective, output(e, logits=says, rows=32), targets, labels)["loss"]
+        found = call(loss, output(e, logits=says, rows=32), targets, labels)["loss"]
     assert found.dtype == torch.float32
     assert found.item() == pytest.approx(expected.item(), rel=1e-3)
 
@@ -146,29 +146,32 @@ def test_what_it_needs():
 
 
 def test_it_can_not_do_without_a_map():
-    with pytest.raises(TargetsError, match="--map"):
+    with pytest.raises(TargetsError, match="--feature-map"):
         Norm.wrap(NormConfig(), timm.create_model("resnet18", num_classes=C, **RESNET), TeacherInfo(C))
     with pytest.raises(TrainingError, match=r"isn't wrapped for this teacher.*56"):
-        Norm.make(NormConfig(), Student(C, maps=((16, 4, 4),)), info())
+        Norm.make(NormConfig(), FeatureShapes(C, maps=((16, 4, 4),)), info())
 
 
 def test_a_dressed_student_learns_the_map_and_is_undressed_again():
     torch.manual_seed(0)
     built = build(ModelConfig(model="resnet18", model_kwargs=RESNET, num_classes=C))
     names = list(built.module.state_dict())
-    config, plain = NormConfig(expansion=2), TeacherInfo(C, map=(WIDE, 2, 2), mean=torch.zeros(WIDE), std=torch.ones(WIDE))
+    config, plain = (
+        NormConfig(expansion=2),
+        TeacherInfo(C, map=(WIDE, 2, 2), mean=torch.zeros(WIDE), std=torch.ones(WIDE)),
+    )
     student = Norm.wrap(config, built.module, plain)
     assert isinstance(student, NormStudent)
-    taps = FeatureHooks(student, Norm.taps(config))
+    taps = StudentHooks(student, Norm.taps(config))
     images, t = drawn(N, 3, 64, 64, seed=3), drawn(N, WIDE, 2, 2, seed=4)
     optimizer = torch.optim.Adam(student.parameters(), lr=1e-2)
     losses = []
     for step in range(20):
         logits = student(images)
         _, found = taps.take(images.device)
-        sizes = Student(C, maps=(tuple(found[0].shape[1:]),))
-        objective = Norm.make(config, sizes, plain)
-        parts = call(objective, output(*found, logits=logits), Targets(map=t), LABELS, epoch=step, epochs=20)
+        sizes = FeatureShapes(C, maps=(tuple(found[0].shape[1:]),))
+        loss = Norm.make(config, sizes, plain)
+        parts = call(loss, output(*found, logits=logits), Targets(map=t), LABELS, epoch=step, epochs=20)
         optimizer.zero_grad()
         parts["loss"].backward()
         optimizer.step()

@@ -7,7 +7,7 @@ from torch.autograd import gradcheck
 
 from kdpipe.errors import TargetsError
 from kdpipe.losses.dist import Dist, DistConfig, dist, dist_inter, dist_intra, pearson
-from tests.objectives.logits import call, float64, live, mean_ce, rows, softmax, top
+from tests.losses.logits import call, float64, live, mean_ce, rows, softmax, top
 
 
 def make(**config) -> Dist:

@@ -30,7 +30,7 @@ def original(name: str = "resnet18", **changes: object) -> nn.Module:
 
 @pytest.mark.parametrize("name", list(PLAIN))
 def test_merged_is_the_plain_student_with_the_same_answer(name):
-    base = plain(name)
+    base = original(name)
     parameters, keys = sum(p.numel() for p in base.parameters()), list(base.state_dict())
     student = shuffled(NormStudent(base, TEACHER))
     merged = student.merged()
@@ -56,7 +56,7 @@ def test_merged_is_the_plain_student_with_the_same_answer(name):
 
 
 def test_the_module_has_its_part_in_the_answer_and_merging_leaves_the_student_as_it_is():
-    student = shuffled(NormStudent(plain(), TEACHER))
+    student = shuffled(NormStudent(original(), TEACHER))
     x = images()
     with torch.no_grad():
         before = student(x)
@@ -66,7 +66,7 @@ def test_the_module_has_its_part_in_the_answer_and_merging_leaves_the_student_as
 
 
 def test_the_definition_by_hand():
-    student = shuffled(NormStudent(plain(), TEACHER, expansion=3)).double()
+    student = shuffled(NormStudent(original(), TEACHER, expansion=3)).double()
     w1, bn1, w2, bn2 = (*student.ft.expand, *student.ft.contract)
 
     def normed(bn: nn.Module, x: torch.Tensor) -> torch.Tensor:
@@ -89,7 +89,7 @@ def test_the_definition_by_hand():
 
 
 def test_all_of_it_is_trained_and_a_copy_is_whole():
-    student = NormStudent(plain(), TEACHER)
+    student = NormStudent(original(), TEACHER)
     student(images(4)).sum().backward()
     assert all(p.grad is not None for p in student.parameters())
     assert (student.num_classes, student.num_features) == (CLASSES, 16)
@@ -109,7 +109,7 @@ def test_all_of_it_is_trained_and_a_copy_is_whole():
 )
 def test_students_it_could_not_be_merged_into_are_refused(name, kwargs, found):
     with pytest.raises(TrainingError, match=f"merged into this student.*{found}.*resnet"):
-        NormStudent(plain(name, **kwargs), TEACHER)
+        NormStudent(original(name, **kwargs), TEACHER)
 
 
 def test_a_network_that_is_not_timms_is_refused():

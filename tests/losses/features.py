@@ -1,10 +1,10 @@
-"""Features that the tests of feature objectives share, and what every such objective keeps to."""
+"""Features that the tests of feature losses share, and what every such loss keeps to."""
 
 import numpy as np
 import torch
 
 from kdpipe.losses.base import Loss
-from kdpipe.losses.inputs import StudentOutput, Context
+from kdpipe.losses.inputs import Context, StudentOutput
 from kdpipe.targets import Labels, Targets
 
 N, C = 6, 5  # rows, classes
@@ -31,15 +31,15 @@ def output(
 
 
 def call(
-    objective: Loss, output: StudentOutput, targets: Targets | None, labels: torch.Tensor | None = None, **context: float
+    loss: Loss, output: StudentOutput, targets: Targets | None, labels: torch.Tensor | None = None, **context: float
 ) -> dict[str, torch.Tensor]:
     """One process's loss of a whole batch, without labels unless they are given."""
     hard = torch.full((len(output.logits),), -1) if labels is None else labels
     known = int((hard >= 0).sum())
-    return objective(output, Labels(hard), targets, Context(len(hard), known, **context))  # type: ignore[arg-type]
+    return loss(output, Labels(hard), targets, Context(len(hard), known, **context))  # type: ignore[arg-type]
 
 
-def in_two_parts(objective: Loss, output: StudentOutput, targets: Targets, cut: int) -> dict[str, torch.Tensor]:
+def in_two_parts(loss: Loss, output: StudentOutput, targets: Targets, cut: int) -> dict[str, torch.Tensor]:
     """The mean over two processes of what each says of its part, the first having `cut` rows."""
     total: dict[str, torch.Tensor] = {}
     for part in (slice(cut), slice(cut, None)):
@@ -53,7 +53,7 @@ def in_two_parts(objective: Loss, output: StudentOutput, targets: Targets, cut: 
             map=None if targets.map is None else targets.map[part],
         )
         labels = Labels(torch.full((len(own.logits),), -1))
-        found = objective(own, labels, told, Context(len(output.logits), 0, world=2))
+        found = loss(own, labels, told, Context(len(output.logits), 0, world=2))
         total = {name: total.get(name, 0) + value / 2 for name, value in found.items()}
     return total
 

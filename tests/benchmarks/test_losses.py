@@ -1,4 +1,4 @@
-"""The table of objectives: all of them in it, paired with labels alone, and nothing in it that wasn't measured."""
+"""The table of losses: all of them in it, paired with labels alone, and nothing in it that wasn't measured."""
 
 import json
 from pathlib import Path
@@ -16,7 +16,7 @@ from benchmarks.contest.page import draw
 from benchmarks.contest.rows import ALONE, rows
 from benchmarks.contest.runs import Run, run_one
 from benchmarks.contest.table import cells, reading
-from kdpipe.losses import OBJECTIVES
+from kdpipe.losses import LOSSES
 from kdpipe.models import ModelConfig
 from kdpipe.shards import build_index
 from kdpipe.shards.prepare import prepare_digits
@@ -59,8 +59,8 @@ def words(folder: Path) -> list[object]:
     page = folder / "docs" / "page.md"
     page.parent.mkdir()
     words = [
-        *("objectives", "--shards", folder / "train.index", "--limit", 64, "--val", folder / "val.index"),
-        *("--val-limit", 20, "--weights", folder / "teacher.safetensors", "--params", folder / "params.yaml"),
+        *("losses", "--index", folder / "train.index", "--limit", 64, "--val", folder / "val.index"),
+        *("--val-limit", 20, "--weights", folder / "teacher.safetensors", "--config", folder / "params.yaml"),
         *("--epochs", 1, "--batch-size", 32, "--seeds", 1, "--jobs", 1, "--only", "kd", "--only", "fitnets"),
         *("--out", folder / "runs", "--page", page, "--title", "A few digits", "--json"),
     ]
@@ -93,7 +93,7 @@ def test_the_command(folder: Path, words: list[object]) -> None:
     assert [row["seconds"] for row in first["rows"]] == [row["seconds"] for row in report["rows"]]
 
 
-def test_an_objective_that_cannot_is_refused_in_its_row(folder: Path, words: list[object], tmp_path: Path) -> None:
+def test_a_loss_that_cannot_is_refused_in_its_row(folder: Path, words: list[object], tmp_path: Path) -> None:
     material, budget = made(folder), Budget(epochs=1, batch_size=32, lr=1e-3, seeds=1, jobs=1)
     student = ModelConfig(model=STUDENT, model_kwargs=STUDENT_KWARGS, **FEED)
     row = next(row for row in rows(1) if row.label == "norm")
@@ -118,19 +118,19 @@ def test_labels_alone_takes_as_many_steps(folder: Path) -> None:
     assert few.warmup / few.epochs == pytest.approx(many.warmup / many.epochs)
 
 
-def test_every_objective_has_a_row() -> None:
+def test_every_loss_has_a_row() -> None:
     found = rows(240)
     assert found[0].label == ALONE
-    assert {name for row in found for name in row.objective.name.split("+")} == set(OBJECTIVES)
-    assert next(row for row in found if row.label == "dkd, CIFAR").objective.dkd.warmup == 20
-    assert next(row for row in rows(12) if row.label == "dkd, CIFAR").objective.dkd.warmup == 1
+    assert {name for row in found for name in row.loss.name.split("+")} == set(LOSSES)
+    assert next(row for row in found if row.label == "dkd, CIFAR").loss.dkd.warmup == 20
+    assert next(row for row in rows(12) if row.label == "dkd, CIFAR").loss.dkd.warmup == 1
 
 
 def made_up(name: str, *gains: float) -> dict[str, Any]:
     return {
         "label": name,
         "numbers": "",
-        "objective": {"name": name},
+        "loss": {"name": name},
         "bytes_per_view": 0,
         "refused": "",
         "top1": [50 + gain for gain in gains],
@@ -166,10 +166,10 @@ def test_what_three_seeds_can_tell() -> None:
 
 
 def test_options_that_do_not_go_together() -> None:
-    assert "--val" in refused("objectives", "--shards", "x")
-    assert "Pass --shards too" in refused("objectives", "--weights", "x")
+    assert "--val" in refused("losses", "--index", "x")
+    assert "Pass --index too" in refused("losses", "--weights", "x")
 
 
 def test_the_document_is_drawn_from_its_record() -> None:
-    reports = json.loads((DOCS / "objectives.json").read_text())
-    assert (DOCS / "objectives.md").read_text() == draw(reports, "objectives.json")
+    reports = json.loads((DOCS / "losses.json").read_text())
+    assert (DOCS / "losses.md").read_text() == draw(reports, "losses.json")

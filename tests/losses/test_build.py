@@ -1,22 +1,18 @@
-"""Objectives by name, and what a config of them means."""
+"""Losses by name, and what a config of them means."""
 
 import pytest
 import torch
 
-from kdpipe.losses import StudentOutput, Context, LossConfig, build_objective
+from kdpipe.losses import Context, LossConfig, StudentOutput, build_loss
 from kdpipe.targets import Labels
-from kdpipe_stages.objectives import cheapest
+from kdpipe_stages.losses import cheapest
 
 
-def test_a_schedule_of_one_step_counts_for_one_objective_too():
+def test_a_schedule_of_one_step_counts_for_one_loss_too():
     output, labels = StudentOutput(torch.eye(4)), Labels(torch.arange(4))
     context = Context(rows=4, labelled=4)
     plain, half = (
-        float(
-            build_objective(LossConfig(name="ce", none={"schedule": schedule}))(output, labels, None, context)[
-                "loss"
-            ]
-        )
+        float(build_loss(LossConfig(name="ce", none={"schedule": schedule}))(output, labels, None, context)["loss"])
         for schedule in ([[0, 1]], [[0, 0.5]])
     )
     assert half == pytest.approx(plain / 2)

@@ -13,7 +13,7 @@ from kdpipe.losses.bucket import BucketConfig, BucketKd
 from kdpipe.losses.dist import Dist, DistConfig
 from kdpipe.losses.dkd import Dkd, DkdConfig
 from kdpipe.losses.gather import gathered
-from kdpipe.losses.inputs import StudentOutput, Context
+from kdpipe.losses.inputs import Context, StudentOutput
 from kdpipe.losses.nkd import Nkd, NkdConfig
 from kdpipe.targets import Labels, Targets
 from tests import children
@@ -40,10 +40,10 @@ def model() -> nn.Module:
 def loss_of(student: nn.Module, part: slice, world: int) -> dict[str, torch.Tensor]:
     """DIST of this rank's part of the batch."""
     x, teacher, labels = batch()
-    objective = Dist.make(DistConfig(tau=2.0), None, None)
+    loss = Dist.make(DistConfig(tau=2.0), None, None)
     context = Context(N, int((labels >= 0).sum()), world)
     targets = Targets(teacher[part], dense=True)
-    found: dict[str, torch.Tensor] = objective(StudentOutput(student(x[part])), Labels(labels[part]), targets, context)
+    found: dict[str, torch.Tensor] = loss(StudentOutput(student(x[part])), Labels(labels[part]), targets, context)
     return found
 
 
@@ -98,14 +98,14 @@ def test_rows_come_in_the_order_of_ranks_and_gradients_go_back(told, dealt):
 
 
 @pytest.mark.parametrize("dealt", list(CUTS))
-@pytest.mark.parametrize("objective", [Nkd(NkdConfig()), Dkd(DkdConfig(warmup=2)), BucketKd(BucketConfig(k=2))])
-def test_losses_of_single_rows_do_not_depend_on_how_they_are_dealt(objective, dealt):
+@pytest.mark.parametrize("loss", [Nkd(NkdConfig()), Dkd(DkdConfig(warmup=2)), BucketKd(BucketConfig(k=2))])
+def test_losses_of_single_rows_do_not_depend_on_how_they_are_dealt(loss, dealt):
     x, teacher, labels = batch()
     student, known = model()(x).detach(), int((labels >= 0).sum())
 
     def part(rows: slice, world: int) -> dict[str, torch.Tensor]:
         targets, context = Targets(teacher[rows], dense=True), Context(N, known, world, epoch=1.0)
-        return objective(StudentOutput(student[rows]), Labels(labels[rows]), targets, context)
+        return loss(StudentOutput(student[rows]), Labels(labels[rows]), targets, context)
 
     whole = part(slice(None), 1)
     parts = [part(slice(a, b), 2) for a, b in itertools.pairwise(CUTS[dealt])]
