@@ -14,6 +14,8 @@ from tests.fuzz.target import Target, make
 KEPT = Path("runs/fuzz")  # inputs that showed something
 # Minutes of a target at most, however slow its instrumented code.
 _SECONDS = 240.0
+# Seconds besides: imports with instrumentation, and the last input.
+_GRACE = 300.0
 
 
 def run(name: str, seed: int, executions: int | None, seconds: float | None, keep: Path | None = None) -> Tally:
@@ -27,7 +29,12 @@ def run(name: str, seed: int, executions: int | None, seconds: float | None, kee
         words = [name, str(seed), str(-1 if executions is None else executions), str(seconds or _SECONDS), place]
         words.append(str(keep or KEPT))
         command = [sys.executable, "-m", "tests.fuzz.guided", *words]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        try:
+            done = subprocess.run(
+                command, capture_output=True, text=True, check=False, timeout=(seconds or _SECONDS) + _GRACE
+            )
+        except subprocess.TimeoutExpired as e:
+            raise RuntimeError(f"atheris hangs on {name}, which no input of {name} explains") from e
         if not out.exists():
             raise RuntimeError(f"atheris failed on {name}: {done.stderr[-2000:]}")
         found = json.loads(out.read_text())
@@ -78,7 +85,7 @@ def _main(name: str, seed: int, executions: int, seconds: float, place: Path, ke
             return atheris.Mutate(data, size)
         try:
             return target.mutate(rng, data, target.seeds)[:size]
-        except (ValueError, TypeError, LookupError, RecursionError):  # it takes trees, and this is none any more
+        except Exception:  # a mutation of trees, given bytes that no parser makes one of
             return atheris.Mutate(data, size)
 
     flags = [f"-runs={executions}", f"-seed={seed + 1}", f"-max_total_time={seconds:.0f}", "-max_len=16384"]
