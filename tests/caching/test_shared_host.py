@@ -48,6 +48,30 @@ def answer(port: int, words: bytes, context: ssl.SSLContext | None = None) -> by
     return b""
 
 
+def test_a_cluster_that_dask_cannot_close_is_ended_by_force(tmp_path):
+    """In a process of its own: what is left of dask's loop ends with it."""
+    script = """
+import asyncio, os, time
+from distributed import SpecCluster
+from kdpipe.caching import clients
+if __name__ == "__main__":
+    clients._CLOSING = 0.5
+    with clients.local_client(1) as client:
+        [pid] = client.run(os.getpid).values()
+        SpecCluster._close = lambda self: asyncio.sleep(3600)
+        began = time.monotonic()
+    print(pid, time.monotonic() - began, flush=True)
+    os._exit(0)
+"""
+    (tmp_path / "script.py").write_text(script)
+    command = [sys.executable, tmp_path / "script.py"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    pid, seconds = done.stdout.split()
+    assert float(seconds) < 20
+    assert not psutil.pid_exists(int(pid)) or psutil.Process(int(pid)).status() == psutil.STATUS_ZOMBIE
+
+
 class TestLocalCluster:
     @pytest.fixture(scope="class")
     def started(self) -> Iterator[tuple[Client, set[tuple[str, int]]]]:

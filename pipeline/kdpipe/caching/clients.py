@@ -5,8 +5,10 @@ with keys that exist in the memory of its own processes, and serves nothing over
 """
 
 import logging
+import os
+import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import dask
@@ -15,6 +17,8 @@ from distributed.utils import silence_logging_cmgr
 
 from kdpipe._util.silent import SilentScheduler, SilentWorker
 from kdpipe.errors import CacheError, ConfigError
+
+_CLOSING = 30.0  # seconds
 
 
 @contextmanager
@@ -37,15 +41,33 @@ def local_client(workers: int) -> Iterator[Client]:
     # dask looks at what its workers execute a hundred times a second, for a page that nobody opens here.
     with (
         dask.config.set({"distributed.worker.profile.enabled": False}),
-        SpecCluster(
-            workers={number: {"cls": Nanny, "options": worker} for number in range(workers)},
-            scheduler={"cls": SilentScheduler, "options": {**common, "port": 0, "dashboard": False}},
-            security=security,
-            silence_logs=logging.CRITICAL,
+        _closing(
+            SpecCluster(
+                workers={number: {"cls": Nanny, "options": worker} for number in range(workers)},
+                scheduler={"cls": SilentScheduler, "options": {**common, "port": 0, "dashboard": False}},
+                security=security,
+                silence_logs=logging.CRITICAL,
+            )
         ) as cluster,
         Client(cluster) as client,
     ):
         yield client
+
+
+@contextmanager
+def _closing(cluster: SpecCluster) -> Iterator[SpecCluster]:
+    """A cluster that ends with the context, by force if need be: dask waits for ever for a worker that it is
+    restarting at that moment, and all results are committed by then.
+    """
+    try:
+        yield cluster
+    finally:
+        try:
+            cluster.close(timeout=_CLOSING)
+        except TimeoutError:
+            for pid in (nanny.pid for nanny in cluster.workers.values() if nanny.pid):
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
 
 
 @contextmanager
