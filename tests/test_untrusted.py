@@ -29,6 +29,8 @@ MERGES = "a: &a {p: 1, q: 2}\n" + "".join(
         ("{[1]: 2}", "unhashable"),
         ("a: b: c", "not allowed"),
         ("a: " + "9" * 5_000, "digits"),
+        (r'{"\ud800": 1}', "surrogate"),
+        (r'a: ["x\udfffy"]', "surrogate"),
     ],
 )
 def test_yaml_refused(text, reason):
@@ -51,3 +53,15 @@ def test_yaml_with_harmless_aliases():
 def test_json_refused(text):
     with pytest.raises(ValueError):  # noqa: PT011
         load_json(text)
+
+
+@pytest.mark.parametrize(
+    "text", [r'"\ud800"', r'{"\uDFFF": 1}', r'[["a\ud83d"]]', '"\ud800"', rb'{"a": "\udc00\ud83d"}']
+)
+def test_halves_of_surrogate_pairs_are_no_json_text(text):
+    with pytest.raises(ValueError, match="half of a surrogate pair"):
+        load_json(text)
+
+
+def test_whole_surrogate_pairs_are_characters():
+    assert load_json(rb'{"\ud83d\ude00": "\\ud800"}') == {"\U0001f600": r"\ud800"}

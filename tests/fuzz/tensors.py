@@ -57,7 +57,9 @@ def write_headed(path: Path, tensors: dict[str, torch.Tensor], key: str, said: A
             return
         except (ValueError, RecursionError, UnicodeError):  # NaN, or what no JSON of ours can be
             pass
-    save_file(tensors, path, {key: said if isinstance(said, str) else json.dumps(said)})
+    # The header is UTF-8, which has no halves of surrogate pairs.
+    text = said if isinstance(said, str) else json.dumps(said)
+    save_file(tensors, path, {key: text.encode(errors="replace").decode()})
 
 
 def plain(tensors: dict[str, torch.Tensor]) -> dict[str, Any]:

@@ -6,12 +6,15 @@ validates what comes out by a schema of its own.
 
 import json
 import math
+import re
 from typing import Any, NoReturn
 
 import yaml
 
 # Far beyond any settings file, and read by PyYAML in seconds.
 YAML_BYTES, YAML_NODES, YAML_DEPTH = 2**20, 50_000, 64
+# Surrogates, as they are and as JSON escapes them.
+_ESCAPE, _ESCAPE_BYTES = re.compile(r"[\ud800-\udfff]|\\u[dD][89a-fA-F]"), re.compile(rb"\\u[dD][89a-fA-F]")
 
 
 def load_json(data: bytes | str) -> Any:
@@ -19,12 +22,15 @@ def load_json(data: bytes | str) -> Any:
 
     Raises:
         ValueError: it isn't JSON: NaN and infinity, nesting beyond the interpreter's stack and integers of more digits
-            than Python converts included.
+            than Python converts included, and halves of surrogate pairs, which no UTF-8 file can hold again.
     """
     try:
-        return json.loads(data, parse_constant=_refuse_constant, parse_float=_finite)
+        document = json.loads(data, parse_constant=_refuse_constant, parse_float=_finite)
+        if (_ESCAPE if isinstance(data, str) else _ESCAPE_BYTES).search(data):  # type: ignore[arg-type]
+            _require_text(json.dumps(document, ensure_ascii=False))
     except RecursionError:
         raise ValueError("nested too deeply") from None
+    return document
 
 
 def load_yaml(text: str) -> Any:
@@ -67,6 +73,8 @@ def _expanded(node: yaml.Node, known: dict[int, int | None], depth: int) -> int:
         return count
     known[id(node)] = None
     children: list[yaml.Node] = []
+    if isinstance(node, yaml.ScalarNode):
+        _require_text(node.value)
     if isinstance(node, yaml.SequenceNode):
         children = node.value
     elif isinstance(node, yaml.MappingNode):
@@ -76,6 +84,14 @@ def _expanded(node: yaml.Node, known: dict[int, int | None], depth: int) -> int:
         raise ValueError(f"more than {YAML_NODES} values with its aliases written out")
     known[id(node)] = count
     return count
+
+
+def _require_text(text: str) -> None:
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError as e:
+            raise ValueError(f"half of a surrogate pair, {text[e.start]!a}, is not text") from None
 
 
 def _finite(text: str) -> float:
