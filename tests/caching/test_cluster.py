@@ -307,6 +307,15 @@ class TestDeath:
                 cache_views(str(tmp_path / "c"), world.index, RECIPE, who, TargetsConfig(k=4, map="float32"), [0])
 
 
+def test_a_cluster_that_is_lost_at_the_start_is_one_line():
+    class Lost:
+        def register_plugin(self, plugin: object) -> None:
+            raise CommClosedError("in <TLS (closed)>: Stream is closed")
+
+    with pytest.raises(CacheError, match="gone before its workers have the teacher. Repeat the command"):
+        Cluster(Lost(), TeacherConfig(model="resnet10t"), 7)  # type: ignore[arg-type]
+
+
 def test_a_lost_scheduler_says_how_to_go_on(world, tmp_path, monkeypatch):
     do, count = backend.do, iter(range(100))
     cluster = LocalCluster(n_workers=1, threads_per_worker=1, processes=False, dashboard_address=None)

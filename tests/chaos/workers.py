@@ -17,8 +17,8 @@ from tests.tiny import tree
 
 # Seconds a batch, so that there is some time to disturb a run in.
 _SLOW = {SECONDS: "0.03"}
-# A worker that stopped answering is given up after seconds instead of minutes.
-_IMPATIENT = {"DASK_DISTRIBUTED__SCHEDULER__WORKER_TTL": "3s", "DASK_DISTRIBUTED__COMM__TIMEOUTS__CONNECT": "5s"}
+# A worker that stopped answering is given up after seconds instead of minutes; not while it imports torch, though.
+_IMPATIENT = {"DASK_DISTRIBUTED__SCHEDULER__WORKER_TTL": "20s", "DASK_DISTRIBUTED__COMM__TIMEOUTS__CONNECT": "5s"}
 _TASKS = 16
 
 

@@ -59,7 +59,10 @@ class Cluster:
         beside: int = 1,
     ) -> None:
         self._client, self.beside = client, beside
-        client.register_plugin(TeacherPlugin(teacher.absolute(), num_classes, devices or []))
+        try:
+            client.register_plugin(TeacherPlugin(teacher.absolute(), num_classes, devices or []))
+        except _GONE as e:
+            raise CacheError("the cluster is gone before its workers have the teacher", do=_REPEAT) from e
 
     def describe(self, features: Sequence[str] = ()) -> TeacherSpec:
         """See Backend. Every worker loads its teacher; they must all be the same, run in the same way."""
