@@ -312,7 +312,7 @@ def test_a_cluster_that_is_lost_at_the_start_is_one_line():
         def register_plugin(self, plugin: object) -> None:
             raise CommClosedError("in <TLS (closed)>: Stream is closed")
 
-    with pytest.raises(CacheError, match="gone before its workers have the teacher. Repeat the command"):
+    with pytest.raises(CacheError, match=r"gone before its workers have the teacher\. Repeat the command"):
         Cluster(Lost(), TeacherConfig(model="resnet10t"), 7)  # type: ignore[arg-type]
 
 
