@@ -1,7 +1,8 @@
 """Caching: the work of one task, and running all of them."""
 
+from kdpipe.caching.config import CachingConfig
 from kdpipe.caching.identity import check_canaries, make_identity
-from kdpipe.caching.run import CachingConfig, CachingProgress, CachingReport, cache_views
+from kdpipe.caching.run import CachingProgress, CachingReport, cache_views
 
 __all__ = [
     "CachingConfig",

@@ -10,7 +10,6 @@ from importlib.metadata import version
 from typing import Any
 
 import cv2
-from pydantic import Field
 
 from kdpipe._util.fingerprint import fingerprint
 from kdpipe.cache import Cache, Segment, Store, create
@@ -21,27 +20,15 @@ from kdpipe.cache.locks import adding, writing
 from kdpipe.cache.manifest import place
 from kdpipe.caching.backend import Backend, CachingJob, InProcess, Outcome, Task, TeacherSpec
 from kdpipe.caching.calibration import BasisReuse, calibrated, have_calibration, reuse_basis
+from kdpipe.caching.config import CachingConfig
 from kdpipe.caching.identity import check_canaries, make_identity, render_canaries
 from kdpipe.caching.modules import parts_of
 from kdpipe.caching.segments import layers_asked, segments_for, with_plan
-from kdpipe.config import Config
 from kdpipe.shards import Index, images
 from kdpipe.targets import Encoding, Quality, TargetsConfig
 from kdpipe.teacher import Teacher
 from kdpipe.views import View, ViewsConfig
 from kdpipe.views.block import labelling_index
-from kdpipe.views.canaries import CanaryTolerance
-
-
-class CachingConfig(Config):
-    """How a cache is made; but for `calibration_from` and `allow_nondeterministic`, nothing changes what is in it."""
-
-    render_threads: int | None = Field(None, ge=1, description="decode and render threads; default: all cores")
-    canary_tolerance: CanaryTolerance = Field(
-        0, description="levels by which an existing cache's canaries may differ when rendered here"
-    )
-    calibration_from: str | None = Field(None, description="cache whose calibration the map gets; default: its own")
-    allow_nondeterministic: bool = Field(False, description="cache one output of a teacher that is stochastic")
 
 
 @dataclass

@@ -9,8 +9,8 @@ import torch
 
 from kdpipe._util.machine import cores
 from kdpipe.caching.backend import TeacherSpec
+from kdpipe.caching.config import CachingConfig
 from kdpipe.caching.modules import VIEWS, FitSample, parts_of, try_extracting
-from kdpipe.caching.run import CachingConfig
 from kdpipe.caching.trial import try_batch
 from kdpipe.estimate.candidates import encodings, largest_rank
 from kdpipe.estimate.sampling import SampledOutputs

@@ -6,36 +6,21 @@ from typing import Any
 
 import numpy as np
 import torch
-from pydantic import Field
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from kdpipe.cache import CacheReader, MultiCacheReader
-from kdpipe.config import Config
 from kdpipe.errors import TargetsError, TrainingError
 from kdpipe.loader.batch import Batch, join
 from kdpipe.loader.blocks import RowBlocks
+from kdpipe.loader.config import LoaderConfig
 from kdpipe.loader.mixing_pairs import MixingPairs, pair_units
 from kdpipe.loader.order import Order, epoch_order, lane_count, plain_order
-from kdpipe.loader.schedule import ViewSchedule, views_of
+from kdpipe.loader.schedule import views_of
 from kdpipe.loader.worker import RowReader
 from kdpipe.loader.worker_share import WorkerShare, known
 from kdpipe.shards import Index
 from kdpipe.views import View, ViewsConfig
 from kdpipe.views.block import paired_index
-from kdpipe.views.canaries import CanaryTolerance
-
-
-class LoaderConfig(Config):
-    """How samples reach training. Workers and canaries apart, it changes what a step sees."""
-
-    workers: int = Field(0, ge=0, description="loader processes; 0 renders in the training process")
-    streams: int = Field(64, ge=1, description="blocks read side by side; a multiple of the number of processes")
-    window: int = Field(8, ge=1, description="blocks of a stream that are shuffled together")
-    views_per_decode: int = Field(1, ge=1, description="views of a sample that follow each other, decoded once")
-    view_schedule: ViewSchedule = "cycle"
-    canary_tolerance: CanaryTolerance = Field(
-        0, description="levels by which the cache's canaries may differ when rendered here"
-    )
 
 
 class Loader:

@@ -1,12 +1,10 @@
 """Which views an epoch shows."""
 
 from collections.abc import Sequence
-from typing import Literal
 
 from kdpipe.errors import TargetsError
+from kdpipe.loader.config import ViewSchedule
 from kdpipe.views.draws import permutation
-
-ViewSchedule = Literal["cycle", "strict"]
 
 
 def views_of(

@@ -1,7 +1,8 @@
 """Models: built by name, loaded strictly, digested. Importing this registers the large-kernel networks with timm."""
 
 from kdpipe.models import replknet, slak, unireplknet
-from kdpipe.models.build import ModelConfig, ModelSpec, build, first_line
+from kdpipe.models.build import ModelSpec, build, first_line
+from kdpipe.models.config import ModelConfig
 from kdpipe.models.crop import Cropped, Seen, Shape, crop, croppable, inputs_seen
 from kdpipe.models.header import read_header
 from kdpipe.models.inference import merged

@@ -2,53 +2,26 @@
 
 import importlib
 import inspect
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Self, cast
+from typing import Any, cast
 
 import timm
-from pydantic import Field
 from timm.data import resolve_data_config
 from torch import nn
 
-from kdpipe.config import Config
 from kdpipe.errors import KdpipeError, TeacherError
 from kdpipe.models.bounded import outline, require_size
 from kdpipe.models.class_map import keep_classes, read_class_map
+from kdpipe.models.config import CLASSES, CLASSES_OF_FILE, ModelConfig
 from kdpipe.models.converters import implied_kwargs
-from kdpipe.models.header import CLASSES, CLASSES_OF_FILE, SIDE, Header, read_header
+from kdpipe.models.header import Header, read_header
 from kdpipe.models.matching import fit, fitted
 from kdpipe.models.state import read_state
 from kdpipe.models.trust import HUB, WRAPPERS, is_factory, require_trusted, runs_code
 from kdpipe.models.wrappers.logits import standardised
-
-
-class ModelConfig(Config):
-    """A model, its weights and what it eats. What is None comes from the weights' header, then from timm."""
-
-    model: str | None = Field(None, description="timm name (hub names too) or package.module:factory")
-    model_kwargs: dict[str, Any] = Field(default_factory=dict, description="keyword arguments of the model")
-    weights: str | None = Field(None, description="safetensors file or weights-only pickle")
-    checkpoint_key: str | None = Field(None, description="entry of the weights' file, such as model or model_ema")
-    class_map: str | None = Field(None, description="file: which rows of the weights' classifier are the classes")
-    pretrained: bool = Field(False, description="take timm's published weights from its hub")
-    num_classes: int | None = Field(None, ge=1, le=CLASSES)
-    input_size: int | None = Field(None, ge=1, le=SIDE, description="side of the square input, pixels")
-    mean: tuple[float, float, float] | None = None
-    std: tuple[float, float, float] | None = None
-    trust: tuple[str, ...] = Field((), description="packages, factories, hub names, arguments that files may name")
-
-    def trusted(self) -> tuple[str, ...]:
-        """Names that files may give: what is trusted, and the model's own, which the user wrote."""
-        return (*self.trust, *([self.model] if self.model else ()))
-
-    def absolute(self) -> Self:
-        """The same with whole paths, for processes that run elsewhere."""
-        files = {name: getattr(self, name) for name in ("weights", "class_map")}
-        return self.model_copy(update={name: path and os.path.abspath(path) for name, path in files.items()})
 
 
 @dataclass(frozen=True)

@@ -7,13 +7,9 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from kdpipe.config import first_problem
 from kdpipe.errors import TeacherError
+from kdpipe.models.config import CLASSES_OF_FILE, SIDE
 from kdpipe.models.weights import read_metadata
 
-# Classes that a user may ask for, and that a file may claim: far beyond any classifier, and below what would fill a
-# machine's memory by a number alone.
-CLASSES, CLASSES_OF_FILE = 2**24, 2**20
-# Pixels a side.
-SIDE = 4096
 _VALUES, _DEEPEST, _TEXT = 1000, 16, 300
 
 

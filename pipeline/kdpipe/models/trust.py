@@ -5,12 +5,10 @@ published. The user's own words are trusted: those of the command line and of a 
 cache or any other file names is not, unless the user wrote the same name or accepted it with `trust`.
 """
 
+import functools
 import inspect
 from collections.abc import Iterable, Mapping
 from typing import Any
-
-import timm
-from timm.models import build_model_with_cfg
 
 from kdpipe.errors import TeacherError
 
@@ -18,15 +16,6 @@ HUB = ("hf-hub:", "hf_hub:", "local-dir:")
 # Networks of ours that are no entry of timm's registry, by the names that files give them: functions that
 # `kdpipe.models.build` knows.
 WRAPPERS = frozenset({"kdpipe:simkd_student"})
-# Arguments that are no part of an architecture: they make timm read files and URLs, or build something else than the
-# network of that name, elsewhere.
-_NOT_OF_FILES = frozenset(
-    {
-        *inspect.signature(timm.create_model).parameters,
-        *inspect.signature(build_model_with_cfg).parameters,
-        *("features_only", "feature_cls", "out_indices", "pruned", "device", "dtype"),
-    }
-)
 # Wrappers in wrappers; there is no use for more than one.
 _DEEPEST = 4
 # All numbers among a network's arguments together: channels, depths, sides of kernels and images. Some networks make
@@ -68,7 +57,7 @@ def require_trusted(name: str, kwargs: Mapping[str, Any], trust: Iterable[str], 
                 found=name,
                 do=f"If you know this code and who made the file, pass --trust {name}",
             )
-        odd = [key for key in kwargs if key in _NOT_OF_FILES and key not in accepted]
+        odd = [key for key in kwargs if key in _not_of_files() and key not in accepted]
         if odd:
             raise TeacherError(
                 f"the file gives the model {name} an argument that is no part of an architecture",
@@ -86,6 +75,24 @@ def require_trusted(name: str, kwargs: Mapping[str, Any], trust: Iterable[str], 
             break
         name, kwargs = base, of_base
     raise TeacherError("the file describes no model that can be wrapped", where=where, found=str(kwargs)[:100])
+
+
+@functools.cache
+def _not_of_files() -> frozenset[str]:
+    """Arguments that are no part of an architecture: they make timm read files and URLs, or build something else than
+    the network of that name, elsewhere.
+    """
+    # It takes seconds to import, and settings are read without it.
+    import timm
+    from timm.models import build_model_with_cfg
+
+    return frozenset(
+        {
+            *inspect.signature(timm.create_model).parameters,
+            *inspect.signature(build_model_with_cfg).parameters,
+            *("features_only", "feature_cls", "out_indices", "pruned", "device", "dtype"),
+        }
+    )
 
 
 def _require_moderate(kwargs: Mapping[str, Any], where: object) -> None:

@@ -5,37 +5,48 @@ from typing import Any, Literal, Self
 from pydantic import Field
 
 from kdpipe.errors import TeacherError
-from kdpipe.models import ModelConfig, require_trusted
-from kdpipe.models.header import parsed
-from kdpipe.teacher.reparameterisation import Form
-from kdpipe.teacher.tune.plan import KernelPlan
+from kdpipe.models.config import ModelConfig
+from kdpipe.models.trust import require_trusted
 
 AmpDtype = Literal["float32", "bfloat16", "float16"]
+# How the network is run: as trained; layers merged and kernels cropped; besides, each layer by its fastest kernel.
+Form = Literal["eager", "merged", "fastest"]
+# Layer -> kernel; layers that it doesn't name are plain. The whole network may be compiled.
+KernelPlan = dict[str, str]
 
-# What a teacher of several members says for all of them, where they don't say it themselves.
+# Settings of a teacher with several members that hold for all of them, where a member has none of its own.
 _FOR_ALL = ("num_classes", "input_size", "trust")
 
 
 class TeacherConfig(ModelConfig):
-    """A teacher and how it is run. The second part is numerics: it may move results within rounding."""
+    """A teacher and how it is run. The settings from `batch_size` on may change results within rounding."""
 
-    members: list[ModelConfig] = Field(default_factory=list, description="several models that teach as one")
-    combine: Literal["log-probs", "logits"] = Field("log-probs", description="of which the members' mean is taken")
-
-    batch_size: int = Field(64, ge=1, le=2**16, description="samples a forward; a short batch is padded to it")
-    amp_dtype: AmpDtype = Field("float32", description="autocast dtype of the forward")
-    form: Form = Field("fastest", description="as trained; merged and cropped; or besides in the fastest ways")
-    layers: KernelPlan | None = Field(
-        None, description="way of each layer that isn't plain; fastest: searched if left out"
+    members: list[ModelConfig] = Field(
+        default_factory=list, description="Models of an ensemble, each with the settings above; instead of `model`."
     )
-    channels_last: bool = True
-    device: str = Field("auto", description="cuda if there is one, else cpu; or a torch device")
+    combine: Literal["log-probs", "logits"] = Field(
+        "log-probs", description="Outputs of which the ensemble is the mean."
+    )
+
+    batch_size: int = Field(
+        64, ge=1, le=2**16, description="Views a forward pass; a smaller batch is padded to this size."
+    )
+    amp_dtype: AmpDtype = Field("float32", description="Autocast dtype of the forward pass.")
+    form: Form = Field(
+        "fastest",
+        description="eager: as trained; merged: layers merged, kernels cropped; fastest: also in the fastest kernels.",
+    )
+    layers: KernelPlan | None = Field(
+        None, description="Kernel of each layer that isn't plain; by default plain, or searched with form fastest."
+    )
+    channels_last: bool = Field(True, description="Memory layout of the forward pass.")
+    device: str = Field("auto", description="A torch device; auto: cuda if there is one, else cpu.")
     threads: int | None = Field(
-        None, ge=1, le=2**12, description="CPU threads of the forward; torch's own number by default"
+        None, ge=1, le=2**12, description="CPU threads of the forward pass; by default torch's number."
     )
 
     def absolute(self) -> Self:
-        """The same with whole paths, those of the members too."""
+        """The same with absolute paths, those of the members too."""
         return super().absolute().model_copy(update={"members": [member.absolute() for member in self.members]})
 
     def recorded(self) -> dict[str, Any]:
@@ -48,23 +59,26 @@ class TeacherConfig(ModelConfig):
         """A teacher as a file describes it, whose models may be built: see `require_trusted`.
 
         Args:
-            content: what the file says, with what the user says instead.
+            content: of the file, with the user's settings over it.
             where: the file.
-            trust: which names it may give; whatever the file says of that.
+            trust: which names it may give; a `trust` in the file has no effect.
 
         Raises:
             TeacherError: it describes no teacher, or names what isn't trusted.
         """
-        said = parsed(cls, content, where, "no teacher is described there")
-        models: list[ModelConfig] = [said, *said.members]
+        # It reads weights' headers too, with torch.
+        from kdpipe.models.header import parsed
+
+        described = parsed(cls, content, where, "no teacher is described there")
+        models: list[ModelConfig] = [described, *described.members]
         for model in models:
             if model.model is not None:
                 require_trusted(model.model, model.model_kwargs, trust, where)
-        members = [member.model_copy(update={"trust": trust}) for member in said.members]
-        return said.model_copy(update={"trust": trust, "members": members})
+        members = [member.model_copy(update={"trust": trust}) for member in described.members]
+        return described.model_copy(update={"trust": trust, "members": members})
 
     def models(self) -> list[ModelConfig]:
-        """The members, each with what is said for all; of a single teacher its own model.
+        """The members, each with the settings for all; of a single teacher its own model.
 
         Raises:
             TeacherError: something of a single model is given beside members.

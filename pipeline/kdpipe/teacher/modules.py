@@ -11,7 +11,8 @@ from torch import nn
 from kdpipe.errors import CacheError, IdentityError, TeacherError
 from kdpipe.models import ModelConfig, build, first_line, require_trusted, runs_code
 from kdpipe.models.bounded import outline, require_size
-from kdpipe.models.header import CLASSES_OF_FILE, SIDE, ModelDescription, Text, parsed
+from kdpipe.models.config import CLASSES_OF_FILE, SIDE
+from kdpipe.models.header import ModelDescription, Text, parsed
 
 Shape = tuple[int, int, int]
 Tensors = Mapping[str, torch.Tensor]

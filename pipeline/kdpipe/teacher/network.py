@@ -8,9 +8,9 @@ from torch import nn
 
 from kdpipe.errors import TeacherError
 from kdpipe.models import ModelConfig, ModelSpec, build, is_factory, weights_digest
-from kdpipe.teacher.config import TeacherConfig
+from kdpipe.teacher.config import Form, TeacherConfig
 from kdpipe.teacher.outputs import TeacherOutput, WithFeatures
-from kdpipe.teacher.reparameterisation import Form, check_merged, merge
+from kdpipe.teacher.reparameterisation import check_merged, merge
 from kdpipe.teacher.runner import Runner
 from kdpipe.views import Erased, Normalize
 

@@ -1,7 +1,7 @@
 """The form in which a network is run: as it was trained, or merged, and then checked against that."""
 
 from copy import deepcopy
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
@@ -10,8 +10,6 @@ from kdpipe.errors import TeacherError
 from kdpipe.models import crop, croppable, first_line, merged
 from kdpipe.teacher.outputs import WithFeatures
 from kdpipe.teacher.tune.plan import noise, on_cpu, require_same
-
-Form = Literal["eager", "merged", "fastest"]
 
 # What timm's `reparameterize_model` calls. A network without them isn't even copied.
 _MERGES = ("fuse", "reparameterize", "switch_to_deploy")

@@ -11,12 +11,11 @@ from torch import nn
 from kdpipe._util.fingerprint import fingerprint
 from kdpipe.errors import TeacherError
 from kdpipe.models import ModelSpec
-from kdpipe.teacher.config import TeacherConfig
+from kdpipe.teacher.config import KernelPlan, TeacherConfig
 from kdpipe.teacher.device import resolve_device
 from kdpipe.teacher.ensemble import joined, load
 from kdpipe.teacher.network import Network
 from kdpipe.teacher.outputs import FEATURES, TeacherOutput, without
-from kdpipe.teacher.tune.plan import KernelPlan
 from kdpipe.views import Erased
 
 # Seconds of the search for the fastest ways, as a share of what the run's batches take; with less than the least of

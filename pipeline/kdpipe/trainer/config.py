@@ -3,10 +3,9 @@
 from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
-from timm.optim import list_optimizers
 
 from kdpipe.config import Config
-from kdpipe.teacher import AmpDtype
+from kdpipe.teacher.config import AmpDtype
 
 # timm's schedules that are pure functions of the update; its `plateau` depends on the past.
 Schedule = Literal["cosine", "tanh", "step", "multistep", "poly", "wsd", "rsqrt", "constant"]
@@ -17,44 +16,57 @@ _FREE = {"device", "threads", "checkpoint_epochs", "checkpoint_steps"}
 class TrainConfig(Config):
     """Optimisation of one student. Defaults suit small runs of modern networks; presets hold recipes."""
 
-    epochs: int = Field(100, ge=1)
-    batch_size: int = Field(256, ge=1, description="samples a step over all processes")
-    opt: str = Field("adamw", description="timm's name of the optimizer")
-    opt_kwargs: dict[str, Any] = Field(default_factory=dict, description="further arguments, for example betas")
-    lr: float = Field(1e-3, gt=0)
-    weight_decay: float = Field(0.05, ge=0, description="not on biases and norms")
-    momentum: float = Field(0.9, ge=0, lt=1, description="of optimizers that have it")
-    sched: Schedule = "cosine"
-    warmup_epochs: float | None = Field(
-        None, ge=0, description="linear warmup; by default a twentieth of the epochs, 5 at most"
+    epochs: int = Field(100, ge=1, description="Epochs; the schedule depends on them, so a run can't change them.")
+    batch_size: int = Field(256, ge=1, description="Samples a step, over all processes.")
+    opt: str = Field("adamw", description="Optimizer, by timm's name.")
+    opt_kwargs: dict[str, Any] = Field(
+        default_factory=dict, description="Further arguments of the optimizer, such as betas."
     )
-    warmup_lr: float = Field(1e-6, ge=0)
-    min_lr: float = Field(1e-6, ge=0)
+    lr: float = Field(1e-3, gt=0, description="Learning rate.")
+    weight_decay: float = Field(0.05, ge=0, description="Weight decay; biases and norm layers have none.")
+    momentum: float = Field(0.9, ge=0, lt=1, description="Momentum, of optimizers that have it.")
+    sched: Schedule = Field("cosine", description="Learning rate schedule, by timm's name.")
+    warmup_epochs: float | None = Field(
+        None, ge=0, description="Epochs of linear warmup; by default a twentieth of the epochs, 5 at most."
+    )
+    warmup_lr: float = Field(1e-6, ge=0, description="Learning rate at which the warmup begins.")
+    min_lr: float = Field(1e-6, ge=0, description="Learning rate at which the schedule ends.")
     decay_epochs: float | None = Field(
         None,
         gt=0,
-        description="interval of step (timm: 90), length or share of the decay of wsd and rsqrt (0.2)",
+        description="Epochs between decays (step, by default 90), or the decay's length or share (wsd, rsqrt, 0.2).",
     )
-    decay_milestones: tuple[int, ...] = Field((30, 60, 90), description="epochs at which multistep decays")
-    decay_rate: float = Field(0.1, gt=0, description="factor of step and multistep, power of poly")
-    clip_grad: float | None = Field(None, gt=0, description="largest norm of the gradient")
-    model_ema: bool = Field(False, description="keep an average of the weights; it is what is evaluated and saved")
-    model_ema_decay: float = Field(0.9998, ge=0, lt=1)
-    model_ema_warmup: bool = Field(False, description="smaller decay in early steps, for short runs")
-    amp_dtype: AmpDtype = Field("float32", description="autocast dtype; losses are always float32")
-    channels_last: bool = True
-    drop_path: float = Field(0.0, ge=0, lt=1, description="stochastic depth of the student")
-    seed: int = Field(0, ge=0, lt=2**63, description="of weights, order and dropout; the views have their own")
-    device: str = Field("auto", description="cuda if there is one, else cpu; or a torch device")
-    threads: int | None = Field(None, ge=1, description="CPU threads; torch's own number by default")
-    eval_every: int = Field(1, ge=1, description="epochs between evaluations; the last is always evaluated")
-    checkpoint_epochs: int = Field(1, ge=1, description="epochs between checkpoints; the last always makes one")
-    checkpoint_steps: int | None = Field(None, ge=1, description="also checkpoint inside epochs, every so many steps")
+    decay_milestones: tuple[int, ...] = Field((30, 60, 90), description="Epochs at which multistep decays.")
+    decay_rate: float = Field(0.1, gt=0, description="Factor of step and multistep, power of poly.")
+    clip_grad: float | None = Field(
+        None, gt=0, description="Largest norm of the gradient; by default gradients aren't clipped."
+    )
+    model_ema: bool = Field(
+        False, description="Keep a moving average of the weights, which is evaluated and saved as best.safetensors."
+    )
+    model_ema_decay: float = Field(0.9998, ge=0, lt=1, description="Decay of the moving average a step.")
+    model_ema_warmup: bool = Field(False, description="Use a smaller decay in early steps, for short runs.")
+    amp_dtype: AmpDtype = Field("float32", description="Autocast dtype; losses are always float32.")
+    channels_last: bool = Field(True, description="Memory layout of model and batches.")
+    drop_path: float = Field(0.0, ge=0, lt=1, description="Stochastic depth rate of the student.")
+    seed: int = Field(0, ge=0, lt=2**63, description="Seed of weights, order and dropout; views have their own.")
+    device: str = Field("auto", description="A torch device; auto: cuda if there is one, else cpu.")
+    threads: int | None = Field(None, ge=1, description="CPU threads; by default torch's number.")
+    eval_every: int = Field(1, ge=1, description="Epochs between evaluations; the last is always evaluated.")
+    checkpoint_epochs: int = Field(1, ge=1, description="Epochs between checkpoints; the last epoch writes one.")
+    checkpoint_steps: int | None = Field(
+        None, ge=1, description="Steps between further checkpoints inside an epoch; by default none."
+    )
 
     @field_validator("opt")
     @classmethod
     def _known(cls, opt: str) -> str:
-        # adahessian wants second derivatives, which a step does not keep.
+        if opt == cls.model_fields["opt"].default:
+            return opt
+        # timm takes seconds to import, and most settings are read without it.
+        from timm.optim import list_optimizers
+
+        # adahessian needs second derivatives, which a step does not keep.
         names = [str(name) for name in list_optimizers() if name != "adahessian"]
         if opt.lower().removeprefix("lookahead_") not in names:
             close = [n for n in names if n.startswith(opt[:3].lower())]

@@ -26,41 +26,60 @@ class ViewsConfig(Config):
     blur, mixing, erasing.
     """
 
-    seed: int = Field(0, ge=0, lt=2**63, description="seed of all draws of the views")
+    seed: int = Field(0, ge=0, lt=2**63, description="Seed of all draws of the views; training has its own.")
     train_crop_mode: Literal["rrc", "rkrc", "rkrr"] = Field(
-        "rrc", description="random resized crop; or resize keeping the ratio, then centre or random crop"
+        "rrc", description="rrc: random resized crop; rkrc, rkrr: resize keeping the ratio, centre or random crop."
     )
     scale: Range | None = Field(
-        None, description="share of the image's area; by default .08 to 1, rkrc and rkrr .8 to 1"
+        None, description="Crop's share of the image's area; by default 0.08 to 1, of rkrc and rkrr 0.8 to 1."
     )
-    ratio: Range | None = Field(None, description="width over height; by default 3/4 to 4/3, rkrc and rkrr .9 to 1/.9")
-    hflip: float = Field(0.5, ge=0, le=1, description="probability of a flip left to right")
-    vflip: float = Field(0.0, ge=0, le=1, description="probability of a flip upside down")
-    interpolation: Literal["bilinear", "bicubic", "random"] = "bicubic"
-    auto_augment: str | None = Field(None, description="RandAugment, for example rand-m9-mstd0.5-inc1")
-    fill: tuple[int, int, int] = Field((124, 116, 104), description="colour where a warp uncovers")
+    ratio: Range | None = Field(
+        None, description="Crop's width over height; by default 3/4 to 4/3, of rkrc and rkrr 0.9 to 1/0.9."
+    )
+    hflip: float = Field(0.5, ge=0, le=1, description="Probability of a flip left to right.")
+    vflip: float = Field(0.0, ge=0, le=1, description="Probability of a flip upside down.")
+    interpolation: Literal["bilinear", "bicubic", "random"] = Field(
+        "bicubic", description="Interpolation of resizing and warps; random draws one of the two."
+    )
+    auto_augment: str | None = Field(
+        None, description="RandAugment in timm's syntax, for example rand-m9-mstd0.5-inc1; by default none."
+    )
+    fill: tuple[int, int, int] = Field(
+        (124, 116, 104), description="Colour, 0 to 255, of pixels that a warp uncovers; ImageNet's mean."
+    )
     color_jitter: float | tuple[float, ...] | None = Field(
-        None, description="brightness, contrast, saturation and maybe hue; one number for the first three"
+        None, description="Strength of colour jitter: one number, or brightness, contrast, saturation and maybe hue."
     )
-    color_jitter_prob: float | None = Field(None, ge=0, le=1, description="by default always")
-    force_color_jitter: bool = Field(False, description="jitter also beside RandAugment, which replaces it otherwise")
-    grayscale_prob: float = Field(0.0, ge=0, le=1)
-    gaussian_blur_prob: float = Field(0.0, ge=0, le=1, description="sigma .1 to 2")
-    re_prob: float = Field(0.0, ge=0, le=1, description="probability of random erasing")
-    re_mode: Literal["const", "rand", "pixel"] = "const"
-    re_count: int = Field(1, ge=1, le=16, description="largest number of boxes")
-    re_area: Range = Field((0.02, 1 / 3), description="erased share of the area")
-    re_aspect: Range = Field((0.3, 1 / 0.3), description="height over width of a box")
-    mixup: float = Field(0.0, ge=0, description="alpha; 0 for none")
-    cutmix: float = Field(0.0, ge=0, description="alpha; 0 for none")
-    mixup_prob: float = Field(1.0, ge=0, le=1, description="of a pair being mixed")
-    mixup_switch_prob: float = Field(0.5, ge=0, le=1, description="of cutmix where mixup is on too")
+    color_jitter_prob: float | None = Field(
+        None, ge=0, le=1, description="Probability of colour jitter; by default always."
+    )
+    force_color_jitter: bool = Field(
+        False, description="Apply colour jitter beside RandAugment, which otherwise replaces it, as in timm."
+    )
+    grayscale_prob: float = Field(0.0, ge=0, le=1, description="Probability of a greyscale view.")
+    gaussian_blur_prob: float = Field(
+        0.0, ge=0, le=1, description="Probability of Gaussian blur, sigma 0.1 to 2 pixels."
+    )
+    re_prob: float = Field(0.0, ge=0, le=1, description="Probability of random erasing.")
+    re_mode: Literal["const", "rand", "pixel"] = Field(
+        "const", description="Erased pixels: const: 0 after normalisation; rand: one random colour; pixel: noise."
+    )
+    re_count: int = Field(1, ge=1, le=16, description="Largest number of erased boxes.")
+    re_area: Range = Field((0.02, 1 / 3), description="Erased boxes' share of the area, together.")
+    re_aspect: Range = Field((0.3, 1 / 0.3), description="Height over width of an erased box.")
+    mixup: float = Field(0.0, ge=0, description="Alpha of mixup; 0: none.")
+    cutmix: float = Field(0.0, ge=0, description="Alpha of CutMix; 0: none.")
+    mixup_prob: float = Field(1.0, ge=0, le=1, description="Probability that a pair is mixed.")
+    mixup_switch_prob: float = Field(0.5, ge=0, le=1, description="Probability of CutMix where mixup is on too.")
     mix: Literal["views", "targets"] = Field(
-        "views", description="the teacher sees mixed views; or its word on unmixed ones is mixed, another algorithm"
+        "views",
+        description="views: the teacher sees mixed views; targets: its outputs on unmixed ones are mixed (docs/views).",
     )
-    mix_every: int = Field(1, ge=1, description="consecutive views in which a sample keeps its partner")
-    crop_pct: float = Field(0.875, ge=0.05, le=1, description="centre crop of the evaluation views")
-    exif: Literal["ignore", "apply"] = "ignore"
+    mix_every: int = Field(1, ge=1, description="Consecutive views in which a sample keeps its partner.")
+    crop_pct: float = Field(
+        0.875, ge=0.05, le=1, description="Share of the shorter side that the crop of evaluation views keeps."
+    )
+    exif: Literal["ignore", "apply"] = Field("ignore", description="EXIF orientation; ignore, as timm does, or apply.")
 
     @field_validator("auto_augment")
     @classmethod

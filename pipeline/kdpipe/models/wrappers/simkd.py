@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from kdpipe.errors import TrainingError
-from kdpipe.models.build import ModelConfig, ModelSpec, build, first_line
+from kdpipe.models.build import ModelSpec, build, first_line
+from kdpipe.models.config import ModelConfig
 
 # The module whose output is the projected map (n, D, h, w), whose mean the classifier sees.
 PROJECTED = "transfer"

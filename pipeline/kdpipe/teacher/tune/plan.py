@@ -9,11 +9,10 @@ from torch.func import functional_call
 
 from kdpipe.errors import TeacherError
 from kdpipe.models import Seen, inputs_seen
+from kdpipe.teacher.config import KernelPlan
 from kdpipe.teacher.outputs import TeacherOutput, WithFeatures
 from kdpipe.teacher.tune.kernels import WAYS, Kernel, ways_of
 
-# Layer -> way; layers that it doesn't name are plain. The whole network may be compiled.
-KernelPlan = dict[str, str]
 WHOLE, COMPILED = "", "compiled"
 
 # Largest difference of two forms, relative to the largest value, float32.

@@ -10,8 +10,9 @@ import torch
 from torch import nn
 
 from kdpipe.models import Shape, inputs_seen
+from kdpipe.teacher.config import KernelPlan
 from kdpipe.teacher.tune.kernels import WAYS
-from kdpipe.teacher.tune.plan import KernelPlan, other_ways
+from kdpipe.teacher.tune.plan import other_ways
 
 # Another way must be faster by this much, or a layer stays as it is: timings are no better than that.
 _GAIN = 0.03
