@@ -1,29 +1,29 @@
-"""Where settings come from: defaults, then --config FILE, then --set section.key=value, then a command's own flags."""
+"""Where settings come from: defaults, then --config, then --set section.key=value, then a command's own options."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, get_args
 
-import click
 from pydantic import Field, ValidationError
 
+from kdpipe._util.suggest import did_you_mean
 from kdpipe._util.untrusted import YAML_BYTES, load_yaml
-from kdpipe.caching.run import CachingConfig
+from kdpipe.caching import CachingConfig
 from kdpipe.config import Config
 from kdpipe.errors import ConfigError
 from kdpipe.loader import LoaderConfig
 from kdpipe.losses import LossConfig
 from kdpipe.models import ModelConfig, runs_code
+from kdpipe.presets import read_preset
 from kdpipe.targets import TargetsConfig
 from kdpipe.teacher import TeacherConfig
 from kdpipe.trainer import TrainConfig
 from kdpipe.views import ViewsConfig
 
+PRESET = "preset:"
 # Characters of a wrong value that a message repeats.
 _SHOWN = 200
-
-F = TypeVar("F", bound=Callable[..., Any])
 
 
 class Params(Config):
@@ -41,23 +41,25 @@ class Params(Config):
 
 def load(
     config_file: str | None,
-    sets: tuple[str, ...] = (),
-    overrides: dict[str, Any] | None = None,
-    without: tuple[str, ...] = (),
+    sets: Sequence[str] = (),
+    overrides: Mapping[str, Any] | None = None,
+    without: Sequence[str] = (),
+    names: Mapping[str, str] | None = None,
 ) -> Params:
     """Merge the sources and check them.
 
     Args:
-        config_file: a YAML file of sections, or None.
+        config_file: a YAML file of sections, "preset:NAME", or None.
         sets: "section.key=value" words; the value is YAML.
-        overrides: by dotted key, a command's flags; None means not given.
+        overrides: by dotted key, values of a command's options; None means not given.
         without: dotted keys of the file that don't concern this command.
+        names: of dotted keys, the option that gave them, for errors.
 
     Raises:
         ConfigError: names the key, what was found and what is allowed.
     """
     tree = _read(config_file) if config_file else {}
-    named = _names(tree)
+    named = _models_named(tree)
     for dotted in without:
         section, key = dotted.split(".")
         if isinstance(tree.get(section), dict):
@@ -70,56 +72,27 @@ def load(
     for key, value in (overrides or {}).items():
         if value is not None:
             _put(tree, key, value)
-    named |= _names(tree)
+    named |= _models_named(tree)
     try:
         settings = Params.model_validate(tree)
     except ValidationError as e:
-        raise _explain(e, config_file) from e
-    # Code that the user names for one model may be named by the file of another: a student's weights are evaluated,
-    # and its teacher's last stage is read, by commands whose settings are about somebody else.
+        raise _explain(e, config_file, names or {}) from e
+    # Code that the user names for one model may be named by the file of another: commands evaluate a student's
+    # weights, or read a teacher's last stage, with settings that are about another model.
     trust = tuple(sorted({*settings.teacher.trust, *settings.student.trust, *filter(runs_code, named)}))
     trusting = {name: getattr(settings, name).model_copy(update={"trust": trust}) for name in ("teacher", "student")}
     return settings.model_copy(update=trusting)
 
 
-def options(function: F) -> F:
-    """Add --config and --set to a command, which takes them as `config_file` and `sets`."""
-    function = click.option(
-        "--set",
-        "sets",
-        multiple=True,
-        metavar="SECTION.KEY=VALUE",
-        help="One setting, over --config; repeatable.",
-    )(function)
-    return click.option("--config", "config_file", type=click.Path(), help="YAML file of settings by section.")(
-        function
-    )
-
-
-def trust_option(function: F) -> F:
-    """Add --trust to a command that builds what files describe; `trusting` gives the settings that it stands for."""
-    return click.option(
-        "--trust",
-        multiple=True,
-        metavar="NAME",
-        help="Code that files may name: a package, package.module:factory or hub name; repeatable.",
-    )(function)
-
-
-def trusting(names: tuple[str, ...]) -> dict[str, Any]:
-    """The settings that --trust stands for, for `load`."""
-    return {f"{section}.trust": list(names) or None for section in ("teacher", "student")}
-
-
-def key_values(words: tuple[str, ...]) -> dict[str, Any] | None:
-    """--model-kwargs words "key=value" with YAML values -> a dict; None when there are none."""
+def key_values(option: str, words: Sequence[str]) -> dict[str, Any]:
+    """Words "key=value" of an option such as --model-kwargs, with YAML values -> a dict."""
     found = {}
     for word in words:
         key, equals, text = word.partition("=")
         if not equals:
-            raise ConfigError("not an argument", where=f"--model-kwargs {word}", allowed="key=value")
-        found[key] = _value(text, f"--model-kwargs {key}")
-    return found or None
+            raise ConfigError("not an argument", where=f"{option} {word}", allowed="key=value")
+        found[key] = _value(text, f"{option} {key}")
+    return found
 
 
 def _value(text: str, where: str) -> Any:
@@ -130,20 +103,25 @@ def _value(text: str, where: str) -> Any:
 
 
 def _read(path: str) -> dict[str, Any]:
+    if path.startswith(PRESET):
+        tree: Any = load_yaml(read_preset(path.removeprefix(PRESET)))
+        assert isinstance(tree, dict)
+        return tree
     try:
         with Path(path).open("rb") as file:
             tree = load_yaml(file.read(YAML_BYTES + 1).decode()) or {}
     except OSError as e:
-        raise ConfigError(f"params can't be read: {e.strerror}", where=path, do="Check --config") from e
+        do = f"Check --config; presets are named {PRESET}NAME"
+        raise ConfigError(f"settings can't be read: {e.strerror}", where=path, do=do) from e
     except ValueError as e:  # a UnicodeDecodeError too
-        raise ConfigError(f"params are not YAML: {str(e)[:200]}", where=path) from e
+        raise ConfigError(f"settings are not YAML: {str(e)[:200]}", where=path) from e
     if not isinstance(tree, dict):
-        raise ConfigError("params have no sections", where=path, found=type(tree).__name__)
+        raise ConfigError("settings have no sections", where=path, found=type(tree).__name__)
     return tree
 
 
-def _names(tree: dict[str, Any]) -> set[str]:
-    """What the settings call models, before they are checked."""
+def _models_named(tree: dict[str, Any]) -> set[str]:
+    """Models that the settings name, before they are checked."""
     found: list[Any] = []
     for section in ("teacher", "student"):
         of_it = tree.get(section)
@@ -163,10 +141,10 @@ def _put(tree: dict[str, Any], dotted: str, value: Any) -> None:
     tree[key] = value
 
 
-def _explain(error: ValidationError, path: str | None) -> ConfigError:
+def _explain(error: ValidationError, path: str | None, names: Mapping[str, str]) -> ConfigError:
     first = error.errors()[0]
     key = ".".join(map(str, first["loc"]))[:_SHOWN]
-    where = f"{path}: {key}" if path else key
+    where = f"{names[key]}: {key}" if key in names else f"{path}: {key}" if path else key
     if first["type"] == "extra_forbidden":
         fields: dict[str, Any] = Params.model_fields
         for part in first["loc"][:-1]:
@@ -174,7 +152,8 @@ def _explain(error: ValidationError, path: str | None) -> ConfigError:
             if isinstance(part, str):
                 kind = fields[part].annotation
                 fields = getattr(next(iter(get_args(kind)), kind), "model_fields", {})
-        return ConfigError("unknown key in params", where=where, allowed=", ".join(sorted(fields)))
+        do = did_you_mean(str(first["loc"][-1]), fields)
+        return ConfigError("unknown key", where=where, allowed=", ".join(sorted(fields)), do=do)
     found = first["input"]
     if not isinstance(found, str | int | float | bool | None):
         found = json.dumps(found, default=str, skipkeys=True)  # YAML makes dates of what looks like one

@@ -1,77 +1,88 @@
 """`kdpipe train-student`: train one student, from a cache or without a teacher."""
 
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from kdpipe.errors import ConfigError
-from kdpipe.losses import LOSSES, LossConfig
-from kdpipe.shards import Index
-from kdpipe.trainer import TrainingJob, train
-from kdpipe.trainer import TrainingProgress as Step
-from kdpipe_stages import settings as params
+from kdpipe_stages.options import INDEX, JSON, LIMIT, SETTINGS, TRUST, Given, command, section
 from kdpipe_stages.progress import Progress
 from kdpipe_stages.signals import asked
 
-# Flags and the settings they stand for.
-FLAGS = {
-    "student": "student.model",
-    "weights": "student.weights",
-    "pretrained": "student.pretrained",
-    "num_classes": "student.num_classes",
-    "input_size": "student.input_size",
-    "loss": "loss.name",
-    "epochs": "train.epochs",
-    "batch_size": "train.batch_size",
-    "lr": "train.lr",
-    "seed": "train.seed",
-    "amp_dtype": "train.amp_dtype",
-    "workers": "loader.workers",
-    "views_per_decode": "loader.views_per_decode",
-    "view_schedule": "loader.view_schedule",
-    "canary_tolerance": "loader.canary_tolerance",
-}
+if TYPE_CHECKING:
+    from kdpipe.losses import LossConfig
+    from kdpipe.trainer import TrainingProgress
 
 
-@click.command("train-student")
-@click.option("--index", "index_path", required=True, help="Index of the training shards, from kdpipe index.")
-@click.option("--val", help="Index of the validation shards.")
-@click.option(
-    "--cache",
-    "caches",
-    multiple=True,
-    help="A teacher's targets, from kdpipe cache-teacher: a cache, or its --manifest. Repeat it for several teachers.",
+
+@command(
+    "train-student",
+    """\
+  kdpipe train-student --index runs/train.index --val runs/val.index \\
+      --cache runs/cache.zarr --student resnet18 --loss kd --out runs/student""",
 )
-@click.option("--student", help="timm name, hub name, or package.module:factory.")
-@click.option("--weights", help="Weights to start from [default: random].")
-@click.option("--pretrained", is_flag=True, default=None, help="Start from timm's published weights.")
-@click.option("--model-kwargs", multiple=True, metavar="KEY=VALUE", help="Argument of the model; repeatable.")
-@click.option("--num-classes", type=int, help="Classes, where cache, weights and index don't say.")
-@click.option("--input-size", type=int, help="Side the student sees, pixels [default: the model's own].")
-@click.option("--loss", "--objective", "loss", help="Loss, see kdpipe losses; several joined by +: kd+fd.")
-@click.option("--temperature", type=float, help="T of every loss that has one; other than 1: dense targets.")
-@click.option("--alpha", type=float, help="Alpha of every loss that has one; of kd its weight against labels.")
-@click.option("--epochs", type=int)
-@click.option("--batch-size", type=int, help="Samples a step, over all processes.")
-@click.option("--lr", type=float, help="Learning rate.")
-@click.option("--seed", type=int, help="Of weights, order and dropout; the views have their own.")
-@click.option("--amp-dtype", type=click.Choice(["float32", "bfloat16", "float16"]), help="Autocast dtype.")
-@click.option("--workers", type=int, help="Loader processes.")
-@click.option("--views-per-decode", type=int, help="Views of a sample that follow each other, decoded once.")
-@click.option("--view-schedule", type=click.Choice(["cycle", "strict"]), help="When epochs outnumber cached views.")
-@click.option(
-    "--canary-tolerance",
-    type=click.IntRange(0, 1),
-    help="Levels by which canaries may differ when rendered here [default: 0].",
+@section(
+    "Data",
+    INDEX,
+    click.option("--val", metavar="PATH", help="Index of the validation shards; by default nothing is evaluated."),
+    click.option(
+        "--cache",
+        "caches",
+        metavar="PATH",
+        multiple=True,
+        help="Cached targets, from kdpipe cache-teacher: a cache, or its --manifest. Repeat it for several teachers. "
+        "The views are those of the cache where --config and --set give none.",
+    ),
+    LIMIT,
+    "loader.workers",
+    "loader.views_per_decode",
+    "loader.view_schedule",
+    "loader.canary_tolerance",
 )
-@click.option("--limit", type=int, help="Only the first N training samples.")
-@click.option("--out", required=True, help="Folder of the run; an unfinished one goes on.")
-@click.option("--overwrite", is_flag=True, help="Delete a run of another job in --out, instead of refusing it.")
-@click.option("--dvclive", is_flag=True, help="Log each epoch with dvclive too, in OUT/dvclive.")
-@click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
-@params.trust_option
-@params.options
+@section(
+    "Student",
+    "student.model --student",
+    "student.weights",
+    "student.pretrained",
+    "student.model_kwargs",
+    "student.num_classes",
+    "student.input_size",
+    TRUST,
+)
+@section(
+    "Loss",
+    "loss.name --loss --objective",
+    click.option(
+        "--temperature", type=float, help="Temperature of every named loss that has one; if not 1, needs dense targets."
+    ),
+    click.option("--alpha", type=float, help="Alpha of every named loss that has one; of kd its weight against labels."),
+    click.option("--label-smoothing", type=float, help="Label smoothing of every named loss that has it."),
+)
+@section(
+    "Optimisation",
+    "train.epochs",
+    "train.batch_size",
+    "train.opt",
+    "train.lr",
+    "train.weight_decay",
+    "train.sched",
+    "train.warmup_epochs",
+    "train.clip_grad",
+    "train.drop_path",
+    "train.model_ema",
+    "train.model_ema_decay",
+    "train.amp_dtype",
+    "train.seed",
+)
+@section(
+    "Output",
+    click.option("--out", metavar="DIR", required=True, help="Folder of the run; an unfinished run is resumed."),
+    click.option("--overwrite", is_flag=True, help="Delete a run with other settings in --out, instead of refusing."),
+    click.option("--dvclive", is_flag=True, help="Also log each epoch with dvclive, in OUT/dvclive."),
+    JSON,
+)
+@SETTINGS
 def train_student(
     index_path: str,
     val: str | None,
@@ -81,29 +92,29 @@ def train_student(
     overwrite: bool,
     dvclive: bool,
     as_json: bool,
-    config_file: str | None,
-    sets: tuple[str, ...],
-    model_kwargs: tuple[str, ...],
-    trust: tuple[str, ...],
-    **flags: Any,
+    given: Given,
+    **hyperparameters: float | None,
 ) -> None:
     """Train a student, with a teacher's cached targets or with labels only.
 
-    Leaves best.safetensors, last.safetensors, metrics.jsonl and summary.json in --out. Repeat the command after
-    an interruption: it goes on from its checkpoint. Start it under torchrun for several processes.
+    Writes best.safetensors, last.safetensors, metrics.jsonl and summary.json to --out. Repeat the command after an
+    interruption: it resumes from its last checkpoint. Start it under torchrun for several processes.
     """
-    overrides = {setting: flags[flag] for flag, setting in FLAGS.items()} | params.trusting(trust)
-    overrides["student.model_kwargs"] = params.key_values(model_kwargs)
-    numbers = {name: flags[name] for name in ("temperature", "alpha") if flags[name] is not None}
-    settings = params.load(config_file, sets, overrides)
-    if numbers:
-        overrides |= of_loss(settings.loss, numbers)
-        settings = params.load(config_file, sets, overrides)
+    from kdpipe.cache.manifest import cached_views
+    from kdpipe.shards import Index
+    from kdpipe.trainer import TrainingJob, train
+
+    settings = given.load()
+    if values := {name: value for name, value in hyperparameters.items() if value is not None}:
+        settings = given.load(of_losses(settings.loss, values))
+    views = settings.views
+    if caches and "views" not in settings.model_fields_set:
+        views = cached_views(caches[0])
     job = TrainingJob(
         index=Index.open(index_path).limit(limit),
         validation=Index.open(val) if val else None,
         caches=caches,
-        views=settings.views,
+        views=views,
         student=settings.student,
         loss=settings.loss,
         train=settings.train,
@@ -144,8 +155,8 @@ class _Shown:
         else:
             click.echo(text, err=True)
 
-    def step(self, step: Step) -> None:
-        """A step; the first tells how much there is to do."""
+    def step(self, step: "TrainingProgress") -> None:
+        """A step; the first says how much there is to do."""
         if self._progress is None:
             self._progress = Progress(step.total - step.before, "images", "training")
             self._samples = step.before
@@ -153,15 +164,16 @@ class _Shown:
         self._progress.advance(count, epoch=f"{step.epoch}/{step.epochs}", loss=step.loss)
 
 
-def of_loss(loss: LossConfig, numbers: dict[str, float]) -> dict[str, float]:
-    """The settings that --temperature and --alpha stand for: those of the losses that have them."""
+def of_losses(loss: "LossConfig", values: dict[str, float]) -> dict[str, float]:
+    """The settings that --temperature and the like stand for: those of the named losses that have them."""
+    from kdpipe.losses import LOSSES
+
     found: dict[str, float] = {}
-    for number, value in numbers.items():
-        having = [o.name for o in loss.losses if number in o.Config.model_fields]
+    for name, value in values.items():
+        having = [one.name for one in loss.losses if name in one.Config.model_fields]
         if not having:
-            all_ = [name for name, o in LOSSES.items() if number in o.Config.model_fields]
-            raise ConfigError(
-                f"loss {loss.name} has no {number}", where=f"--{number}", found=value, allowed=", ".join(all_)
-            )
-        found |= {f"loss.{name.replace('-', '_')}.{number}": value for name in having}
+            all_ = [other for other, one in LOSSES.items() if name in one.Config.model_fields]
+            option = f"--{name.replace('_', '-')}"
+            raise ConfigError(f"loss {loss.name} has no {name}", where=option, found=value, allowed=", ".join(all_))
+        found |= {f"loss.{one.replace('-', '_')}.{name}": value for one in having}
     return found
