@@ -59,8 +59,7 @@ def parse(words: list[str]) -> None:
         return
     settings = context.params
     if "sets" in settings:
-        path = settings["config_file"]
-        params.load(str(ROOT / path) if path else None, settings["sets"])
+        params.load(settings["config_file"], settings["sets"])
 
 
 COMMAND_LINES = [(path, words) for path in DOCUMENTS for words in command_lines(path)]
@@ -111,14 +110,13 @@ def test_every_command_loads_and_explains_itself(name):
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in which the documents' paths exist: a small index, a cache of it, the presets."""
+    """A folder in which the documents' paths exist: a small index, a cache of it."""
     folder = tmp_path_factory.mktemp("readme")
-    shutil.copytree(ROOT / "presets", folder / "presets")
     world = make_world(folder / "world")
     (folder / "runs").mkdir()
     shutil.move(world.index_path, folder / "runs" / "train.index")
     index = type(world.index).open(folder / "runs" / "train.index")
-    views = params.load(str(folder / "presets" / "cifar10.yaml")).views
+    views = params.load("preset:cifar10").views
     cache_views(str(folder / "runs" / "cache.zarr"), index, views, teacher(), TargetsConfig(k=4), [0, 1])
     return folder
 

@@ -8,11 +8,13 @@ from pathlib import Path
 import pytest
 import yaml
 
+from kdpipe.presets import preset_names
 from kdpipe_stages import settings as params
 from kdpipe_stages.settings import Params
 from tests.test_readme import parse
 
 ROOT = Path(__file__).parent.parent
+PRESETS = ROOT / "pipeline" / "kdpipe" / "presets"
 DVC = yaml.safe_load((ROOT / "dvc.yaml").read_text())
 KEYS = ["matrix", "cmd", "deps", "params", "outs"]
 NAMES = ["prepare", "train_teacher", "cache_teacher", "train_student", "train_baseline", "evaluate", "report"]
@@ -51,9 +53,14 @@ def test_params_yaml_explains_every_key():
     assert bare == []
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "presets").glob("*.yaml")), ids=lambda p: p.name)
-def test_presets_load(path):
-    params.load(str(path))
+@pytest.mark.parametrize("name", preset_names())
+def test_presets_load(name):
+    path = PRESETS / f"{name}.yaml"
+    assert params.load(f"preset:{name}") == params.load(str(path)) != Params()
+
+
+def test_all_presets_have_names():
+    assert {path.stem for path in PRESETS.glob("*.yaml")} == set(preset_names()) >= {"cifar10", "digits"}
 
 
 def test_dvc_has_the_stages_in_order():
@@ -82,8 +89,13 @@ def test_dvc_stage(at):
 
 
 def test_dvc_watches_every_section_of_its_presets_that_a_stage_reads():
-    watched = {s for _, stage in STAGES for e in stage.get("params", []) for s in e.get("presets/digits.yaml", [])}
-    assert watched == yaml.safe_load((ROOT / "presets" / "digits.yaml").read_text()).keys()
+    watched = {
+        s
+        for _, stage in STAGES
+        for e in stage.get("params", [])
+        for s in e.get("pipeline/kdpipe/presets/digits.yaml", [])
+    }
+    assert watched == yaml.safe_load((PRESETS / "digits.yaml").read_text()).keys()
 
 
 def test_dvc_never_owns_a_cache():
@@ -112,7 +124,7 @@ def test_dvc_shows_what_the_stages_make():
 
 def test_baselines_have_as_many_steps_as_students():
     images, labelled = 1438, 143  # of what `kdpipe prepare digits --labelled 0.1` leaves for training
-    train = yaml.safe_load((ROOT / "presets" / "digits.yaml").read_text())["train"]
+    train = yaml.safe_load((PRESETS / "digits.yaml").read_text())["train"]
     command = next(commands(stage)[0] for name, stage in STAGES if name == "train_baseline")
     epochs = int(command.split("--epochs ")[1].split()[0])
     steps, alone = (-(-count // train["batch_size"]) for count in (images, labelled))

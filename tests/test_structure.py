@@ -9,7 +9,7 @@ from tests.imports import ROOT, imports
 
 # The way of the data: a module imports from those to its left, and from its own package.
 ORDER = (
-    *("_util", "errors", "config"),
+    *("_util", "errors", "config", "presets"),
     *("shards", "views", "models", "teacher", "targets", "cache", "caching", "verify", "estimate"),
     *("loader", "losses", "evaluation", "erf", "trainer"),
 )

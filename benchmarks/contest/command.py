@@ -40,7 +40,7 @@ def measure(
         taken = material.digits(folder, log)
     else:
         taken = material.given(shards, val, limit, val_limit, weights, config_file)
-    kwargs = params.key_values(model_kwargs) or ({} if student else STUDENT_KWARGS)
+    kwargs = params.key_values("--model-kwargs", model_kwargs) or ({} if student else STUDENT_KWARGS)
     distillation = ModelConfig(model=student or STUDENT, model_kwargs=kwargs)
     return contest(taken, folder, distillation, Budget(**budget), only, log)
 

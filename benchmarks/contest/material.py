@@ -10,7 +10,7 @@ from kdpipe.shards import Index
 from kdpipe.teacher import Teacher, TeacherConfig
 from kdpipe.trainer import Log
 from kdpipe.views import ViewsConfig
-from kdpipe_stages import demo
+from kdpipe_stages import demo_run as demo
 from kdpipe_stages import settings as params
 
 # Of stride 8, so that 32 pixels leave a map of 4 x 4 to compare with.

@@ -1,47 +1,56 @@
-"""`kdpipe cache-teacher`: run the teacher once and keep what it says."""
+"""`kdpipe cache-teacher`: run the teacher once and cache its outputs."""
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from kdpipe._util.machine import cores, limit_malloc_arenas
-from kdpipe._util.redact import redact, showable
-from kdpipe.cache import Cache
-from kdpipe.cache.layout import describe
-from kdpipe.cache.manifest import CacheRecord
-from kdpipe.caching import CachingProgress as Step
-from kdpipe.caching import CachingReport, cache_views
-from kdpipe.caching.backend import Backend
-from kdpipe.errors import ConfigError
-from kdpipe.shards import Index
-from kdpipe.targets import Encoding, Quality
-from kdpipe.teacher import Teacher, TeacherConfig, devices_here
-from kdpipe.views import View
-from kdpipe_stages import settings as params
-from kdpipe_stages.caching_options import caching_options, overrides, parse_views
+from kdpipe._util.machine import limit_malloc_arenas
+from kdpipe._util.redact import showable
+from kdpipe_stages.caching_options import caching_options, parse_views
+from kdpipe_stages.options import INDEX, JSON, LIMIT, SETTINGS, Given, command, section
 from kdpipe_stages.progress import Progress
 from kdpipe_stages.signals import resume
 
+if TYPE_CHECKING:
+    from kdpipe.caching import CachingProgress
 
-@click.command("cache-teacher")
-@click.option("--index", "index_path", required=True, help="Index of the shards, from kdpipe index.")
-@caching_options
-@click.option("--limit", type=int, help="Only the first N samples.")
-@click.option("--workers", type=click.IntRange(1), help="Processes on this machine [default: one a GPU].")
-@click.option("--scheduler", help="Address of a dask cluster of yours, tls://host:port.")
-@click.option(
-    "--tls-ca", metavar="FILE", help="Authority of a tls:// cluster's certificates [default: as dask's config]."
+
+@command(
+    "cache-teacher",
+    """\
+  kdpipe cache-teacher --index runs/train.index --teacher slak_tiny \\
+      --weights slak_tiny.pth --views 0:4 --out runs/cache.zarr""",
 )
-@click.option("--tls-cert", metavar="FILE", help="This client's certificate for it.")
-@click.option("--tls-key", metavar="FILE", help="The certificate's private key.")
-@click.option("--calibration-from", metavar="CACHE", help="Take the map's calibration from there; then both merge.")
-@click.option("--out", required=True, help="The cache: a folder or URL, {identity} in it filled in; it goes on.")
-@click.option("--manifest", help="Also write which targets these are, as JSON without times, for --cache elsewhere.")
-@click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON.")
-@params.options
+@section("Data", INDEX, LIMIT)
+@caching_options
+@section("Targets", "caching.calibration_from")
+@section(
+    "Machines",
+    click.option("--workers", type=click.IntRange(1), help="Processes on this machine; by default one a GPU."),
+    click.option("--scheduler", metavar="URL", help="Address of your dask cluster, such as tls://host:port."),
+    click.option(
+        "--tls-ca", metavar="FILE", help="Authority of a tls:// cluster's certificates; by default of dask's config."
+    ),
+    click.option("--tls-cert", metavar="FILE", help="This client's certificate for the cluster."),
+    click.option("--tls-key", metavar="FILE", help="The certificate's private key."),
+)
+@section(
+    "Output",
+    click.option(
+        "--out",
+        metavar="PATH",
+        required=True,
+        help="The cache: a folder or URL, with {identity} replaced by the identity's digest. An existing one is "
+        "resumed or extended.",
+    ),
+    click.option(
+        "--manifest", metavar="FILE", help="Also write a JSON file that names these targets, for --cache elsewhere."
+    ),
+    JSON,
+)
+@SETTINGS
 def cache_teacher(
     index_path: str,
     views: str,
@@ -51,37 +60,42 @@ def cache_teacher(
     tls_ca: str | None,
     tls_cert: str | None,
     tls_key: str | None,
-    calibration_from: str | None,
     out: str,
     manifest: str | None,
     as_json: bool,
-    config_file: str | None,
-    sets: tuple[str, ...],
-    **flags: Any,
+    given: Given,
 ) -> None:
-    """Run a teacher over augmented views and keep its targets in a cache.
+    """Run a teacher over augmented views and store its outputs in a cache.
 
-    Tasks already in the cache are skipped: repeat the command after an interruption, or with more views. A task
-    that fails is named at the end (exit 1), all others are done.
+    Finished tasks are skipped: repeat the command after an interruption, or with more views. Tasks that fail are
+    listed at the end (exit code 1), and all others are kept.
     """
     limit_malloc_arenas()
-    own = {"caching.calibration_from": calibration_from}
-    settings = params.load(config_file, sets, overrides(flags) | own)
+    from kdpipe.cache.manifest import CacheRecord
+    from kdpipe.caching import cache_views
+    from kdpipe.caching.open_backend import open_backend
+    from kdpipe.caching.summary import summarise
+    from kdpipe.shards import Index
+
+    settings = given.load()
     index = Index.open(index_path).limit(limit)
     wanted = parse_views(views)
     for remark in settings.views.remarks():
         click.echo(remark, err=True)
     progress: Progress | None = None
 
-    def show(p: Step) -> None:
+    def show(p: "CachingProgress") -> None:
         nonlocal progress
         if progress is None:
             progress = Progress(p.pending, "views", "caching")
         if p.done:
             progress.advance(p.views, task=f"{p.done}/{p.total}", shard=p.shard)
 
+    def log(text: str) -> None:
+        click.echo(text, err=True)
+
     tls = (tls_ca, tls_cert, tls_key)
-    with backend(settings.teacher, index.num_classes, workers, scheduler, tls) as teacher:
+    with open_backend(settings.teacher, index.num_classes, workers, scheduler, tls, log) as teacher:
         try:
             cache, report = cache_views(
                 out,
@@ -104,85 +118,10 @@ def cache_teacher(
     click.echo(json.dumps(summary) if as_json else _text(summary))
     if report.failed:
         for outcome in report.failed:
-            click.echo(f"failed: {showable(f'{outcome.task.shard.name}: {outcome.error}')}", err=True)
+            log(f"failed: {showable(f'{outcome.task.shard.name}: {outcome.error}')}")
         count = f"{len(report.failed)} of {report.tasks + len(report.failed)} tasks failed"
-        click.echo(f"{count}; the others are kept. When mended, go on with: {resume()}", err=True)
+        log(f"{count}; the others are kept. When the cause is mended, resume with: {resume()}")
         raise SystemExit(1)
-
-
-@contextmanager
-def backend(
-    config: TeacherConfig,
-    num_classes: int | None,
-    workers: int | None,
-    scheduler: str | None,
-    tls: tuple[str | None, str | None, str | None] = (None, None, None),
-) -> Iterator[Teacher | Backend]:
-    """Who does the tasks: this process, a local cluster of one process a device, or the user's own cluster."""
-    if scheduler is not None and workers is not None:
-        raise ConfigError("a cluster has its own workers", where="--workers", found=workers, do="Leave it out")
-    if scheduler is None and any(tls):
-        raise ConfigError(
-            "certificates without a cluster", where="--tls-ca, --tls-cert, --tls-key", do="Give --scheduler"
-        )
-    if scheduler is None and workers is None and (len(devices_here()) == 1 or config.device != "auto"):
-        yield Teacher(config, num_classes)
-        return
-    # dask.distributed takes a second to import, and most runs need none of it.
-    from kdpipe.caching.clients import authenticated, local_client, user_client
-    from kdpipe.caching.cluster import Cluster
-
-    if scheduler is not None:
-        if not authenticated(scheduler):
-            click.echo(
-                f"remark: {scheduler} takes commands from whoever reaches it, and so do its workers; "
-                "on a network that others use, run it with TLS (docs/cluster.md)",
-                err=True,
-            )
-        with user_client(scheduler, *tls) as client:
-            click.echo(f"workers: {len(client.nthreads())} now; dashboard: {client.dashboard_link}", err=True)
-            yield Cluster(client, config, num_classes)
-        return
-    devices = devices_here() if config.device == "auto" else [config.device]
-    count = len(devices) if workers is None else workers
-    if devices == ["cpu"] and config.threads is None:
-        threads = max(1, cores() // count)
-        config = config.model_copy(update={"threads": threads})
-    with local_client(count) as client:
-        click.echo(f"workers: {count} processes here", err=True)
-        yield Cluster(client, config, num_classes, devices, beside=count)
-
-
-def summarise(cache: Cache, report: CachingReport, encoding: Encoding, wanted: list[View]) -> dict[str, Any]:
-    """What a run did, and what the cache now holds in the segments of the wanted views."""
-    quality, size = Quality(), 0
-    for segment in cache.segments:
-        if segment.encoding == encoding and set(segment.views) & set(wanted):
-            quality.add(cache.quality(segment))
-            size += cache.bytes(segment)
-    return {
-        "cache": redact(cache.store.url),
-        "cached": describe(cache.views()),
-        "input_size": cache.size,
-        "tasks": report.tasks,
-        "skipped": report.skipped,
-        **quality.means(),
-        "encoding": encoding.name,
-        "calibration": _calibration(cache, encoding),
-        "parts": list(cache.parts),
-        "bytes": size,
-        "bytes_per_view": size / max(1, quality.views),
-        "seconds": report.seconds,
-        "views_per_second": report.quality.views / report.seconds if report.tasks else None,
-        "root": cache.root_digest(),
-    }
-
-
-def _calibration(cache: Cache, encoding: Encoding) -> dict[str, Any] | None:
-    """What the map's calibration was fitted to, and the share of the variance that its basis holds."""
-    if encoding.map is None or encoding.map.calibration is None:
-        return None
-    return {"part": encoding.map.calibration, **cache.parts[encoding.map.calibration]["about"]}
 
 
 def _text(s: dict[str, Any]) -> str:
@@ -203,7 +142,7 @@ def _text(s: dict[str, Any]) -> str:
 def _losses(s: dict[str, Any]) -> Iterator[str]:
     """What is lost of each thing that is kept."""
     if s["retained_mass"] is not None:
-        loss = f"{s['encoding_loss']:.3g} nats (mean KL to what it said)"
+        loss = f"{s['encoding_loss']:.3g} nats (mean KL to the teacher's output)"
         yield f"retained mass {s['retained_mass']:.6f}, encoding loss {loss}"
     for name in ("pooled", "map"):
         error = s[f"{name}_error"]

@@ -30,7 +30,6 @@ _GROUPS: tuple[Decorator, ...] = (
             default="0:1",
             help="Views to cache: 0:4 (views 0 to 3), 7, center, five-crop, or several joined by commas.",
         ),
-        "views.seed --views-seed",
     ),
     section(
         "Targets",

@@ -2,38 +2,47 @@
 
 import json
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
-import numpy as np
-import torch
 
 from kdpipe.errors import ConfigError
-from kdpipe.shards import BlockReader, Index
-from kdpipe.views import ViewsConfig, render_view
-from kdpipe.views.block import decode_sample
-from kdpipe_stages import settings as params
-from kdpipe_stages.erf_models import RANDOM, Subject, parse_model
-from kdpipe_stages.erf_sheet import check_out, sheet
-from kdpipe_stages.pictures import save
+from kdpipe_stages.options import INDEX, JSON, SETTINGS, TRUST, Given, command, section
 from kdpipe_stages.progress import Progress
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from kdpipe.shards import Index
+    from kdpipe.views import ViewsConfig
 
 # As the papers do it; a smaller image cuts a field off.
 _SIZE, _IMAGES = 1024, 50
 _MEASURES = {"log": "of log10(1 + gradient), as published", "gradient": "of the gradient itself"}
 
 
-@click.command()
+@command("erf", "  kdpipe erf slak_tiny=slak_tiny.pth convnext_tiny --index runs/val.index --out runs/erf.png")
 @click.argument("models", nargs=-1, required=True, metavar="MODEL...")
-@click.option("--index", "index_path", required=True, help="Index of the shards, from kdpipe index.")
-@click.option("--limit", type=int, default=_IMAGES, show_default=True, help="Only the first N samples.")
-@click.option("--input-size", type=click.IntRange(1), default=_SIZE, show_default=True, help="Side, pixels.")
-@click.option("--pretrained", is_flag=True, help="timm's published weights, for what is named without a file.")
-@click.option("--num-classes", type=click.IntRange(1), help="Classes, where a model and its weights don't say.")
-@click.option("--out", required=True, type=click.Path(), help="The heat maps, a PNG; an old one is replaced.")
-@click.option("--json", "as_json", is_flag=True, help="Print the table as JSON.")
-@params.trust_option
-@params.options
+@section(
+    "Data",
+    INDEX,
+    click.option("--limit", type=int, default=_IMAGES, help="Use the first N samples only."),
+    click.option("--input-size", type=click.IntRange(1), default=_SIZE, help="Side of the square images in pixels."),
+)
+@section(
+    "Models",
+    click.option("--pretrained", is_flag=True, help="Use timm's published weights for models named without a file."),
+    click.option(
+        "--num-classes", type=click.IntRange(1), help="Number of classes, where neither model nor weights have one."
+    ),
+    TRUST,
+)
+@section(
+    "Output",
+    click.option("--out", required=True, type=click.Path(), help="The heat maps, a PNG; an existing one is replaced."),
+    JSON,
+)
+@SETTINGS
 def erf(
     models: tuple[str, ...],
     index_path: str,
@@ -43,19 +52,24 @@ def erf(
     num_classes: int | None,
     out: str,
     as_json: bool,
-    trust: tuple[str, ...],
-    config_file: str | None,
-    sets: tuple[str, ...],
+    given: Given,
 ) -> None:
-    """Draw and measure which pixels the centre of each MODEL's final map answers to.
+    """Draw and measure the effective receptive field of the centre of each MODEL's final feature map.
 
-    MODEL is weights that kdpipe wrote, NAME=FILE, a model's name and its weights, or a name: timm's, a hub name,
-    package.module:factory. A timm model by name alone has random weights, the same every time.
+    MODEL is a file of weights that kdpipe wrote; NAME=FILE, a model's name and its weights; or a name: timm's, a hub
+    name, package.module:factory. A timm model by name alone has random weights, the same every time.
 
-    All models see the same images: all of a square one, else its centre. Of --config and --set these count: of
-    views crop_pct, interpolation and exif; of teacher device, threads and channels_last.
+    All models see the same images: all of a square one, else its centre. Of the settings these have an effect:
+    crop_pct, interpolation and exif of views; device, threads and channels_last of teacher.
     """
-    settings = params.load(config_file, sets, params.trusting(trust))
+    import torch
+
+    from kdpipe.shards import Index
+    from kdpipe_stages.erf_models import RANDOM, Subject, parse_model
+    from kdpipe_stages.erf_sheet import check_out, sheet
+    from kdpipe_stages.pictures import save
+
+    settings = given.load()
     check_out(out)
     index = Index.open(index_path).limit(limit)
     asked = [parse_model(word, pretrained, settings.teacher.trust) for word in models]
@@ -90,8 +104,12 @@ def erf(
         click.echo(out)
 
 
-def center_views(index: Index, views: ViewsConfig, size: int) -> Iterator[np.ndarray]:
+def center_views(index: "Index", views: "ViewsConfig", size: int) -> "Iterator[np.ndarray]":
     """The center view of every sample in order, uint8 (size, size, 3)."""
+    from kdpipe.shards import BlockReader
+    from kdpipe.views.block import decode_sample
+    from kdpipe.views.render import render_view
+
     reader = BlockReader(index)
     for row in range(len(index)):
         image = decode_sample(index, row, reader.image(row), views)

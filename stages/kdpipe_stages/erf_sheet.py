@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw
 
 from kdpipe.erf import squares
 from kdpipe.errors import ConfigError
-from kdpipe_stages.view import wrapped
+from kdpipe_stages.view_sheet import wrapped
 
 _SIDE = 320  # pixels of a heat map on the sheet
 _GAP, _LINE = 8, 13

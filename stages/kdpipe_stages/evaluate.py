@@ -1,47 +1,49 @@
-"""`kdpipe evaluate`: score a model, whoever made it, in one way."""
+"""`kdpipe evaluate`: score a model, with or without a teacher to compare it with."""
 
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from kdpipe.cache.manifest import open_reader
-from kdpipe.caching.identity import check_readers_canaries
 from kdpipe.errors import ConfigError
-from kdpipe.evaluation import Metrics
-from kdpipe.evaluation import evaluate as score
-from kdpipe.loader import Loader
-from kdpipe.models import read_header
-from kdpipe.models.header import Header, parsed
-from kdpipe.shards import Index
-from kdpipe.teacher import Teacher
-from kdpipe.views import CROPS, ViewsConfig
-from kdpipe_stages import settings as params
+from kdpipe.views.draws import CROPS
+from kdpipe_stages.options import INDEX, JSON, LIMIT, SETTINGS, TRUST, Given, command, section
 from kdpipe_stages.progress import Progress
 
-# What a params file says of another model, how its weights are read and how it is run: our own weights say of theirs.
+if TYPE_CHECKING:
+    from kdpipe.evaluation import Metrics
+
+# Settings of --config that describe another model where the weights' own header describes theirs.
 _OF_MODEL = ("model", "model_kwargs", "num_classes", "input_size", "mean", "std")
 _OF_OTHERS = tuple(f"teacher.{name}" for name in (*_OF_MODEL, "pretrained", "checkpoint_key", "class_map", "layers"))
 
 
-@click.command("evaluate")
+@command("evaluate", "  kdpipe evaluate runs/student/best.safetensors --index runs/val.index")
 @click.argument("file", required=False)
-@click.option("--index", "index_path", required=True, help="Index of the shards, from kdpipe index.")
-@click.option("--cache", help="A cache with these views, or its record: agreement with its teacher.")
-@click.option("--views", type=click.Choice(list(CROPS)), default="center", show_default=True, help="What to score on.")
-@click.option("--model", help="timm name, hub name, or package.module:factory [default: what FILE says].")
-@click.option("--weights", help="safetensors file or weights-only pickle; the same as FILE.")
-@click.option("--pretrained", is_flag=True, default=None, help="timm's published weights from its hub.")
-@click.option("--model-kwargs", multiple=True, metavar="KEY=VALUE", help="Argument of the model; repeatable.")
-@click.option("--num-classes", type=int, help="Classes, where weights and index don't say.")
-@click.option("--input-size", type=int, help="Side the model sees, pixels.")
-@click.option("--batch-size", type=int, help="Samples a forward.")
-@click.option("--amp-dtype", type=click.Choice(["float32", "bfloat16", "float16"]), help="Autocast dtype.")
-@click.option("--workers", type=int, help="Loader processes.")
-@click.option("--limit", type=int, help="Only the first N samples.")
-@click.option("--json", "as_json", is_flag=True, help="Print the metrics as JSON.")
-@params.trust_option
-@params.options
+@section(
+    "Data",
+    INDEX,
+    click.option(
+        "--cache", metavar="PATH", help="A cache with these views, or its --manifest: agreement with its teacher."
+    ),
+    click.option("--views", type=click.Choice(list(CROPS)), default="center", help="Views on which to score."),
+    LIMIT,
+    "loader.workers",
+)
+@section(
+    "Model",
+    "teacher.model",
+    "teacher.weights",
+    "teacher.pretrained",
+    "teacher.model_kwargs",
+    "teacher.num_classes",
+    "teacher.input_size",
+    "teacher.batch_size",
+    "teacher.amp_dtype",
+    TRUST,
+)
+@section("Output", JSON)
+@SETTINGS
 def evaluate(
     file: str | None,
     index_path: str,
@@ -49,37 +51,41 @@ def evaluate(
     views: str,
     limit: int | None,
     as_json: bool,
-    config_file: str | None,
-    sets: tuple[str, ...],
-    model_kwargs: tuple[str, ...],
-    workers: int | None,
-    trust: tuple[str, ...],
-    **flags: Any,
+    given: Given,
 ) -> None:
     """Score FILE, weights that kdpipe wrote, or any --model, on the center view or five crops of every sample.
 
     Prints top-1, top-5, negative log-likelihood and calibration error over the labelled samples; with --cache
-    also how often the model agrees with the cached teacher, and the mean KL to it. Weights that kdpipe wrote
-    say which model they are of and how it crops; --config overrules the latter.
+    also how often the model agrees with the cached teacher, and the mean KL to it. The header of weights that kdpipe
+    wrote names their model and its crop; views in --config have precedence over that crop.
     """
-    if file and flags["weights"]:
-        raise ConfigError("two files of weights", where="--weights", found=flags["weights"], allowed=file)
-    weights = file or flags["weights"]
-    # What our own weights say of their model comes before a params file, which may be about another.
-    said = read_header(weights) if weights else Header()
-    asked = {**flags, "weights": weights, "model_kwargs": params.key_values(model_kwargs)}
-    overrides = {f"teacher.{name}": value for name, value in asked.items()} | params.trusting(trust)
-    overrides["loader.workers"] = workers
-    if weights or flags["model"]:
-        # A params file may be about a teacher of several models.
+    from kdpipe.cache.manifest import open_reader
+    from kdpipe.caching.identity import check_readers_canaries
+    from kdpipe.evaluation import evaluate as score
+    from kdpipe.loader import Loader
+    from kdpipe.models import read_header
+    from kdpipe.models.header import Header, parsed
+    from kdpipe.shards import Index
+    from kdpipe.teacher import Teacher
+    from kdpipe.views import ViewsConfig
+
+    weights = given.flags.get("teacher.weights")
+    if file and weights:
+        raise ConfigError("two files of weights", where="--weights", found=weights, allowed=file)
+    weights = file or weights
+    # The header of our own weights describes their model; --config may be about another one.
+    header = read_header(weights) if weights else Header()
+    overrides: dict[str, Any] = {"teacher.weights": weights}
+    if weights or "teacher.model" in given.flags:
+        # --config may be about an ensemble.
         overrides["teacher.members"] = []
-    settings = params.load(config_file, sets, overrides, without=_OF_OTHERS if said.model else ())
+    settings = given.load(overrides, without=_OF_OTHERS if header.model else ())
     index = Index.open(index_path).limit(limit)
     teacher = Teacher(settings.teacher, index.num_classes)
     index.check_labels(teacher.num_classes)
     policy, crops = settings.views, CROPS[views]
-    if said.views is not None and not config_file and not any(word.startswith("views.") for word in sets):
-        policy = parsed(ViewsConfig, said.views, weights, "the header's views are none that kdpipe writes")
+    if header.views is not None and not given.config_file and not given.has("views"):
+        policy = parsed(ViewsConfig, header.views, weights, "the header's views are none that kdpipe writes")
     reader = open_reader(cache, index, policy, num_classes=teacher.num_classes) if cache else None
     if reader is not None:
         check_readers_canaries(
@@ -118,7 +124,7 @@ def evaluate(
     click.echo(json.dumps(found) if as_json else _text(found))
 
 
-def _text(found: Metrics) -> str:
+def _text(found: "Metrics") -> str:
     percent = {"top1", "top5", "agreement_top1", "agreement_top5"}
     lines = []
     for name, value in found.items():

@@ -9,10 +9,11 @@ from kdpipe.errors import IndexFileError
 from kdpipe.shards import Index, build_index
 from kdpipe.shards.document import MAX_CLASSES
 from kdpipe.shards.samples import Check
+from kdpipe_stages.options import command
 from kdpipe_stages.progress import Progress
 
 
-@click.command()
+@command("index", "  kdpipe index 'shards/train-{0000..0019}.tar' --out runs/train.index --num-classes 1000")
 @click.argument("source")
 @click.option("--out", required=True, type=click.Path(), help="The index, a folder.")
 @click.option("--block-size", type=click.IntRange(1), default=256, show_default=True, help="Samples a block.")

@@ -1,10 +1,10 @@
 """Options of commands, generated from the configs' fields: help, type and default stand in the field alone.
 
-    @command("train-student", "kdpipe train-student --index runs/train.index --out runs/student")
-    @section("Optimisation", "train.epochs", "train.batch_size")
-    @section("Output", click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON."))
-    @SETTINGS
-    def train_student(as_json: bool, given: Given) -> None: ...
+@command("train-student", "kdpipe train-student --index runs/train.index --out runs/student")
+@section("Optimisation", "train.epochs", "train.batch_size")
+@section("Output", click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON."))
+@SETTINGS
+def train_student(as_json: bool, given: Given) -> None: ...
 """
 
 from collections.abc import Callable, Sequence
@@ -75,7 +75,8 @@ class Command(click.Command):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run it."""
-        flags, names = {}, {}
+        flags: dict[str, Any] = {}
+        names: dict[str, str] = {}
         settings = [param for param in self.params if isinstance(param, Setting)]
         for param in settings:
             value = param.given(ctx.params.pop(str(param.name)))
@@ -99,13 +100,13 @@ class Command(click.Command):
                 formatter.write_dl(records)
 
 
-def command(name: str, example: str, group: click.Group | None = None) -> Callable[[Callable[..., None]], Command]:
+def command(name: str, example: str, group: click.Group | None = None) -> Callable[[Callable[..., Any]], click.Command]:
     """A command, of `kdpipe` or of a group, with one example command line; its docstring is its help."""
     attrs: dict[str, Any] = {"epilog": f"Example:\n\n\b\n{example}", "context_settings": {"show_default": True}}
     return (group.command if group else click.command)(name, cls=Command, **attrs)
 
 
-def section(title: str, *entries: "str | Decorator[Any]") -> Decorator[F]:
+def section(title: str, *entries: Any) -> Decorator[F]:
     """Add options to a command, listed under a heading.
 
     Args:

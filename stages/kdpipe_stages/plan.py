@@ -1,35 +1,41 @@
-"""`kdpipe plan`: what a cache would weigh and take, before anything is spent on it."""
+"""`kdpipe plan`: a cache's size and time, before anything is spent on it."""
 
 import json
 import sys
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from kdpipe.errors import ConfigError
-from kdpipe.estimate.forecast import forecast, sampled
-from kdpipe.estimate.measure import SampleMeasurements, measure
-from kdpipe.shards import Index
-from kdpipe.teacher import Teacher, devices_here
-from kdpipe.trainer import TrainingJob
-from kdpipe.trainer.forecast import forecast_student
-from kdpipe_stages import settings as params
-from kdpipe_stages.caching_options import caching_options, overrides, parse_views
-from kdpipe_stages.plan_text import show
+from kdpipe_stages.caching_options import caching_options, parse_views
+from kdpipe_stages.options import INDEX, LIMIT, SETTINGS, Given, command, section
+
+if TYPE_CHECKING:
+    from kdpipe.estimate.measure import SampleMeasurements
 
 
-@click.command()
-@click.option("--index", "index_path", required=True, help="Index of the shards, from kdpipe index.")
+@command(
+    "plan",
+    """\
+  kdpipe plan --index runs/train.index --teacher slak_tiny \\
+      --weights slak_tiny.pth --views 0:4 --student resnet18 --epochs 100""",
+)
+@section("Data", INDEX, LIMIT)
 @caching_options
-@click.option("--limit", type=int, help="Only the first N samples.")
-@click.option("--student", help="timm name of a student: also forecast its training, with the cache and without.")
-@click.option("--epochs", type=int, help="Of the student.")
-@click.option("--student-batch-size", type=int, help="Samples a step of the student.")
-@click.option("--machines", default="1,2,4,8", show_default=True, help="Numbers of machines like this one.")
-@click.option("--seconds", type=click.FloatRange(min=1), default=60, show_default=True, help="To spend on measuring.")
-@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON; seconds and bytes.")
-@params.options
+@section(
+    "Student",
+    "student.model --student",
+    "train.epochs",
+    "train.batch_size --student-batch-size",
+)
+@section(
+    "Forecast",
+    click.option("--machines", default="1,2,4,8", help="Numbers of machines like this one."),
+    click.option("--seconds", type=click.FloatRange(min=1), default=60, help="Seconds to spend on measuring."),
+    click.option("--json", "as_json", is_flag=True, help="Print everything as JSON; seconds and bytes."),
+)
+@SETTINGS
 def plan(
     index_path: str,
     views: str,
@@ -37,32 +43,36 @@ def plan(
     machines: str,
     seconds: float,
     as_json: bool,
-    config_file: str | None,
-    sets: tuple[str, ...],
-    epochs: int | None,
-    student: str | None,
-    student_batch_size: int | None,
-    **flags: Any,
+    given: Given,
 ) -> None:
     """Forecast bytes and hours of a cache from 2 % of the samples and a minute; nothing is written.
 
-    Takes the options of cache-teacher. Ranges come from the spread of what was measured.
+    Takes the options of cache-teacher, and of train-student with --student. Ranges come from the spread of what was
+    measured.
     """
-    training = {"student.model": student, "train.epochs": epochs, "train.batch_size": student_batch_size}
-    settings = params.load(config_file, sets, overrides(flags) | training)
+    from kdpipe.estimate.forecast import forecast, sampled
+    from kdpipe.estimate.measure import measure
+    from kdpipe.shards import Index
+    from kdpipe.teacher import Teacher
+    from kdpipe.trainer import TrainingJob
+    from kdpipe.trainer.forecast import forecast_student
+    from kdpipe_stages.plan_text import show
+
+    settings = given.load()
+    student = given.flags.get("student.model")
     counts, wanted = _machines(machines), parse_views(views)
     needs = settings.loss.requirements
     if student is not None and (not needs.targets or needs.features):
         what = "takes more than logits from a teacher, which only a cache has" if needs.features else "takes nothing"
         raise ConfigError(
-            f"a student's steps can't be rehearsed: the loss {what}",
+            f"a student's steps can't be timed: the loss {what}",
             where="loss.name",
             found=settings.loss.name,
             allowed="kd, nkd, dkd, dist and the like",
             do="Plan with --set loss.name=kd: most of a step is the student",
         )
     if student is not None and settings.targets.kind == "none":
-        what = "a student's steps can't be rehearsed without logits"
+        what = "a student's steps can't be timed without logits"
         raise ConfigError(what, where="--targets", found="none", do="Plan the student with --targets dense")
     index = Index.open(index_path).limit(limit)
     began = time.monotonic()
@@ -113,9 +123,11 @@ def _machines(text: str) -> list[int]:
     return found
 
 
-def _remarks(report: dict[str, Any], measured: SampleMeasurements, form: str, others: list[str]) -> list[str]:
+def _remarks(report: dict[str, Any], measured: "SampleMeasurements", form: str, others: list[str]) -> list[str]:
     device, threads = report["teacher"]["device"], measured.threads
     found = [*others, f"a machine is counted with what was measured here: one {device}, {threads} render threads"]
+    from kdpipe.teacher import devices_here
+
     gpus = len(devices_here())
     if device != "cpu" and gpus > 1:
         found.append(f"cache-teacher uses all {gpus} GPUs here: while the teacher binds, as fast as {gpus} machines")

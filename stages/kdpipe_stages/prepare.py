@@ -3,6 +3,7 @@
 import click
 
 from kdpipe.shards.prepare import prepare_digits, prepare_folder
+from kdpipe_stages.options import command
 
 
 @click.group()
@@ -10,7 +11,7 @@ def prepare() -> None:
     """Make WebDataset shards: of a folder of images, or of scikit-learn's digits."""
 
 
-@prepare.command()
+@command("folder", "  kdpipe prepare folder images/train --out shards --resize 256", prepare)
 @click.argument("source")
 @click.option("--out", required=True, type=click.Path(), help="A new folder for the shards.")
 @click.option("--name", default="train", show_default=True, help="The shards' name, before their number.")
@@ -43,7 +44,7 @@ def folder(
     click.echo(f"{out}: {len(paths)} shards, {paths[0].name} to {paths[-1].name}")
 
 
-@prepare.command()
+@command("digits", "  kdpipe prepare digits --out runs/digits", prepare)
 @click.option("--out", required=True, type=click.Path(), help="A new folder for the folders train, val.")
 @click.option("--val-fraction", default=0.2, show_default=True, help="Share of each class that goes to val.")
 @click.option("--labelled", default=1.0, show_default=True, help="Share of each class in train that keeps its label.")

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from kdpipe.trainer import TrainingProgress
 
 
-
 @command(
     "train-student",
     """\
@@ -56,7 +55,9 @@ if TYPE_CHECKING:
     click.option(
         "--temperature", type=float, help="Temperature of every named loss that has one; if not 1, needs dense targets."
     ),
-    click.option("--alpha", type=float, help="Alpha of every named loss that has one; of kd its weight against labels."),
+    click.option(
+        "--alpha", type=float, help="Alpha of every named loss that has one; of kd the weight of the teacher."
+    ),
     click.option("--label-smoothing", type=float, help="Label smoothing of every named loss that has it."),
 )
 @section(

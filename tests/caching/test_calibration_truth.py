@@ -145,6 +145,6 @@ class TestVerify:
         assert " % of the live variance, " in said
         assert "too few" not in said
         assert (
-            "too few views to judge it: ok\n"
+            "too few views to check it: ok\n"
             in kdpipe("verify", tmp_path / "c", "--trust", "tests", "--samples", 8).out
         )

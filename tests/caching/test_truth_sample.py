@@ -88,4 +88,4 @@ def test_the_report_says_which_segments(world, tmp_path):
     result = kdpipe(*asked)
     assert result.code == 0, result.out
     assert f"2 of 3 segments checked: {names[0]}, {names[2]}\n" in result.out
-    assert f"not checked, for they have no finished task: {names[1]}\n" in result.out
+    assert f"not checked, without a finished task: {names[1]}\n" in result.out

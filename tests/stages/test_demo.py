@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from kdpipe.cache import CacheReader
-from kdpipe_stages.demo import Demo, interval
+from kdpipe_stages.demo_run import Demo, interval
 
 
 def test_interval_is_students_t():

@@ -17,6 +17,7 @@ from tests.imports import ROOT, closure
 
 TEXT = (ROOT / "dvc.yaml").read_text()
 STAGES = yaml.safe_load(TEXT)["stages"]
+PRESETS = "pipeline/kdpipe/presets"
 RUNNING = re.compile(r"Running stage '([^']+)'")
 
 
@@ -34,11 +35,11 @@ def test_the_code_that_a_stage_imports_is_among_its_dependencies(name):
 
 
 class Project:
-    """A repository with the code, and dvc.yaml and presets cut to seconds."""
+    """A repository with the code, and its dvc.yaml and presets cut to seconds."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        for name in ("pipeline", "stages", "presets", ".dvc"):
+        for name in ("pipeline", "stages", ".dvc"):
             ignored = shutil.ignore_patterns("__pycache__", "tmp", "cache" if name == ".dvc" else "")
             shutil.copytree(ROOT / name, folder / name, ignore=ignored)
         for name in (".dvcignore", ".gitignore"):
@@ -66,7 +67,7 @@ class Project:
             subprocess.run(command, cwd=folder, env=self.env, check=True, capture_output=True)
 
     def put(self, preset: str, section: str, **values: object) -> None:
-        path = self.folder / "presets" / f"{preset}.yaml"
+        path = self.folder / PRESETS / f"{preset}.yaml"
         tree = yaml.safe_load(path.read_text())
         tree[section].update(values)
         path.write_text(yaml.safe_dump(tree))
@@ -121,9 +122,9 @@ def test_repro(tmp_path):
     assert len(stores) == 2
 
     # A loss weight, as an experiment: students and what follows them.
-    said = project.dvc("exp", "run", "--set-param", "presets/digits.yaml:loss.kd.alpha=0.7")
+    said = project.dvc("exp", "run", "--set-param", f"{PRESETS}/digits.yaml:loss.kd.alpha=0.7")
     assert set(RUNNING.findall(said)) == {student, *follow}
-    assert "alpha: 0.7" in project.text("presets/digits.yaml")
+    assert "alpha: 0.7" in project.text(f"{PRESETS}/digits.yaml")
     assert "0.7" in project.dvc("exp", "show", "--csv")
     assert project.stores() == stores
 

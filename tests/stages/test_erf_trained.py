@@ -5,7 +5,7 @@ import json
 import pytest
 
 from kdpipe.models import build
-from kdpipe_stages.demo import TEACHER, Demo
+from kdpipe_stages.demo_run import TEACHER, Demo
 from tests.stages.running import kdpipe
 
 # Stride 8, at which maps are large enough for kernels to differ.

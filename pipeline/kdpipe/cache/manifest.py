@@ -21,6 +21,7 @@ from kdpipe.cache.schema import validated
 from kdpipe.cache.schemas import CacheRecordFile
 from kdpipe.cache.sealed import JSON_BYTES
 from kdpipe.cache.select import Want
+from kdpipe.cache.store import Store
 from kdpipe.errors import CacheError, IdentityError, KdpipeError, TargetsError
 from kdpipe.shards import Index
 from kdpipe.targets import Encoding, Quality
@@ -108,6 +109,16 @@ class CacheRecord:
 def place(out: str, identity: dict[str, Any]) -> str:
     """`out` with {identity} replaced by the first 16 hex digits of the identity's digest."""
     return out.replace(PLACE, fingerprint(identity)[:16])
+
+
+def cached_views(where: str) -> ViewsConfig:
+    """The policy of the views in a cache, or in the one that a record (a name that ends in .json) describes.
+
+    Raises:
+        CacheError, IdentityError: there is no cache, or it is of another release's views.
+    """
+    url = CacheRecord.read(where).cache if where.endswith(_SUFFIX) else where
+    return Cache(Store(url)).views_config
 
 
 def open_reader(

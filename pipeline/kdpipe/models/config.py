@@ -18,7 +18,8 @@ class ModelConfig(Config):
     """A model, its weights and its input. What is None comes from the weights' header, then from timm."""
 
     model: str | None = Field(
-        None, description="Model: a timm name, hub name or package.module:factory; by default as the weights' header."
+        None,
+        description="A timm name, hub name or package.module:factory; by default as in the weights' header.",
     )
     model_kwargs: dict[str, Any] = Field(default_factory=dict, description="Keyword arguments of the model.")
     weights: str | None = Field(None, description="Weights: a safetensors file or a weights-only pickle.")
