@@ -4,10 +4,10 @@ import click
 
 from kdpipe.errors import ConfigError
 from kdpipe.views.draws import CROPS, View
-from kdpipe_stages.options import TRUST, Decorator, F, section
+from kdpipe_stages.options import TRUST, F, section
 
 _VIEWS = 10_000_000  # numbers below this
-_GROUPS: tuple[Decorator, ...] = (
+_GROUPS = (
     section(
         "Teacher",
         "teacher.model --teacher",

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from kdpipe._util.redact import SHARD_URLS, showable
+from kdpipe._util.suggest import did_you_mean
 from kdpipe.errors import ConfigError, KdpipeError
 from kdpipe_stages.signals import Stopped, stopping
 
@@ -41,6 +42,15 @@ class _Remarks(logging.Handler):
 
 class ErrorGroup(click.Group):
     """A click group whose commands end with one line on stderr: exit code 2 for a user's mistake."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """As click's, with a suggestion for an unknown command."""
+        if not args[0].startswith("-") and self.get_command(ctx, args[0]) is None:
+            hint = did_you_mean(args[0], self.list_commands(ctx))
+            ctx.fail(f"No such command '{args[0]}'. {hint or 'See --help'}")
+        return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run, turning a user's mistake, or a signal, into one line on stderr."""

@@ -19,7 +19,6 @@ from pydantic.fields import FieldInfo
 from kdpipe_stages.settings import Params, key_values, load
 
 F = TypeVar("F", bound=Callable[..., Any])
-Decorator = Callable[[F], F]
 
 # The heading under which help lists a parameter.
 _SECTIONS: WeakKeyDictionary[click.Parameter, str] = WeakKeyDictionary()
@@ -106,7 +105,7 @@ def command(name: str, example: str, group: click.Group | None = None) -> Callab
     return (group.command if group else click.command)(name, cls=Command, **attrs)
 
 
-def section(title: str, *entries: Any) -> Decorator[F]:
+def section(title: str, *entries: Any) -> Callable[[F], F]:
     """Add options to a command, listed under a heading.
 
     Args:
@@ -172,7 +171,7 @@ def _help(info: FieldInfo) -> str:
     return text if default is None or isinstance(default, bool) else f"{text}  [default: {default}]"
 
 
-SETTINGS: Decorator[Any] = section(
+SETTINGS = section(
     "Settings",
     click.option(
         "--config",
@@ -190,8 +189,8 @@ SETTINGS: Decorator[Any] = section(
     ),
 )
 TRUST = "teacher.trust,student.trust --trust"
-JSON: Decorator[Any] = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
-INDEX: Decorator[Any] = click.option(
+JSON = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+INDEX = click.option(
     "--index", "index_path", metavar="PATH", required=True, help="Index of the shards, from kdpipe index."
 )
-LIMIT: Decorator[Any] = click.option("--limit", type=int, help="Use the first N samples only.")
+LIMIT = click.option("--limit", type=int, help="Use the first N samples only.")

@@ -92,7 +92,7 @@ TABLE = {
         words=_SET,
     ),
     "cache-teacher": Line(
-        {**_TEACHER, "pooled": "float16", "map": "int8"},
+        {**_TEACHER, "pooled": "float16", "feature_map": "int8"},
         {
             "index_path": ("index",),
             "weights": ("weights",),

@@ -62,7 +62,7 @@ class TestWrongPath:
 
     def test_train_student(self, world, tmp_path):
         assert "no cache here" in refused(*training(world, tmp_path / "r", "--loss", "kd", "--cache", tmp_path / "no"))
-        assert "no.yaml: params can't be read" in refused(
+        assert "no.yaml: settings can't be read" in refused(
             *training(world, tmp_path / "r"), "--config", tmp_path / "no.yaml"
         )
         assert not (tmp_path / "r").exists()
@@ -278,7 +278,7 @@ class TestParams:
         file = tmp_path / "p.yaml"
         file.write_text(yaml.safe_dump({"train": {"learning_rate": 1}}))
         line = refused(*command(world, tmp_path / "out"), "--config", file)
-        assert "p.yaml: train.learning_rate: unknown key in params; allowed: " in line
+        assert "p.yaml: train.learning_rate: unknown key; allowed: " in line
         assert "views.zoom: unknown key" in refused(*command(world, tmp_path / "out"), "--set", "views.zoom=1")
         assert not (tmp_path / "out").exists()
 
@@ -306,7 +306,7 @@ class TestParams:
 
     @pytest.mark.parametrize("views", ["4:2", "x", "-1", "0:4,"])
     def test_views_that_are_none(self, world, tmp_path, views):
-        assert "--views: no views" in refused(*caching(world, tmp_path / "c"), f"--views={views}")
+        assert "invalid --views" in refused(*caching(world, tmp_path / "c"), f"--views={views}")
 
 
 class TestOtherCheckpoint:

@@ -14,7 +14,7 @@ from kdpipe.shards import BlockReader, Index, build_index
 from kdpipe.views import View, ViewsConfig
 from kdpipe.views.block import Rendered, block_views, decode_sample, paired_index, render_rows
 from kdpipe.views.erasing import noise_values
-from kdpipe_stages.view import wrapped
+from kdpipe_stages.view_sheet import wrapped
 from tests.shards.making import encode, photo, write_tar
 from tests.stages.running import kdpipe, refused
 from tests.tiny import SIZE, VIEWS
@@ -205,6 +205,6 @@ class TestNothingHalfWritten:
     def test_mistakes_that_others_make_too(self, world, tmp_path):
         out = tmp_path / "s.png"
         assert "no.index" in refused("view", tmp_path / "no.index", "--out", out)
-        assert "no views" in refused("view", world.index_path, "--views", "3:1", "--out", out)
+        assert "invalid --views" in refused("view", world.index_path, "--views", "3:1", "--out", out)
         assert "no cache here" in refused("view", world.index_path, "--cache", tmp_path / "no.zarr", "--out", out)
         assert not out.exists()

@@ -112,7 +112,7 @@ def test_evaluate_any_model(params, index, tmp_path):
     [
         (["--loss", "kdd"], "unknown loss kdd; allowed: none, kd, soft-ce"),
         (["--loss", "kd"], "needs a teacher's targets. Pass --cache"),
-        (["--loss", "none", "--set", "train.epoch=3"], "unknown key in params"),
+        (["--loss", "none", "--set", "train.epoch=3"], "unknown key"),
         (["--loss", "none", "--student", "resnet19"], "unknown model"),
         (["--loss", "none", "--set", "train.opt=adamq"], "unknown optimizer adamq"),
         (["--loss", "none", "--num-classes", "2"], "label out of range"),

@@ -12,6 +12,7 @@ import timm
 from timm.data import resolve_data_config
 from torch import nn
 
+from kdpipe._util.suggest import did_you_mean
 from kdpipe.errors import KdpipeError, TeacherError
 from kdpipe.models.bounded import outline, require_size
 from kdpipe.models.class_map import keep_classes, read_class_map
@@ -131,13 +132,8 @@ def _create(name: str, kwargs: dict[str, Any], num_classes: int | None, pretrain
     if is_factory(name):
         return _call(_imported(name), name, kwargs, num_classes)
     if not name.startswith(HUB) and not timm.is_model(name.split(".", maxsplit=1)[0]):
-        close = timm.list_models(f"*{name.split('.', maxsplit=1)[0]}*")[:3]
-        raise TeacherError(
-            "unknown model",
-            found=name,
-            allowed=", ".join(close) or None,
-            do="See timm.list_models() for names",
-        )
+        do = did_you_mean(name.split(".", maxsplit=1)[0], timm.list_models()) or "See timm.list_models() for names"
+        raise TeacherError("unknown model", found=name, do=do)
     if num_classes is not None:
         kwargs = {**kwargs, "num_classes": num_classes}
     try:

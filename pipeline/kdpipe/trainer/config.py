@@ -4,6 +4,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from kdpipe._util.suggest import did_you_mean
 from kdpipe.config import Config
 from kdpipe.teacher.config import AmpDtype
 
@@ -69,8 +70,8 @@ class TrainConfig(Config):
         # adahessian needs second derivatives, which a step does not keep.
         names = [str(name) for name in list_optimizers() if name != "adahessian"]
         if opt.lower().removeprefix("lookahead_") not in names:
-            close = [n for n in names if n.startswith(opt[:3].lower())]
-            raise ValueError(f"unknown optimizer {opt}; allowed: {', '.join(close or ['adamw', 'sgd', 'lamb'])} ...")
+            close = did_you_mean(opt, names) or "Known are adamw, sgd, lamb and timm's others"
+            raise ValueError(f"unknown optimizer {opt}. {close}")
         return opt
 
     @model_validator(mode="after")
