@@ -15,7 +15,8 @@ class TargetsConfig(Config):
     """What a cache keeps of a view: logits in one of three encodings, and features beside them or instead."""
 
     kind: Literal["topk", "dense", "none"] = Field(
-        "topk", description="topk: log-probs of the k likeliest classes and the label; dense: all logits; none."
+        "topk",
+        description="Logits to keep: topk (log-probs of the k likeliest classes and the label), dense (all), none.",
     )
     k: int = Field(16, ge=1, description="Classes that topk keeps; all of them where there are fewer.")
     dtype: Literal["float16", "float32"] = Field("float16", description="Dtype of log-probs or logits.")
