@@ -4,7 +4,8 @@ import click
 
 from kdpipe.errors import ConfigError
 from kdpipe.views.draws import CROPS, View
-from kdpipe_stages.options import TRUST, F, section
+from kdpipe_stages.command import F
+from kdpipe_stages.options import TRUST, section
 
 _VIEWS = 10_000_000  # numbers below this
 _GROUPS = (

@@ -9,7 +9,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from kdpipe_stages.options import JSON, command, section
+from kdpipe_stages.command import JSON, command, section
 
 
 @command("demo", "  kdpipe demo --out runs/demo")

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from kdpipe.errors import ConfigError
-from kdpipe_stages.options import INDEX, JSON, SETTINGS, TRUST, Given, command, section
+from kdpipe_stages.command import INDEX, JSON
+from kdpipe_stages.options import SETTINGS, TRUST, Given, command, section
 from kdpipe_stages.progress import Progress
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from kdpipe.errors import IndexFileError
 from kdpipe.shards import Index, build_index
 from kdpipe.shards.document import MAX_CLASSES
 from kdpipe.shards.samples import Check
-from kdpipe_stages.options import command
+from kdpipe_stages.command import command
 from kdpipe_stages.progress import Progress
 
 

@@ -9,19 +9,16 @@ def train_student(as_json: bool, given: Given) -> None: ...
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from types import NoneType
-from typing import Any, Literal, TypeVar, get_args, get_origin
-from weakref import WeakKeyDictionary
+from typing import Any, Literal, get_args, get_origin
 
 import click
 from pydantic.fields import FieldInfo
 
+from kdpipe_stages import command as plain
+from kdpipe_stages.command import Command, F
 from kdpipe_stages.settings import Params, key_values, load
-
-F = TypeVar("F", bound=Callable[..., Any])
-
-# The heading under which help lists a parameter.
-_SECTIONS: WeakKeyDictionary[click.Parameter, str] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -69,64 +66,40 @@ class Setting(click.Option):
         return list(value) if self.multiple else value
 
 
-class Command(click.Command):
-    """A command whose help is in sections, and whose settings reach it together, as the argument `given`."""
+class SettingsCommand(Command):
+    """A command whose settings reach it together, as the argument `given`."""
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run it."""
         flags: dict[str, Any] = {}
         names: dict[str, str] = {}
-        settings = [param for param in self.params if isinstance(param, Setting)]
-        for param in settings:
-            value = param.given(ctx.params.pop(str(param.name)))
-            if value is not None:
+        for param in self.params:
+            if isinstance(param, Setting) and (value := param.given(ctx.params.pop(str(param.name)))) is not None:
                 flags |= dict.fromkeys(param.keys, value)
                 names |= dict.fromkeys(param.keys, param.opts[0])
-        if settings or "sets" in ctx.params:
-            config = ctx.params.pop("config_file", None), ctx.params.pop("sets", ())
-            ctx.params["given"] = Given(*config, flags, names)
+        config = ctx.params.pop("config_file", None), ctx.params.pop("sets", ())
+        ctx.params["given"] = Given(*config, flags, names)
         return super().invoke(ctx)
 
-    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """A list of options a section."""
-        sections: dict[str, list[tuple[str, str]]] = {}
-        for param in self.get_params(ctx):
-            record = param.get_help_record(ctx)
-            if record is not None:
-                sections.setdefault(_SECTIONS.get(param, "Help"), []).append(record)
-        for title, records in sections.items():
-            with formatter.section(title):
-                formatter.write_dl(records)
+
+command = partial(plain.command, cls=SettingsCommand)
 
 
-def command(name: str, example: str, group: click.Group | None = None) -> Callable[[Callable[..., Any]], click.Command]:
-    """A command, of `kdpipe` or of a group, with one example command line; its docstring is its help."""
-    attrs: dict[str, Any] = {"epilog": f"Example:\n\n\b\n{example}", "context_settings": {"show_default": True}}
-    return (group.command if group else click.command)(name, cls=Command, **attrs)
-
-
-def section(title: str, *entries: Any) -> Callable[[F], F]:
+def section(title: str, *options: Any) -> Callable[[F], F]:
     """Add options to a command, listed under a heading.
 
     Args:
         title: the heading.
-        entries: of each option a decorator of click's, or a setting: "train.lr", "student.model --student" where the
-            option has other names than --model, "teacher.trust,student.trust" where it stands for several.
+        options: of each a decorator of click's, or a setting: "train.lr", "student.model --student" where the option
+            has other names than --model, "teacher.trust,student.trust" where it stands for several.
     """
+    return plain.section(title, *(_setting(one) if isinstance(one, str) else one for one in options))
 
-    def add(function: F) -> F:
-        for entry in reversed(entries):
-            if isinstance(entry, str):
-                keys, *names = entry.split()
-                name = "--" + keys.rpartition(".")[2].replace("_", "-")
-                function = click.option(*(names or [name]), cls=Setting, keys=keys.split(","))(function)
-            else:
-                function = entry(function)
-        for param in getattr(function, "__click_params__", ()):
-            _SECTIONS.setdefault(param, title)
-        return function
 
-    return add
+def _setting(text: str) -> Any:
+    keys, *names = text.split()
+    name = "--" + keys.rpartition(".")[2].replace("_", "-")
+    return click.option(*(names or [name]), cls=Setting, keys=keys.split(","))
 
 
 def field_of(key: str) -> FieldInfo:
@@ -189,8 +162,3 @@ SETTINGS = section(
     ),
 )
 TRUST = "teacher.trust,student.trust --trust"
-JSON = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
-INDEX = click.option(
-    "--index", "index_path", metavar="PATH", required=True, help="Index of the shards, from kdpipe index."
-)
-LIMIT = click.option("--limit", type=int, help="Use the first N samples only.")

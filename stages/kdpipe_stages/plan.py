@@ -9,7 +9,8 @@ import click
 
 from kdpipe.errors import ConfigError
 from kdpipe_stages.caching_options import caching_options, parse_views
-from kdpipe_stages.options import INDEX, LIMIT, SETTINGS, Given, command, section
+from kdpipe_stages.command import INDEX, LIMIT
+from kdpipe_stages.options import SETTINGS, Given, command, section
 
 if TYPE_CHECKING:
     from kdpipe.estimate.measure import SampleMeasurements

@@ -3,7 +3,7 @@
 import click
 
 from kdpipe.shards.prepare import prepare_digits, prepare_folder
-from kdpipe_stages.options import command
+from kdpipe_stages.command import command
 
 
 @click.group()

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from kdpipe.errors import ConfigError
-from kdpipe_stages.options import INDEX, JSON, LIMIT, SETTINGS, TRUST, Given, command, section
+from kdpipe_stages.command import INDEX, JSON, LIMIT
+from kdpipe_stages.options import SETTINGS, TRUST, Given, command, section
 from kdpipe_stages.progress import Progress
 from kdpipe_stages.signals import asked
 
@@ -111,6 +112,7 @@ def train_student(
     views = settings.views
     if caches and "views" not in settings.model_fields_set:
         views = cached_views(caches[0])
+        click.echo("views: those of the cache", err=True)
     job = TrainingJob(
         index=Index.open(index_path).limit(limit),
         validation=Index.open(val) if val else None,

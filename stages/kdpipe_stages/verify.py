@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from kdpipe_stages.options import JSON, TRUST, Given, command, section
+from kdpipe_stages.command import JSON
+from kdpipe_stages.options import TRUST, Given, command, section
 
 if TYPE_CHECKING:
     from kdpipe.verify.verify import Verification

@@ -97,7 +97,7 @@ class TestCaching:
         ("flags", "message"),
         [
             (["--targets", "none"], r"targets.kind none keeps nothing; add targets.pooled or targets.map"),
-            (["--feature-map-rank", 3], "map_rank 3 is about a map, and none is kept"),
+            (["--feature-map-rank", 3], "map_rank 3 needs a feature map, and none is kept"),
             (["--pooled", "float16", "--teacher", "tests.tiny:network"], "has no forward_features"),
             (["--feature-map", "float16", "--last-stage"], "no last stage that can be taken out"),
         ],

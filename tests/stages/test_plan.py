@@ -89,7 +89,7 @@ def test_several_gpus_are_said_to_be_used(world, report):
     measured = SimpleNamespace(threads=8, sample=[0, 0])
     said = {**report[0], "teacher": {"device": "cuda"}}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("kdpipe_stages.plan.devices_here", lambda: ["cuda:0", "cuda:1"])
+        patch.setattr("kdpipe.teacher.devices_here", lambda: ["cuda:0", "cuda:1"])
         assert any("uses all 2 GPUs" in remark for remark in _remarks(said, measured, "fastest", []))
         assert not any("GPUs" in remark for remark in _remarks(report[0], measured, "fastest", []))
 
@@ -148,7 +148,7 @@ class TestRefusals:
         assert "--workers" in result.err
 
     def test_views(self, world):
-        assert "no views" in refused("plan", "--index", world.index_path, *TEACHER, "--views", "3:1")
+        assert "invalid --views" in refused("plan", "--index", world.index_path, *TEACHER, "--views", "3:1")
 
     def test_a_loss_without_a_teacher(self, world):
         words = [*TEACHER, *STUDENT, "--set", "loss.name=none"]

@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
+from kdpipe.cache import Cache, Store
+from kdpipe.cache.manifest import CacheRecord
 from kdpipe_stages.cli import main
 from tests.trainer import tiny
 
@@ -60,6 +62,48 @@ def test_train_without_a_teacher(params, index, tmp_path):
     other = kdpipe(*words, "--lr", 0.5)
     assert other.exit_code == 2
     assert "made with another train.lr" in other.stderr
+
+
+class TestViewsOfTheCache:
+    """Where neither --config nor --set gives views, a student takes those of its cache."""
+
+    @pytest.fixture
+    def words(self, index, cache, tmp_path):
+        student = ("--student", tiny.MODEL, "--input-size", tiny.SIZE, "--batch-size", 16)
+        more = ("--epochs", 1, "--warmup-epochs", 0, "--set", "train.device=cpu", "--loss", "kd", "--limit", 20)
+        return ["train-student", "--index", index.path, "--cache", cache, *student, *more, "--out", tmp_path / "run"]
+
+    def test_they_are_taken(self, words, tmp_path):
+        result = kdpipe(*words)
+        assert result.exit_code == 0, result.output
+        assert "views: those of the cache" in result.stderr
+        summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+        assert summary["config"]["views"] == json.loads(json.dumps(tiny.VIEWS.identity()))
+
+    def test_given_ones_that_differ_are_refused_by_name(self, words, tmp_path):
+        policy = json.dumps(tiny.VIEWS.model_copy(update={"hflip": 0.25}).model_dump(mode="json"))
+        (tmp_path / "other.yaml").write_text(f"views: {policy}\n")
+        result = kdpipe(*words, "--config", tmp_path / "other.yaml")
+        assert (result.exit_code, "views.hflip" in result.stderr) == (2, True), result.stderr
+        result = kdpipe(*words, "--set", "views.seed=6")
+        assert (result.exit_code, "views." in result.stderr) == (2, True), result.stderr
+        assert not (tmp_path / "run").exists()
+
+    def test_a_manifest_names_the_cache(self, words, index, cache, tmp_path):
+        opened = Cache(Store(str(cache)))
+        record = CacheRecord.of(opened, opened.segments[0].encoding, opened.views())
+        record.write(str(tmp_path / "m.json"))
+        words[words.index("--cache") + 1] = tmp_path / "m.json"
+        assert kdpipe(*words).exit_code == 0
+
+
+def test_label_smoothing_of_the_named_loss(params, index, tmp_path):
+    words = ["train-student", "--config", params, "--index", index.path, "--student", tiny.MODEL, "--epochs", 1]
+    words += ["--warmup-epochs", 0, "--limit", 20, "--out", tmp_path / "run", "--label-smoothing", 0.1, "--json"]
+    result = kdpipe(*words, "--loss", "none")
+    assert json.loads(result.stdout)["loss"]["none"]["label_smoothing"] == 0.1
+    refused = kdpipe(*words, "--loss", "ce+fd", "--alpha", 0.5)
+    assert (refused.exit_code, "none+fd has no alpha" in refused.stderr) == (2, True), refused.stderr
 
 
 def test_evaluate_needs_no_more_than_file_and_shards(trained, validation):

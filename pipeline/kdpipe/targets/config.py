@@ -16,7 +16,7 @@ class TargetsConfig(Config):
 
     kind: Literal["topk", "dense", "none"] = Field(
         "topk",
-        description="Logits to keep: topk (log-probs of the k likeliest classes and the label), dense (all), none.",
+        description="Logits to keep: topk (log-probs of the k likeliest classes and the label), dense or none.",
     )
     k: int = Field(16, ge=1, description="Classes that topk keeps; all of them where there are fewer.")
     dtype: Literal["float16", "float32"] = Field("float16", description="Dtype of log-probs or logits.")
