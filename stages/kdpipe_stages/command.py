@@ -22,7 +22,7 @@ class Command(click.Command):
             # Arguments are described in the command's text.
             record = param.get_help_record(ctx) if isinstance(param, click.Option) else None
             if record is not None:
-                title = "Help" if param.name == "help" else _SECTIONS.get(param, "Options")
+                title = "Help" if "--help" in param.opts else _SECTIONS.get(param, "Options")
                 sections.setdefault(title, []).append(record)
         for title, records in sections.items():
             with formatter.section(title):

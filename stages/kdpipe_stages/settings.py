@@ -150,7 +150,7 @@ def _explain(error: ValidationError, path: str | None, names: Mapping[str, str])
         for part in first["loc"][:-1]:
             # A place in a list names no field: those of its entries are there already.
             if isinstance(part, str):
-                kind = fields[part].annotation
+                kind = fields[part].annotation if part in fields else None
                 fields = getattr(next(iter(get_args(kind)), kind), "model_fields", {})
         do = did_you_mean(str(first["loc"][-1]), fields)
         return ConfigError("unknown key", where=where, allowed=", ".join(sorted(fields)), do=do)
