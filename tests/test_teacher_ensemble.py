@@ -170,7 +170,7 @@ def test_a_member_is_set_like_a_teacher(world, tmp_path):
         "cache-teacher", "--index", world.index_path, "--out", tmp_path, "--set", "teacher.members=[{wights: w}]"
     )
     assert line.startswith(
-        "error: teacher.members.0.wights: unknown key in params; allowed: checkpoint_key, class_map,"
+        "error: teacher.members.0.wights: unknown key; allowed: checkpoint_key, class_map,"
     )
 
 

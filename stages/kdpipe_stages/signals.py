@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and SIGUSR1, as people and schedulers send them: stop in order, and say how to go on."""
+"""Ctrl-C, SIGTERM and SIGUSR1, as people and schedulers send them: stop in order, and print how to resume."""
 
 import shlex
 import signal
@@ -15,7 +15,7 @@ _SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") i
 
 
 class Stopped(BaseException):
-    """A signal asked to stop. No Exception, so that nothing on the way takes it for a failure it could mend."""
+    """A signal asked to stop. No Exception, so that no handler of errors on the way catches it."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number)
@@ -27,7 +27,7 @@ class Stopped(BaseException):
         return 128 + self.number
 
     def __str__(self) -> str:
-        return f"stopped by {signal.Signals(self.number).name}. Finished work is kept; go on with: {resume()}"
+        return f"stopped by {signal.Signals(self.number).name}. Finished work is kept; resume with: {resume()}"
 
 
 @contextmanager
@@ -35,7 +35,7 @@ def stopping() -> Iterator[None]:
     """Raise Stopped where the main thread is when a signal comes."""
 
     def stop(number: int, frame: FrameType | None) -> None:
-        # The one that follows at once (a scheduler's second, an impatient Ctrl-C) must not disturb the clearing up.
+        # The one that follows at once (a scheduler's second, an impatient Ctrl-C) must not disturb the cleaning up.
         for each in _SIGNALS:
             signal.signal(each, signal.SIG_IGN)
         raise Stopped(number)
@@ -45,7 +45,7 @@ def stopping() -> Iterator[None]:
 
 
 class Asked:
-    """Whether a signal has come, for work that finds a good moment to stop by itself."""
+    """Whether a signal has come, for work that stops by itself between two steps."""
 
     def __init__(self) -> None:
         self._number = 0
@@ -55,7 +55,7 @@ class Asked:
         return self._number > 0
 
     def note(self, number: int, frame: FrameType | None) -> None:
-        """Remember a signal; a second one doesn't wait for a good moment."""
+        """Remember a signal; a second one stops the work at once."""
         if self._number:
             raise Stopped(number)
         self._number = number

@@ -58,9 +58,9 @@ def test_cache_teacher_stops_and_goes_on(world, tmp_path, number):
     done = interrupted([*words, "--out", str(tmp_path / "c")], tmp_path, "c/commits/*/shard-*.json", number)
     assert done.code == 128 + number, done.err
     last = done.err.splitlines()[-1]
-    assert last.startswith(f"stopped by {signal.Signals(number).name}. Finished work is kept; go on with: kdpipe cache")
+    assert last.startswith(f"stopped by {signal.Signals(number).name}. Finished work is kept; resume with: kdpipe cache")
     assert "Traceback" not in done.err
-    again = shlex.split(last.partition("go on with: kdpipe ")[2])
+    again = shlex.split(last.partition("resume with: kdpipe ")[2])
     assert kdpipe(*again).code == 0
     assert kdpipe(*words, "--out", tmp_path / "alone").code == 0
     assert tree(tmp_path / "c") == tree(tmp_path / "alone")
@@ -85,7 +85,7 @@ def test_train_student_stops_after_a_step_and_goes_on(world, tmp_path, number):
     last = done.err.splitlines()[-1]
     assert last.startswith(f"stopped by {signal.Signals(number).name}")
     assert not (tmp_path / "run/summary.json").exists()
-    again = kdpipe(*shlex.split(last.partition("go on with: kdpipe ")[2]))
+    again = kdpipe(*shlex.split(last.partition("resume with: kdpipe ")[2]))
     assert again.code == 0
     assert "going on at epoch" in again.err
     assert kdpipe(*words, "--out", tmp_path / "alone").code == 0
