@@ -139,7 +139,7 @@ TABLE = {
             "config_file": ("params",),
             "out": ("run",),
         },
-        _texts("student model_kwargs loss sets"),
+        _texts("student model_kwargs loss opt sets"),
         words=_WARMUP,
     ),
     "evaluate": Line(
