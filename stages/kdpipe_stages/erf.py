@@ -73,13 +73,13 @@ def erf(
     settings = given.load()
     check_out(out)
     index = Index.open(index_path).limit(limit)
-    asked = [parse_model(word, pretrained, settings.teacher.trust) for word in models]
-    if pretrained and not any(config.pretrained for config in asked):
+    configs = [parse_model(word, pretrained, settings.teacher.trust) for word in models]
+    if pretrained and not any(config.pretrained for config in configs):
         raise ConfigError("every model has weights of its own", where="--pretrained", do="Leave it out")
     if settings.teacher.threads:
         torch.set_num_threads(settings.teacher.threads)
     subjects = [
-        Subject(word, config, settings.teacher, num_classes) for word, config in zip(models, asked, strict=True)
+        Subject(word, config, settings.teacher, num_classes) for word, config in zip(models, configs, strict=True)
     ]
     for subject in subjects:
         if subject.weights == RANDOM:

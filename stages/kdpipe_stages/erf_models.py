@@ -23,7 +23,7 @@ class Subject:
         word: what the command line calls it.
         config: which model, see `parse_model`.
         run: `device` and `channels_last` count.
-        num_classes: where neither the model nor its weights say.
+        num_classes: where neither the model nor its weights have them.
 
     Attributes:
         title: the architecture, and where its weights are from.
@@ -72,14 +72,14 @@ def parse_model(word: str, pretrained: bool, trust: tuple[str, ...] = ()) -> Mod
     """FILE, NAME=FILE or NAME -> which model with which weights; `trust` is of what files may name.
 
     Raises:
-        ConfigError: neither of these, or a file that doesn't say of which model it is.
+        ConfigError: neither of these, or a file whose header names no model.
         TeacherError: a file that is missing or damaged.
     """
     name, equals, file = word.partition("=")
     # A path may hold a "=" too.
     if Path(word).is_file() or (not equals and word.endswith(_FILES)):
         if read_header(word).model is None:
-            raise ConfigError("these weights don't say of which model they are", where=word, do=f"Write NAME={word}")
+            raise ConfigError("the header of these weights names no model", where=word, do=f"Write NAME={word}")
         return ModelConfig(weights=word, trust=trust)
     if equals:
         if not (name and file):

@@ -13,7 +13,7 @@ from kdpipe_stages.view_sheet import wrapped
 
 _SIDE = 320  # pixels of a heat map on the sheet
 _GAP, _LINE = 8, 13
-# Colours of 0, 1/4, 1/2, 3/4 and 1: each lighter than the one before, so that a grey print says the same.
+# Colours of 0, 1/4, 1/2, 3/4 and 1: each lighter than the one before, so that a grey print can be read too.
 _SCALE = np.array([(12, 10, 40), (90, 24, 110), (190, 50, 80), (245, 140, 40), (255, 250, 200)])
 _OUTLINES = {0.5: (90, 200, 250), 0.99: (230, 230, 230)}
 

@@ -15,7 +15,7 @@ _SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") i
 
 
 class Stopped(BaseException):
-    """A signal asked to stop. No Exception, so that no handler of errors on the way catches it."""
+    """A signal that ends the command. No Exception, so that no handler of errors on the way catches it."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number)
@@ -44,7 +44,7 @@ def stopping() -> Iterator[None]:
         yield
 
 
-class Asked:
+class StopRequest:
     """Whether a signal has come, for work that stops by itself between two steps."""
 
     def __init__(self) -> None:
@@ -66,9 +66,9 @@ class Asked:
 
 
 @contextmanager
-def asked() -> Iterator[Asked]:
+def stop_requests() -> Iterator[StopRequest]:
     """Note signals instead of raising."""
-    found = Asked()
+    found = StopRequest()
     with _handled(found.note):
         yield found
 

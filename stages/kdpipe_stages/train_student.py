@@ -9,7 +9,7 @@ from kdpipe.errors import ConfigError
 from kdpipe_stages.command import INDEX, JSON, LIMIT
 from kdpipe_stages.options import SETTINGS, TRUST, Given, command, section
 from kdpipe_stages.progress import Progress
-from kdpipe_stages.signals import asked
+from kdpipe_stages.signals import stop_requests
 
 if TYPE_CHECKING:
     from kdpipe.losses import LossConfig
@@ -123,7 +123,7 @@ def train_student(
         train=settings.train,
         loader=settings.loader,
     )
-    with _Shown() as shown, asked() as stop:
+    with _Shown() as shown, stop_requests() as stop:
         summary = train(job, out, log=shown.log, on_step=shown.step, stop=stop, overwrite=overwrite, dvclive=dvclive)
     if summary is None:
         raise stop.stopped()
@@ -159,7 +159,7 @@ class _Shown:
             click.echo(text, err=True)
 
     def step(self, step: "TrainingProgress") -> None:
-        """A step; the first says how much there is to do."""
+        """A step; the first has the total."""
         if self._progress is None:
             self._progress = Progress(step.total - step.before, "images", "training")
             self._samples = step.before

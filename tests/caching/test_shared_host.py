@@ -206,4 +206,4 @@ class TestUserCluster:
         with dask.config.set({"distributed.comm.timeouts.connect": "1s"}):
             done = kdpipe(*self.command(world, tmp_path / "c", "--scheduler", "tcp://127.0.0.1:1"))
         assert done.code == 2
-        assert done.err.count("remark: tcp://127.0.0.1:1 takes commands from whoever reaches it") == 1
+        assert done.err.count("remark: tcp://127.0.0.1:1 takes commands from anyone who reaches it") == 1

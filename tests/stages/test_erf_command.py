@@ -139,7 +139,7 @@ class TestMistakes:
     def test_a_file_that_does_not_say_what_it_is_of(self, words, tmp_path):
         torch.save(module(5).state_dict(), tmp_path / "w.pth")
         line = refused(*words(tmp_path / "w.pth"))
-        assert line.endswith(f"these weights don't say of which model they are. Write NAME={tmp_path / 'w.pth'}")
+        assert line.endswith(f"the header of these weights names no model. Write NAME={tmp_path / 'w.pth'}")
         assert "They are of 5 classes" in refused(*words(f"{MODEL}={tmp_path / 'w.pth'}"))
         assert as_json(*words(f"{MODEL}={tmp_path / 'w.pth'}", "--num-classes", 5))
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from kdpipe_stages.signals import Stopped, asked, stopping
+from kdpipe_stages.signals import Stopped, stop_requests, stopping
 from tests.chaos import child
 from tests.stages.running import kdpipe
 from tests.tiny import tree
@@ -28,7 +28,7 @@ def test_a_signal_raises_where_the_work_is_and_handlers_come_back():
 
 
 def test_work_that_is_asked_finds_its_own_moment_but_a_second_signal_does_not_wait():
-    with asked() as stop:
+    with stop_requests() as stop:
         assert not stop()
         os.kill(os.getpid(), signal.SIGUSR1)
         assert stop()
@@ -58,7 +58,9 @@ def test_cache_teacher_stops_and_goes_on(world, tmp_path, number):
     done = interrupted([*words, "--out", str(tmp_path / "c")], tmp_path, "c/commits/*/shard-*.json", number)
     assert done.code == 128 + number, done.err
     last = done.err.splitlines()[-1]
-    assert last.startswith(f"stopped by {signal.Signals(number).name}. Finished work is kept; resume with: kdpipe cache")
+    assert last.startswith(
+        f"stopped by {signal.Signals(number).name}. Finished work is kept; resume with: kdpipe cache"
+    )
     assert "Traceback" not in done.err
     again = shlex.split(last.partition("resume with: kdpipe ")[2])
     assert kdpipe(*again).code == 0

@@ -22,7 +22,7 @@ def open_backend(
 
     Args:
         config: the teacher.
-        num_classes: where neither the config nor the weights say.
+        num_classes: where neither the config nor the weights have them.
         workers: processes on this machine; by default one a GPU.
         scheduler: address of the user's cluster; None for this machine.
         tls: files of the certificates' authority, the client's certificate and its key, for a tls:// scheduler.
@@ -48,7 +48,7 @@ def open_backend(
     if scheduler is not None:
         if not authenticated(scheduler):
             log(
-                f"remark: {scheduler} takes commands from whoever reaches it, and so do its workers; "
+                f"remark: {scheduler} takes commands from anyone who reaches it, and so do its workers; "
                 "on a network that others use, run it with TLS (docs/cluster.md)"
             )
         with user_client(scheduler, *tls) as client:

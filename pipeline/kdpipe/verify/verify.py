@@ -48,7 +48,7 @@ class Verification:
     Attributes:
         cache: its folder or URL.
         integrity: of its files.
-        canaries: see `check_canaries`; where they differ too much `what` says so.
+        canaries: see `check_canaries`; `what` is the error where they differ too much.
         modules: of each module of the teacher that is kept, `ok` and `what` is wrong.
         truth: see `check_truth`.
     """
