@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 )
 @section("Data", INDEX, LIMIT)
 @caching_options
-@section("Targets", "caching.calibration_from")
+@section("Targets", "caching: calibration_from")
 @section(
     "Machines",
     click.option("--workers", type=click.IntRange(1), help="Processes on this machine; by default one a GPU."),

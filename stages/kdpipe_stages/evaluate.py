@@ -29,18 +29,11 @@ _OF_OTHERS = tuple(f"teacher.{name}" for name in (*_OF_MODEL, "pretrained", "che
     ),
     click.option("--views", type=click.Choice(list(CROPS)), default="center", help="Views on which to score."),
     LIMIT,
-    "loader.workers",
+    "loader: workers",
 )
 @section(
     "Model",
-    "teacher.model",
-    "teacher.weights",
-    "teacher.pretrained",
-    "teacher.model_kwargs",
-    "teacher.num_classes",
-    "teacher.input_size",
-    "teacher.batch_size",
-    "teacher.amp_dtype",
+    "teacher: model weights pretrained model_kwargs num_classes input_size batch_size amp_dtype",
     TRUST,
 )
 @section("Output", JSON)

@@ -1,7 +1,7 @@
 """Options of commands, generated from the configs' fields: help, type and default stand in the field alone.
 
 @command("train-student", "kdpipe train-student --index runs/train.index --out runs/student")
-@section("Optimisation", "train.epochs", "train.batch_size")
+@section("Optimisation", "train: epochs batch_size lr")
 @section("Output", click.option("--json", "as_json", is_flag=True, help="Print the summary as JSON."))
 @SETTINGS
 def train_student(as_json: bool, given: Given) -> None: ...
@@ -90,16 +90,23 @@ def section(title: str, *options: Any) -> Callable[[F], F]:
 
     Args:
         title: the heading.
-        options: of each a decorator of click's, or a setting: "train.lr", "student.model --student" where the option
-            has other names than --model, "teacher.trust,student.trust" where it stands for several.
+        options: decorators of click's, or settings: "train: epochs lr" for several of a section, or one with other
+            option names: "student.model --student", or for several sections: "teacher.trust,student.trust --trust".
     """
-    return plain.section(title, *(_setting(one) if isinstance(one, str) else one for one in options))
+    found: list[Any] = []
+    for option in options:
+        if not isinstance(option, str):
+            found.append(option)
+        elif ": " in option:
+            of, _, names = option.partition(": ")
+            found += [_setting(f"{of}.{name}", f"--{name.replace('_', '-')}") for name in names.split()]
+        else:
+            found.append(_setting(*option.split()))
+    return plain.section(title, *found)
 
 
-def _setting(text: str) -> Any:
-    keys, *names = text.split()
-    name = "--" + keys.rpartition(".")[2].replace("_", "-")
-    return click.option(*(names or [name]), cls=Setting, keys=keys.split(","))
+def _setting(keys: str, *names: str) -> Any:
+    return click.option(*names, cls=Setting, keys=keys.split(","))
 
 
 def field_of(key: str) -> FieldInfo:

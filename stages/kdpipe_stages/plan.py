@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 @section(
     "Student",
     "student.model --student",
-    "train.epochs",
+    "train: epochs",
     "train.batch_size --student-batch-size",
 )
 @section(

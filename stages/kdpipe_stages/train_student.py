@@ -35,19 +35,12 @@ if TYPE_CHECKING:
         "The views are those of the cache where --config and --set give none.",
     ),
     LIMIT,
-    "loader.workers",
-    "loader.views_per_decode",
-    "loader.view_schedule",
-    "loader.canary_tolerance",
+    "loader: workers views_per_decode view_schedule canary_tolerance",
 )
 @section(
     "Student",
     "student.model --student",
-    "student.weights",
-    "student.pretrained",
-    "student.model_kwargs",
-    "student.num_classes",
-    "student.input_size",
+    "student: weights pretrained model_kwargs num_classes input_size",
     TRUST,
 )
 @section(
@@ -63,19 +56,8 @@ if TYPE_CHECKING:
 )
 @section(
     "Optimisation",
-    "train.epochs",
-    "train.batch_size",
-    "train.opt",
-    "train.lr",
-    "train.weight_decay",
-    "train.sched",
-    "train.warmup_epochs",
-    "train.clip_grad",
-    "train.drop_path",
-    "train.model_ema",
-    "train.model_ema_decay",
-    "train.amp_dtype",
-    "train.seed",
+    "train: epochs batch_size opt lr weight_decay sched warmup_epochs clip_grad drop_path",
+    "train: model_ema model_ema_decay amp_dtype seed",
 )
 @section(
     "Output",

@@ -9,6 +9,7 @@ import pytest
 
 from kdpipe.cache import ArrayReader, Cache, Store
 from kdpipe.targets import Quality
+from kdpipe.verify.verify import verify_cache
 from tests.stages.running import kdpipe
 from tests.stages.test_mistakes import caching, training
 from tests.tiny import CLASSES, World, make_world, recommit, tree
@@ -50,6 +51,7 @@ def test_verify_finds_a_good_cache_good(cache_path):
     assert truth["truncation"] > 1e-3  # 4 of 7 classes
     assert abs(truth["quantisation"]) < 1e-4
     assert "ok" in kdpipe("verify", cache_path, "--trust", "tests").out
+    assert verify_cache(str(cache_path), samples=60, trust=("tests",)).json() == report
 
 
 def test_verify_lists_damage_and_exits_with_1(cache_path, tmp_path):
