@@ -19,7 +19,7 @@ def test_a_schedule_of_one_step_counts_for_one_loss_too():
 
 
 def test_numbered_modules_are_names():
-    assert LossConfig(taps=[0, "layer4"]).taps == ("0", "layer4")
+    assert LossConfig(student_layers=[0, "layer4"]).student_layers == ("0", "layer4")
 
 
 def test_the_cheapest_dense_logits_are_the_narrower_of_the_two():

@@ -6,12 +6,13 @@ import torch
 from torch.autograd import gradcheck
 
 from kdpipe.errors import TargetsError
-from kdpipe.losses.dist import Dist, DistConfig, dist, dist_inter, dist_intra, pearson
+from kdpipe.losses.config import DistConfig
+from kdpipe.losses.dist import Dist, dist, dist_inter, dist_intra, pearson
 from tests.losses.logits import call, float64, live, mean_ce, rows, softmax, top
 
 
 def make(**config) -> Dist:
-    return Dist.make(DistConfig(**config), None, None)
+    return Dist(DistConfig(**config))
 
 
 def by_hand(student, teacher, tau) -> tuple[float, float]:

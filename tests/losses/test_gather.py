@@ -9,12 +9,13 @@ import torch
 from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from kdpipe.losses.bucket import BucketConfig, BucketKd
-from kdpipe.losses.dist import Dist, DistConfig
-from kdpipe.losses.dkd import Dkd, DkdConfig
+from kdpipe.losses.bucket import BucketKd
+from kdpipe.losses.config import BucketConfig, DistConfig, DkdConfig, NkdConfig
+from kdpipe.losses.dist import Dist
+from kdpipe.losses.dkd import Dkd
 from kdpipe.losses.gather import gathered
 from kdpipe.losses.inputs import Context, StudentOutput
-from kdpipe.losses.nkd import Nkd, NkdConfig
+from kdpipe.losses.nkd import Nkd
 from kdpipe.targets import Labels, Targets
 from tests import children
 
@@ -40,7 +41,7 @@ def model() -> nn.Module:
 def loss_of(student: nn.Module, part: slice, world: int) -> dict[str, torch.Tensor]:
     """DIST of this rank's part of the batch."""
     x, teacher, labels = batch()
-    loss = Dist.make(DistConfig(tau=2.0), None, None)
+    loss = Dist(DistConfig(tau=2.0))
     context = Context(N, int((labels >= 0).sum()), world)
     targets = Targets(teacher[part], dense=True)
     found: dict[str, torch.Tensor] = loss(StudentOutput(student(x[part])), Labels(labels[part]), targets, context)

@@ -24,7 +24,7 @@ from tests.trainer import featured
 from tests.trainer.featured import CLASSES, SIZE, STUDENT, VIEWS
 
 STEPS = 20
-USES = [name if loss.trains_classifier else f"ce+{name}" for name, loss in LOSSES.items()]
+USES = [loss.usable for loss in LOSSES.values()]
 
 
 @pytest.fixture(scope="module")
@@ -269,8 +269,8 @@ def test_what_a_student_cannot_give_is_said_in_words(made: Any) -> None:
     resnet = {"model": "resnet10t", "model_kwargs": STUDENT}
     for student, loss, message in [
         (vit, {"name": "kd+fd"}, "doesn't match model.*Check --input-size"),
-        (resnet, {"name": "scalekd", "taps": ("layer4", "layer4")}, "last two stages"),
-        (resnet, {"name": "kd+fd", "taps": ("fc",)}, "is no map"),
+        (resnet, {"name": "scalekd", "student_layers": ("layer4", "layer4")}, "last two stages"),
+        (resnet, {"name": "kd+fd", "student_layers": ("fc",)}, "is no map"),
     ]:
         config = LossConfig(**loss)
         built = build(ModelConfig(**student, num_classes=CLASSES, input_size=SIZE))

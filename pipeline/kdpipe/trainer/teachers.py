@@ -82,7 +82,7 @@ class Teachers:
                     found=list(weights),
                     allowed=f"{len(caches)} numbers",
                 )
-            wrapping = [one.name for one in loss.losses if one.wraps_student]
+            wrapping = [one.name for one in loss.losses if one.Config.wraps_student]
             if len(caches) > 1 and wrapping:
                 raise TargetsError(
                     f"{wrapping[0]} changes the student for one teacher: it can't learn from several",
@@ -167,9 +167,9 @@ class Teachers:
                 read = " and ".join(source.encoding.name for source in reader.selection.sources)
                 how = "a record of it (kdpipe cache-teacher --manifest FILE) as --cache would have it read"
                 said.append(f"{redact(reader.url)}: {read} is read, and not {others}; {how}")
-        needs, own = self._loss.requirements, [o.name for o in self._loss.losses if o.wraps_student]
-        if self._loss.taps and (own or not needs.maps):
-            said.append(f"loss.taps has no effect: {self._loss.name} takes no map of the student's own")
+        needs, own = self._loss.requirements, [o.name for o in self._loss.losses if o.Config.wraps_student]
+        if self._loss.student_layers and (own or not needs.maps):
+            said.append(f"loss.student_layers has no effect: {self._loss.name} takes no map of the student's own")
         said += [line for line in map(self._held, self.readers) if line]
         if needs.tail and self._views.mixes:
             said.append("mixup and cutmix are no part of the recipes that scalekd was published with")
