@@ -67,7 +67,7 @@ def test_float32_inside_autocast():
 
 
 def test_constant_rows_and_columns_have_a_loss_and_a_gradient():
-    """A student that says the same of every row: as it may be at the start."""
+    """A student with the same output for every row, as it may be at the start."""
     _, teacher, labels = rows()
     student = torch.zeros_like(teacher).requires_grad_()
     found = call(make(), student, labels, live(teacher))

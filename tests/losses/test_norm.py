@@ -11,7 +11,7 @@ from torch.autograd import gradcheck
 
 from kdpipe.errors import TargetsError, TrainingError
 from kdpipe.losses.config import NormConfig
-from kdpipe.losses.inputs import FeatureShapes, TeacherInfo
+from kdpipe.losses.inputs import Context, FeatureShapes, TeacherInfo
 from kdpipe.losses.norm import Norm, norm
 from kdpipe.models.build import ModelConfig, build
 from kdpipe.models.hooks import StudentHooks
@@ -102,7 +102,7 @@ def test_the_papers_schedule_by_share_of_the_run():
     config = NormConfig()
     for epoch, expected in [(0, 0.1), (4.9, 0.1), (5, 0.5), (14.9, 0.5), (15, 0.9), (60, 0.5), (80, 0.1), (99.9, 0.1)]:
         for epochs in (100, 30):
-            context = type("Now", (), {"epoch": epoch * epochs / 100, "epochs": epochs})()
+            context = Context(1, 1, epoch=epoch * epochs / 100, epochs=epochs)
             assert config.matched.factor(context.progress) == expected
     with pytest.raises(ValidationError, match="begins at 0"):
         NormConfig(matching_schedule=((0.1, 1.0),))

@@ -152,7 +152,7 @@ def test_what_is_kept_twice_is_named_and_a_record_chooses(made: Any, tmp_path: P
     assert not teachers(url, index, config).remarks()
     featured.make_cache(Path(url), index, teacher, fine, [0])
     (said,) = teachers(url, index, config).remarks()
-    assert "pooled-int8 is read, and not pooled-float32; a record of it" in said
+    assert "pooled-int8 is read, and not pooled-float32; to read it, pass a manifest" in said
     record, cache = str(tmp_path / "fine.json"), Cache(Store(url))
     CacheRecord.of(cache, cache.segments[1].encoding, [0]).write(record)
     by_record = teachers(record, index, config)
@@ -306,4 +306,4 @@ def test_what_is_held_of_the_teacher_is_said(made: Any, name: str, parts: list[s
         assert re.search(HELD[part], lines[0]).group(1) == f"{counts[part]():,}"
     for line in lines:
         total = sum(counts[part]() for part in parts)
-        assert line.startswith(f"{total:,} numbers of convnext_atto are in memory, frozen: its {parts[0]}")
+        assert line.startswith(f"{total:,} parameters of convnext_atto are in memory, frozen: its {parts[0]}")

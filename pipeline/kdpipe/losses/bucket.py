@@ -13,7 +13,7 @@ from kdpipe.targets import Labels, Targets
 def bucket_kd(student: torch.Tensor, teacher: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
     """KL(teacher || student) over k classes and a bucket with the sum of all others, of each row, nats: (n,).
 
-    Exact for a top-k set whatever its tail looks like: only the tail's sum is known, and only that is taught.
+    Exact for a top-k set whatever its tail looks like: only the tail's sum is known, and only that is matched.
     It is another loss than KD, and the same at temperature 1 where k = C.
 
     Args:

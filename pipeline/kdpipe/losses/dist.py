@@ -50,8 +50,8 @@ def dist(student: torch.Tensor, teacher: torch.Tensor, tau: float = 1.0) -> torc
 class Dist(Loss):
     """CE + 2 tau^2 (`dist_inter` + `dist_intra`), over all rows of the batch on all ranks; CE over the labelled.
 
-    Columns of classes that a top-k set seldom keeps would correlate with its tail, so it takes dense targets
-    at any temperature. Parts: `dist_inter`, `dist_intra`, `ce`.
+    Columns of classes that are rarely in the top k would correlate with the tail, so it needs dense targets at any
+    temperature. Parts: `dist_inter`, `dist_intra`, `ce`.
     """
 
     name, Config = "dist", DistConfig

@@ -1,4 +1,4 @@
-"""MGD: the teacher's final map, made again from a student's map of which channels are missing."""
+"""MGD: the teacher's final map, generated from a student's map of which channels are masked."""
 
 from dataclasses import replace
 from typing import Any

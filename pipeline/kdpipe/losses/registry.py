@@ -106,9 +106,8 @@ def register_loss(name: str) -> Callable[[_L], _L]:
     """
 
     def register(loss: _L) -> _L:
-        if isinstance(loss, type):
-            loss.name = name
-        _entry_of(loss, f"register_loss({name!r})")
+        _entry_of(loss, name, f"register_loss({name!r})")
+        loss.name = name
         return loss
 
     return register
@@ -145,28 +144,29 @@ def _imported(word: str) -> LossEntry:
             allowed="package.module:Class",
             do="Is the folder of its package on PYTHONPATH?",
         ) from e
-    return _entry_of(loss, word)
+    return _entry_of(loss, getattr(loss, "name", None), word)
 
 
-def _entry_of(loss: Any, where: str) -> LossEntry:
+def _entry_of(loss: Any, name: Any, where: str) -> LossEntry:
     from kdpipe.losses.base import Loss
 
     if not (isinstance(loss, type) and issubclass(loss, Loss)):
         raise ConfigError("a loss is a subclass of kdpipe.losses.Loss", where=where, found=str(loss)[:100])
-    config, name = getattr(loss, "Config", None), getattr(loss, "name", None)
+    config = getattr(loss, "Config", None)
     if not (isinstance(config, type) and issubclass(config, TermConfig)):
         allowed = "a subclass of kdpipe.losses.TermConfig"
         raise ConfigError("the loss has no Config", where=where, found=str(config)[:100], allowed=allowed)
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         allowed = "such as my-loss: lower-case letters and digits, words joined by - or _"
         raise ConfigError("the loss has no name that can be used", where=where, found=str(name)[:100], allowed=allowed)
-    if (built_in := LOSSES.get(name)) is not None and built_in.load() is loss:
-        return built_in
     entry = _OfUser(name, config, f"{loss.__module__}:{loss.__qualname__}", loss)
-    taken = {*LossConfig.model_fields, *(one.section for one in LOSSES.values()), *ALIASES}
+    built_in = next((one for one in LOSSES.values() if one.source == entry.source), None)
+    if built_in is not None and built_in.name == name:
+        return built_in
+    taken = {*LossConfig.model_fields, *dir(LossConfig), *ALIASES}
     other = next((one for one in _OF_USERS.values() if one.section == entry.section), entry)
     # A module that is imported anew, in a notebook for instance, may replace its own losses.
-    if entry.section in taken or (other.name, other.source) != (entry.name, entry.source):
+    if built_in is not None or entry.section in taken or (other.name, other.source) != (entry.name, entry.source):
         raise ConfigError("another loss or setting has this name", where=where, found=name, do="Choose another name")
     _OF_USERS[name] = entry
     return entry

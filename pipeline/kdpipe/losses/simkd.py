@@ -1,4 +1,4 @@
-"""SimKD: the student learns the feature that the teacher's classifier sees, and keeps that classifier."""
+"""SimKD: the student learns the input of the teacher's classifier, and keeps that classifier."""
 
 from typing import Any
 
@@ -25,8 +25,8 @@ class Simkd(Loss):
     Chen et al., "Knowledge Distillation with the Reused Teacher Classifier" (2022), section 3.2. The student is a
     `SimkdStudent`: its own features, the projector P, and the teacher's classifier, frozen, which it keeps. The
     paper's f_t is the last map; here it is by default the pooled feature, one vector where a map of 7 x 7 has 49, and
-    what the classifier sees even of teachers with a norm between map and classifier. Of maps the larger one is
-    averaged down to the other's grid. Without a last ReLU unless it is asked for: features of ConvNeXt's, SLaK's and
+    the classifier's input even of teachers with a norm between map and classifier. Of maps the larger one is
+    averaged down to the other's grid. Without a last ReLU by default: features of ConvNeXt's, SLaK's and
     Swin's kind are negative too. Parts: `simkd`.
     """
 
@@ -73,8 +73,8 @@ class Simkd(Loss):
             far = float((final.mean(dim=(2, 3)) - pooled).norm() / pooled.norm().clamp(min=1e-12))
             if far > _ROUNDING:
                 raise TargetsError(
-                    "the teacher's classifier doesn't see the mean of its final map: a student of that map would "
-                    "give the classifier something else than it knows",
+                    "the teacher's classifier doesn't see the mean of its final map: a student trained on that map "
+                    "would give the classifier another input than it was trained for",
                     where="loss.simkd.feature",
                     found=f"a mean {far:.0%} away from the pooled feature",
                     do="Set loss.simkd.feature=pooled",

@@ -1,4 +1,4 @@
-"""SRRL: a feature is good if the teacher's own classifier reads the teacher's logits from it."""
+"""SRRL: the student's feature should give the teacher's logits through the teacher's classifier."""
 
 import math
 from dataclasses import replace
@@ -38,8 +38,8 @@ class Srrl(Loss):
     """Feature error + regression * logit error of `srrl`, behind a connector: 1x1 convolution, BatchNorm, ReLU.
 
     The connector is applied to the student's last map, whose mean over positions is compared: grids may differ. The
-    paper's teachers have features without negative values; those of ConvNeXt's, SLaK's and Swin's kind have them,
-    which a ReLU would never reach, so that `relu` is off unless it is asked for. The teacher's logits are those of
+    paper's teachers have features without negative values; ConvNeXt, SLaK and Swin have negative ones, which a ReLU
+    never reaches, so that `relu` is off by default. The teacher's logits are those of
     its classifier for the cached feature. Parts: `srrl_feature`, `srrl_logits`.
     """
 
