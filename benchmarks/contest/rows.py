@@ -45,7 +45,7 @@ def rows(epochs: int, only: Collection[str] = ()) -> list[Row]:
     for name, loss in LOSSES.items():
         if only and name not in {*only, _BASELINE}:
             continue
-        use = loss.usable()
+        use = loss.usable
         found.append(Row(ALONE if name == _BASELINE else use, LossConfig(name=use)))
         if numbers := _on_cifar(epochs).get(name):
             found.append(Row(f"{use}, CIFAR", LossConfig.model_validate({"name": use, name: numbers})))

@@ -62,7 +62,7 @@ class Trained:
         """It with a loss; what adapts between student and teacher has had a few steps to settle."""
         torch.manual_seed(0)
         distillation = DistillationModule(self.fresh(), config, [self._scene.info])
-        if distillation.adapts or any(loss.wraps_student for loss in config.losses):
+        if distillation.adapts or any(loss.Config.wraps_student for loss in config.losses):
             for _ in _trained(distillation, self._settling, len(self._settling), lr=1e-3):
                 pass
         return distillation

@@ -51,7 +51,7 @@ def uses() -> list[Use]:
     """Every loss that takes something from a teacher."""
     found = []
     for name, loss in LOSSES.items():
-        whole = loss.usable()
+        whole = loss.usable
         if LossConfig(name=whole).requirements.targets:
             found.append(Use(name, _config(whole, name, _ALONE.get(name, {})), LossConfig(name=whole)))
     hot = [(shown, *of) for shown, of in _HOT.items()]

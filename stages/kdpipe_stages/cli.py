@@ -24,13 +24,15 @@ COMMANDS = {
     "verify": ("kdpipe_stages.verify:verify", "Check a cache: every byte, and a sample of views run again."),
     "inspect": ("kdpipe_stages.inspect:inspect", "Print what a cache holds."),
     "cache": ("kdpipe_stages.cache:cache", "Look after caches: list, make room, merge, move."),
-    "losses": ("kdpipe_stages.losses:losses", "List what students can learn from, and what it weighs."),
+    "losses": ("kdpipe_stages.losses:losses", "List losses, and what each needs in a cache."),
     "train-student": ("kdpipe_stages.train_student:train_student", "Train a model, from a cache or from labels alone."),
     "evaluate": ("kdpipe_stages.evaluate:evaluate", "Score a model."),
     "erf": ("kdpipe_stages.erf:erf", "Draw and measure models' effective receptive fields."),
     "report": ("kdpipe_stages.report:report", "Compare teacher, students and baselines in one table."),
     "demo": ("kdpipe_stages.demo:demo", "All of it on scikit-learn's digits, in minutes."),
 }
+# Names that work and that help doesn't list.
+HIDDEN = {"objectives": "losses"}
 
 
 class _Remarks(logging.Handler):
@@ -104,6 +106,7 @@ class Stages(ErrorGroup):
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Import a stage."""
+        cmd_name = HIDDEN.get(cmd_name, cmd_name)
         if cmd_name not in COMMANDS:
             return None
         module, _, attribute = COMMANDS[cmd_name][0].partition(":")

@@ -1,4 +1,4 @@
-"""Features that the tests of feature losses share, and what every such loss keeps to."""
+"""Features that the tests of feature losses share, and what holds for every such loss."""
 
 import numpy as np
 import torch
@@ -40,7 +40,7 @@ def call(
 
 
 def in_two_parts(loss: Loss, output: StudentOutput, targets: Targets, cut: int) -> dict[str, torch.Tensor]:
-    """The mean over two processes of what each says of its part, the first having `cut` rows."""
+    """The mean over two processes of the losses of their parts, the first having `cut` rows."""
     total: dict[str, torch.Tensor] = {}
     for part in (slice(cut), slice(cut, None)):
         own = StudentOutput(
@@ -48,12 +48,12 @@ def in_two_parts(loss: Loss, output: StudentOutput, targets: Targets, cut: int) 
             None if output.pooled is None else output.pooled[part],
             tuple(m[part] for m in output.maps),
         )
-        told = Targets(
+        kept = Targets(
             pooled=None if targets.pooled is None else targets.pooled[part],
             map=None if targets.map is None else targets.map[part],
         )
         labels = Labels(torch.full((len(own.logits),), -1))
-        found = loss(own, labels, told, Context(len(output.logits), 0, world=2))
+        found = loss(own, labels, kept, Context(len(output.logits), 0, world=2))
         total = {name: total.get(name, 0) + value / 2 for name, value in found.items()}
     return total
 

@@ -12,7 +12,7 @@ N, C = 12, 9
 
 
 def rows(seed: int = 3) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """FeatureShapes's and teacher's logits (N, C), labels (N,), one of them missing."""
+    """Logits of student and teacher (N, C), labels (N,), one of them missing."""
     generator = torch.Generator().manual_seed(seed)
     student = torch.randn(N, C, generator=generator) * 3
     teacher = torch.randn(N, C, generator=generator) * 4

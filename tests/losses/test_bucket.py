@@ -6,14 +6,15 @@ import torch
 from torch.autograd import gradcheck
 
 from kdpipe.errors import TargetsError
-from kdpipe.losses.bucket import BucketConfig, BucketKd, bucket_kd
+from kdpipe.losses.bucket import BucketKd, bucket_kd
+from kdpipe.losses.config import BucketConfig
 from kdpipe.losses.logit import kd
 from kdpipe.targets import Targets, mix_targets
 from tests.losses.logits import C, N, call, float64, live, mean_ce, rows, softmax, top
 
 
 def make(**config) -> BucketKd:
-    return BucketKd.make(BucketConfig(**config), None, None)
+    return BucketKd(BucketConfig(**config))
 
 
 def by_hand(student, teacher, k) -> float:

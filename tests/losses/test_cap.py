@@ -51,10 +51,10 @@ def by_hand(cap: CrossAttentionProjector, x: np.ndarray, queries: np.ndarray | N
     y = np.maximum(y * p["bn.weight"][:, None, None] + p["bn.bias"][:, None, None], 0) + p["position"]
     tokens = y.reshape(n, c, h * w).transpose(0, 2, 1)
     if queries is None:
-        asked = np.repeat(p["queries"][None], n, axis=0)
+        queried = np.repeat(p["queries"][None], n, axis=0)
     else:
-        asked = queries.reshape(n, TEACHER[0], -1).transpose(0, 2, 1)
-    q = linear("q", np.maximum(linear("query_conv", asked), 0))
+        queried = queries.reshape(n, TEACHER[0], -1).transpose(0, 2, 1)
+    q = linear("q", np.maximum(linear("query_conv", queried), 0))
     o = linear("out", attention_by_hand(q, linear("k", tokens), linear("v", tokens), cap.heads))
     u = (o - o.mean(2, keepdims=True)) / np.sqrt(o.var(2, keepdims=True) + 1e-5)
     u = u * p["norm.weight"] + p["norm.bias"]

@@ -6,12 +6,13 @@ import torch
 from torch.autograd import gradcheck
 
 from kdpipe.errors import TargetsError
-from kdpipe.losses.dist import Dist, DistConfig, dist, dist_inter, dist_intra, pearson
+from kdpipe.losses.config import DistConfig
+from kdpipe.losses.dist import Dist, dist, dist_inter, dist_intra, pearson
 from tests.losses.logits import call, float64, live, mean_ce, rows, softmax, top
 
 
 def make(**config) -> Dist:
-    return Dist.make(DistConfig(**config), None, None)
+    return Dist(DistConfig(**config))
 
 
 def by_hand(student, teacher, tau) -> tuple[float, float]:
@@ -66,7 +67,7 @@ def test_float32_inside_autocast():
 
 
 def test_constant_rows_and_columns_have_a_loss_and_a_gradient():
-    """A student that says the same of every row: as it may be at the start."""
+    """A student with the same output for every row, as it may be at the start."""
     _, teacher, labels = rows()
     student = torch.zeros_like(teacher).requires_grad_()
     found = call(make(), student, labels, live(teacher))

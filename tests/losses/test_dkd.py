@@ -7,12 +7,13 @@ from torch.autograd import gradcheck
 from torch.nn import functional as F
 
 from kdpipe.errors import TargetsError
-from kdpipe.losses.dkd import Dkd, DkdConfig, dkd, nckd, tckd
+from kdpipe.losses.config import DkdConfig
+from kdpipe.losses.dkd import Dkd, dkd, nckd, tckd
 from tests.losses.logits import C, N, call, float64, live, mean_ce, rows, softmax, top
 
 
 def make(**config) -> Dkd:
-    return Dkd.make(DkdConfig(**config), None, None)
+    return Dkd(DkdConfig(**config))
 
 
 def kl(p: np.ndarray, q: np.ndarray) -> float:

@@ -9,12 +9,13 @@ import torch
 from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from kdpipe.losses.bucket import BucketConfig, BucketKd
-from kdpipe.losses.dist import Dist, DistConfig
-from kdpipe.losses.dkd import Dkd, DkdConfig
+from kdpipe.losses.bucket import BucketKd
+from kdpipe.losses.config import BucketConfig, DistConfig, DkdConfig, NkdConfig
+from kdpipe.losses.dist import Dist
+from kdpipe.losses.dkd import Dkd
 from kdpipe.losses.gather import gathered
 from kdpipe.losses.inputs import Context, StudentOutput
-from kdpipe.losses.nkd import Nkd, NkdConfig
+from kdpipe.losses.nkd import Nkd
 from kdpipe.targets import Labels, Targets
 from tests import children
 
@@ -40,7 +41,7 @@ def model() -> nn.Module:
 def loss_of(student: nn.Module, part: slice, world: int) -> dict[str, torch.Tensor]:
     """DIST of this rank's part of the batch."""
     x, teacher, labels = batch()
-    loss = Dist.make(DistConfig(tau=2.0), None, None)
+    loss = Dist(DistConfig(tau=2.0))
     context = Context(N, int((labels >= 0).sum()), world)
     targets = Targets(teacher[part], dense=True)
     found: dict[str, torch.Tensor] = loss(StudentOutput(student(x[part])), Labels(labels[part]), targets, context)
@@ -50,7 +51,7 @@ def loss_of(student: nn.Module, part: slice, world: int) -> dict[str, torch.Tens
 def child(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
-    told = {}
+    results = {}
     for name, cuts in CUTS.items():
         part = list(itertools.starmap(slice, itertools.pairwise(cuts)))[rank]
         student = DistributedDataParallel(model())
@@ -61,14 +62,14 @@ def child(rank: int, folder: str) -> None:
         x = batch()[0][part].requires_grad_()
         everyone = gathered(x, Context(N, N, 2))
         (everyone * (torch.arange(N * 4).reshape(N, 4) + 100 * rank)).sum().backward()
-        told[name] = (parts, [p.grad for p in student.parameters()], everyone.detach(), x.grad)
-    torch.save(told, f"{folder}/{rank}.pt")
+        results[name] = (parts, [p.grad for p in student.parameters()], everyone.detach(), x.grad)
+    torch.save(results, f"{folder}/{rank}.pt")
     distributed.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
-def told(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
-    """What each of two processes says of each dealing of rows."""
+def results(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
+    """Losses and gradients in each of two processes, for each split of the rows."""
     folder: Path = tmp_path_factory.mktemp("ranks")
     with ThreadPoolExecutor(2) as pool:
         assert list(pool.map(lambda rank: children.run(child, rank, str(folder)), range(2))) == [0, 0]
@@ -76,22 +77,22 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
 
 
 @pytest.mark.parametrize("dealt", list(CUTS))
-def test_dist_of_two_processes_is_that_of_one(told, dealt):
+def test_dist_of_two_processes_is_that_of_one(results, dealt):
     alone = model()
     expected = loss_of(alone, slice(None), 1)
     expected["loss"].backward()
     for key, value in expected.items():
-        mean = sum(t[dealt][0][key] for t in told) / 2
+        mean = sum(t[dealt][0][key] for t in results) / 2
         torch.testing.assert_close(mean, value.detach(), rtol=1e-6, atol=1e-7)
-    for rank in told:
+    for rank in results:
         for found, parameter in zip(rank[dealt][1], alone.parameters(), strict=True):
             torch.testing.assert_close(found, parameter.grad, rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize("dealt", list(CUTS))
-def test_rows_come_in_the_order_of_ranks_and_gradients_go_back(told, dealt):
+def test_rows_come_in_the_order_of_ranks_and_gradients_go_back(results, dealt):
     weights = torch.arange(N * 4.0).reshape(N, 4)
-    for rank, (start, stop) in zip(told, itertools.pairwise(CUTS[dealt]), strict=True):
+    for rank, (start, stop) in zip(results, itertools.pairwise(CUTS[dealt]), strict=True):
         _, _, everyone, gradient = rank[dealt]
         assert torch.equal(everyone, batch()[0])
         assert torch.equal(gradient, (2 * weights + 100)[start:stop])

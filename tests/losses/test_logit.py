@@ -23,7 +23,7 @@ N, C = 12, 7
 
 @pytest.fixture
 def logits() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """FeatureShapes's and teacher's logits (N, C), labels (N,)."""
+    """Logits of student and teacher (N, C), labels (N,)."""
     generator = torch.Generator().manual_seed(3)
     student = torch.randn(N, C, generator=generator) * 3
     teacher = torch.randn(N, C, generator=generator) * 4

@@ -7,10 +7,11 @@ from torch.autograd import gradcheck
 
 from kdpipe.errors import TargetsError
 from kdpipe.losses.align import same_grid
-from kdpipe.losses.fd import FdConfig, FeatureDistillation, fd
-from kdpipe.losses.fitnets import FitNets, FitNetsConfig, squared_error
+from kdpipe.losses.config import FdConfig, FitNetsConfig, MgdConfig
+from kdpipe.losses.fd import FeatureDistillation, fd
+from kdpipe.losses.fitnets import FitNets, squared_error
 from kdpipe.losses.inputs import FeatureShapes, TeacherInfo
-from kdpipe.losses.mgd import MaskedGenerative, MgdConfig, channel_mask, mgd
+from kdpipe.losses.mgd import MaskedGenerative, channel_mask, mgd
 from kdpipe.targets import Targets
 from tests.losses.features import (
     NARROW,
@@ -34,11 +35,14 @@ ALL = {
 }
 
 
+TEACHER = TeacherInfo(5, map=(WIDE, 4, 4))
+
+
 def make(name: str, student: int = 4, teacher: int = 4):
     loss, config = ALL[name]
     torch.manual_seed(0)
     sizes = FeatureShapes(5, maps=((NARROW, student, student),))
-    return loss.make(config, sizes, TeacherInfo(5, map=(WIDE, teacher, teacher)))
+    return loss(config, sizes, TeacherInfo(5, map=(WIDE, teacher, teacher)))
 
 
 def smooth_l1(difference: np.ndarray, beta: float) -> np.ndarray:
@@ -127,7 +131,7 @@ def test_whole_channels_are_masked_and_others_stay_as_they_are():
 
 
 def test_the_mask_is_drawn_anew_and_by_torchs_seed():
-    loss = MaskedGenerative(MgdConfig(mask=0.5), NARROW, WIDE)
+    loss = MaskedGenerative(MgdConfig(mask=0.5), FeatureShapes(5, maps=((NARROW, 4, 4),)), TEACHER)
     student, teacher = maps()
 
     def drawn_after(seed: int) -> float:
@@ -138,7 +142,7 @@ def test_the_mask_is_drawn_anew_and_by_torchs_seed():
 
 
 def test_mgd_of_equal_widths_needs_no_alignment():
-    assert not list(MaskedGenerative(MgdConfig(), WIDE, WIDE).align.parameters())
+    assert not list(MaskedGenerative(MgdConfig(), FeatureShapes(5, maps=((WIDE, 4, 4),)), TEACHER).align.parameters())
 
 
 def test_grids_need_not_be_multiples():
@@ -152,8 +156,8 @@ def test_grids_need_not_be_multiples():
 def test_a_cache_without_maps_is_refused(name):
     loss, config = ALL[name]
     with pytest.raises(TargetsError, match=r"map feature.*--feature-map"):
-        loss.make(config, FeatureShapes(5, maps=((NARROW, 4, 4),)), TeacherInfo(5))
+        loss(config, FeatureShapes(5, maps=((NARROW, 4, 4),)), TeacherInfo(5))
     with pytest.raises(TargetsError, match="map feature"):
         call(make(name), output(maps()[0]), Targets(log_probs=torch.zeros(N, 5)))
-    assert not loss.trains_classifier
-    assert loss.requirements_of(config).map
+    assert not config.trains_classifier
+    assert config.requirements.map

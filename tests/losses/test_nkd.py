@@ -7,14 +7,15 @@ from pydantic import ValidationError
 from torch.autograd import gradcheck
 
 from kdpipe.errors import TargetsError
-from kdpipe.losses.nkd import Nkd, NkdConfig, nkd
+from kdpipe.losses.config import NkdConfig
+from kdpipe.losses.nkd import Nkd, nkd
 from kdpipe.losses.target_class import with_label
 from kdpipe.targets import Labels, Targets, mix_targets
 from tests.losses.logits import C, N, call, float64, live, mean_ce, rows, softmax, top
 
 
 def make(**config) -> Nkd:
-    return Nkd.make(NkdConfig(**config), None, None)
+    return Nkd(NkdConfig(**config))
 
 
 def by_hand(student, teacher, labels, temperature) -> tuple[float, float]:

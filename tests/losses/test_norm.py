@@ -10,8 +10,9 @@ from pydantic import ValidationError
 from torch.autograd import gradcheck
 
 from kdpipe.errors import TargetsError, TrainingError
-from kdpipe.losses.inputs import FeatureShapes, TeacherInfo
-from kdpipe.losses.norm import Norm, NormConfig, norm
+from kdpipe.losses.config import NormConfig
+from kdpipe.losses.inputs import Context, FeatureShapes, TeacherInfo
+from kdpipe.losses.norm import Norm, norm
 from kdpipe.models import ModelConfig, build
 from kdpipe.models.hooks import StudentHooks
 from kdpipe.models.wrappers.norm import NormStudent
@@ -34,7 +35,7 @@ def info(**changes: object) -> TeacherInfo:
 
 def make(**config: object) -> Norm:
     config = {"expansion": TIMES, **config}
-    return Norm.make(NormConfig(**config), FeatureShapes(C, maps=((TIMES * WIDE, 4, 4),)), info())
+    return Norm(NormConfig(**config), FeatureShapes(C, maps=((TIMES * WIDE, 4, 4),)), info())
 
 
 def expanded(side: int = 4, rows: int = N) -> torch.Tensor:
@@ -81,7 +82,7 @@ def test_a_map_with_both_signs_is_standardised_and_a_resnets_is_not():
 
     def distance(how: object, **changes: object) -> float:
         config = NormConfig(expansion=TIMES, standardise_map=how)
-        loss = Norm.make(config, FeatureShapes(C, maps=((TIMES * WIDE, 4, 4),)), info(**changes))
+        loss = Norm(config, FeatureShapes(C, maps=((TIMES * WIDE, 4, 4),)), info(**changes))
         return call(loss, output(e), Targets(map=t))["norm"].item()
 
     mean, std = float64(statistics.mean, statistics.std)
@@ -101,8 +102,8 @@ def test_the_papers_schedule_by_share_of_the_run():
     config = NormConfig()
     for epoch, expected in [(0, 0.1), (4.9, 0.1), (5, 0.5), (14.9, 0.5), (15, 0.9), (60, 0.5), (80, 0.1), (99.9, 0.1)]:
         for epochs in (100, 30):
-            context = type("Now", (), {"epoch": epoch * epochs / 100, "epochs": epochs})()
-            assert config.matched.factor(context) == expected
+            context = Context(1, 1, epoch=epoch * epochs / 100, epochs=epochs)
+            assert config.matched.factor(context.progress) == expected
     with pytest.raises(ValidationError, match="begins at 0"):
         NormConfig(matching_schedule=((0.1, 1.0),))
 
@@ -137,10 +138,10 @@ def test_bfloat16_is_near():
 
 
 def test_what_it_needs():
-    needs = Norm.requirements_of(NormConfig())
+    needs = NormConfig().requirements
     assert (needs.labels, needs.map, needs.maps, needs.logits, needs.dense) == (True, True, 1, False, False)
-    assert Norm.requirements_of(NormConfig(kd=1)).dense
-    assert not Norm.requirements_of(NormConfig(kd=1, ce=0)).labels
+    assert NormConfig(kd=1).requirements.dense
+    assert not NormConfig(kd=1, ce=0).requirements.labels
     with pytest.raises(ValidationError, match="nothing trains the classifier"):
         NormConfig(ce=0)
 
@@ -149,10 +150,10 @@ def test_it_can_not_do_without_a_map():
     with pytest.raises(TargetsError, match="--feature-map"):
         Norm.wrap(NormConfig(), timm.create_model("resnet18", num_classes=C, **RESNET), TeacherInfo(C))
     with pytest.raises(TrainingError, match=r"isn't wrapped for this teacher.*56"):
-        Norm.make(NormConfig(), FeatureShapes(C, maps=((16, 4, 4),)), info())
+        Norm(NormConfig(), FeatureShapes(C, maps=((16, 4, 4),)), info())
 
 
-def test_a_dressed_student_learns_the_map_and_is_undressed_again():
+def test_a_wrapped_student_learns_the_map_and_is_unwrapped_again():
     torch.manual_seed(0)
     built = build(ModelConfig(model="resnet18", model_kwargs=RESNET, num_classes=C))
     names = list(built.module.state_dict())
@@ -162,15 +163,15 @@ def test_a_dressed_student_learns_the_map_and_is_undressed_again():
     )
     student = Norm.wrap(config, built.module, plain)
     assert isinstance(student, NormStudent)
-    taps = StudentHooks(student, Norm.taps(config))
+    hooks = StudentHooks(student, Norm.layers(config))
     images, t = drawn(N, 3, 64, 64, seed=3), drawn(N, WIDE, 2, 2, seed=4)
     optimizer = torch.optim.Adam(student.parameters(), lr=1e-2)
     losses = []
     for step in range(20):
         logits = student(images)
-        _, found = taps.take(images.device)
+        _, found = hooks.take(images.device)
         sizes = FeatureShapes(C, maps=(tuple(found[0].shape[1:]),))
-        loss = Norm.make(config, sizes, plain)
+        loss = Norm(config, sizes, plain)
         parts = call(loss, output(*found, logits=logits), Targets(map=t), LABELS, epoch=step, epochs=20)
         optimizer.zero_grad()
         parts["loss"].backward()

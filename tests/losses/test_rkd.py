@@ -9,8 +9,9 @@ from torch.autograd import gradcheck
 
 from kdpipe.errors import TargetsError
 from kdpipe.losses import rkd
+from kdpipe.losses.config import RkdConfig
 from kdpipe.losses.inputs import Context, StudentOutput
-from kdpipe.losses.rkd import Rkd, RkdConfig, rkd_angle, rkd_distance
+from kdpipe.losses.rkd import Rkd, rkd_angle, rkd_distance
 from kdpipe.targets import Labels, Targets
 from tests.losses.features import N, call, drawn, float64, output, pooled
 

@@ -7,9 +7,10 @@ from pydantic import ValidationError
 from torch import nn
 
 from kdpipe.errors import TargetsError, TrainingError
+from kdpipe.losses.config import CapDfmConfig, ScaleKdConfig
 from kdpipe.losses.dfm import frequency, spatial
 from kdpipe.losses.inputs import Context, FeatureShapes, StudentOutput, TeacherInfo
-from kdpipe.losses.scalekd import CapDfm, CapDfmConfig, ScaleKd, ScaleKdConfig
+from kdpipe.losses.scalekd import CapDfm, ScaleKd
 from kdpipe.targets import Labels, Targets
 from kdpipe.teacher import Tail, load_tail
 from tests.losses.logits import mean_ce, softmax
@@ -54,7 +55,7 @@ class World:
 
     def scalekd(self, **config) -> ScaleKd:
         torch.manual_seed(1)
-        return ScaleKd.make(ScaleKdConfig(**config), self.sizes, self.info).train()
+        return ScaleKd(ScaleKdConfig(**config), self.sizes, self.info).train()
 
     def __call__(self, loss, output: StudentOutput | None = None, **changes) -> dict[str, torch.Tensor]:
         output = self.net(self.images) if output is None else output
@@ -174,7 +175,7 @@ def test_half_precision_costs_little(name):
 
 @pytest.mark.parametrize("kind", ["scalekd", "cap-dfm"])
 def test_ranks_add_up_to_the_batch(swin, kind):
-    loss = swin.scalekd() if kind == "scalekd" else CapDfm.make(CapDfmConfig(), swin.sizes, swin.info)
+    loss = swin.scalekd() if kind == "scalekd" else CapDfm(CapDfmConfig(), swin.sizes, swin.info)
     loss.eval()  # batch statistics are each rank's own
     output = swin.net(swin.images)
     whole = swin(loss, output)
@@ -191,7 +192,7 @@ def test_ranks_add_up_to_the_batch(swin, kind):
 
 def test_cap_dfm_is_its_two_terms_and_falls(swin):
     torch.manual_seed(2)
-    loss = CapDfm.make(CapDfmConfig(), swin.sizes, TeacherInfo(CLASSES, map=swin.info.map)).train()
+    loss = CapDfm(CapDfmConfig(), swin.sizes, TeacherInfo(CLASSES, map=swin.info.map)).train()
     output = swin.net(swin.images)
     with torch.no_grad():
         maps = loss.cap_spat(output.maps[-1]), loss.cap_freq(output.maps[-1])
@@ -200,7 +201,7 @@ def test_cap_dfm_is_its_two_terms_and_falls(swin):
     assert found["freq"].item() == pytest.approx(frequency(maps[1], swin.targets.map).mean().item(), rel=1e-6)
     expected = 0.08 * found["spat"].item() + 0.06 * found["freq"].item()
     assert found["loss"].item() == pytest.approx(expected, rel=1e-6)
-    assert not CapDfm.trains_classifier
+    assert not CapDfmConfig.trains_classifier
     optimizer = torch.optim.AdamW(loss.parameters(), lr=2e-3)
     maps = StudentOutput(output.logits.detach(), None, tuple(m.detach() for m in output.maps))
     for _ in range(40):
@@ -213,7 +214,7 @@ def test_cap_dfm_is_its_two_terms_and_falls(swin):
 
 
 def test_needs():
-    needs = ScaleKd.requirements_of(ScaleKdConfig())
+    needs = ScaleKdConfig().requirements
     assert (needs.labels, needs.logits, needs.dense, needs.map, needs.tail, needs.maps) == (
         True,
         True,
@@ -222,25 +223,25 @@ def test_needs():
         True,
         2,
     )
-    assert ScaleKd.requirements_of(ScaleKdConfig(temperature=4.0)).dense
-    assert not ScaleKd.requirements_of(ScaleKdConfig(ce=0.0)).labels
-    assert not ScaleKd.requirements_of(ScaleKdConfig(kd=0.0, temperature=4.0)).dense
-    needs = CapDfm.requirements_of(CapDfmConfig())
+    assert ScaleKdConfig(temperature=4.0).requirements.dense
+    assert not ScaleKdConfig(ce=0.0).requirements.labels
+    assert not ScaleKdConfig(kd=0.0, temperature=4.0).requirements.dense
+    needs = CapDfmConfig().requirements
     assert (needs.labels, needs.logits, needs.map, needs.tail, needs.maps) == (False, False, True, False, 1)
 
 
 def test_what_does_not_go_together_is_refused(swin):
     config, tail, final = ScaleKdConfig(), swin.tail, swin.info.map
-    with pytest.raises(TrainingError, match=r"scalekd: .*final map.*--feature-map int8"):
-        ScaleKd.make(config, swin.sizes, TeacherInfo(CLASSES, tail=tail))
-    with pytest.raises(TrainingError, match=r"cap-dfm: .*final map.*--feature-map int8"):
-        CapDfm.make(CapDfmConfig(), swin.sizes, None)
-    with pytest.raises(TrainingError, match=r"scalekd: .*last stage.*cache-teacher --last-stage.*kd\+cap-dfm"):
-        ScaleKd.make(config, swin.sizes, TeacherInfo(CLASSES, map=final))
+    with pytest.raises(TargetsError, match=r"scalekd: .*map feature.*--feature-map"):
+        ScaleKd(config, swin.sizes, TeacherInfo(CLASSES, tail=tail))
+    with pytest.raises(TargetsError, match=r"cap-dfm: .*map feature.*--feature-map"):
+        CapDfm(CapDfmConfig(), swin.sizes, None)
+    with pytest.raises(TargetsError, match=r"scalekd: .*last stage.*cache-teacher --last-stage.*kd\+cap-dfm"):
+        ScaleKd(config, swin.sizes, TeacherInfo(CLASSES, map=final))
     with pytest.raises(TrainingError, match=r"other maps than were cached; found \(192, 2, 2\); allowed: \(64, 2, 2\)"):
-        ScaleKd.make(config, swin.sizes, TeacherInfo(CLASSES, map=(64, 2, 2), tail=tail))
+        ScaleKd(config, swin.sizes, TeacherInfo(CLASSES, map=(64, 2, 2), tail=tail))
     with pytest.raises(TrainingError, match="last two stages; found 1"):
-        ScaleKd.make(config, FeatureShapes(CLASSES, 24, swin.sizes.maps[-1:]), swin.info)
+        ScaleKd(config, FeatureShapes(CLASSES, 24, swin.sizes.maps[-1:]), swin.info)
     with pytest.raises(TargetsError, match="scalekd: this loss needs the teacher's map feature"):
         swin(swin.scalekd(), targets=Targets(swin.targets.log_probs, dense=True))
     with pytest.raises(TargetsError, match="scalekd: this loss needs every class"):

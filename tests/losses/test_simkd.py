@@ -9,9 +9,10 @@ from torch import nn
 from torch.autograd import gradcheck
 
 from kdpipe.errors import TargetsError
+from kdpipe.losses.config import SimkdConfig
 from kdpipe.losses.fitnets import squared_error
-from kdpipe.losses.inputs import FeatureShapes, TeacherInfo
-from kdpipe.losses.simkd import Simkd, SimkdConfig
+from kdpipe.losses.inputs import TeacherInfo
+from kdpipe.losses.simkd import Simkd
 from kdpipe.models import ModelConfig, build
 from kdpipe.models.hooks import StudentHooks
 from kdpipe.models.wrappers.simkd import SimkdStudent
@@ -22,7 +23,7 @@ RESNET = {"layers": (1, 1, 1, 1), "channels": (8, 8, 12, 16)}
 
 
 def make(**config: object) -> Simkd:
-    return Simkd.make(SimkdConfig(**config), FeatureShapes(C, pooled=WIDE), None)
+    return Simkd(SimkdConfig(**config))
 
 
 def head() -> nn.Linear:
@@ -85,32 +86,32 @@ def test_a_relu_before_features_with_both_signs_is_refused():
 
 
 def test_it_needs_neither_labels_nor_logits():
-    assert Simkd.trains_classifier
-    needs = Simkd.requirements_of(SimkdConfig())
+    assert SimkdConfig.trains_classifier
+    needs = SimkdConfig().requirements
     assert (needs.labels, needs.logits, needs.map, needs.maps) == (False, False, False, 0)
     assert (needs.pooled, needs.head, needs.student_pooled) == (True, True, True)
-    assert Simkd.requirements_of(SimkdConfig(feature="map")).maps == 1
+    assert SimkdConfig(feature="map").requirements.maps == 1
     with pytest.raises(TargetsError, match="--pooled"):
         Simkd.wrap(SimkdConfig(), timm.create_model("resnet18", num_classes=C, **RESNET), TeacherInfo(C))
 
 
 @pytest.mark.parametrize("feature", ["pooled", "map"])
-def test_a_dressed_student_learns_what_the_teacher_says(feature):
+def test_a_wrapped_student_learns_the_teachers_feature(feature):
     torch.manual_seed(0)
     built = build(ModelConfig(model="resnet18", model_kwargs=RESNET, num_classes=C))
     config = SimkdConfig(feature=feature)
     student = Simkd.wrap(config, built.module, TeacherInfo(C, pooled=WIDE, head=head()))
     assert isinstance(student, SimkdStudent)
     weights = [p.clone() for p in student.head.parameters()]
-    taps = StudentHooks(student, Simkd.taps(config), pooled=Simkd.requirements_of(config).student_pooled)
-    loss = Simkd.make(config, FeatureShapes(C), None)
+    hooks = StudentHooks(student, Simkd.layers(config), pooled=config.requirements.student_pooled)
+    loss = Simkd(config)
     images, teacher = drawn(N, 3, 64, 64, seed=3), drawn(N, WIDE, 2, 2, seed=4)
     targets = Targets(pooled=teacher.mean(dim=(2, 3)), map=teacher)
     optimizer = torch.optim.Adam([p for p in student.parameters() if p.requires_grad], lr=1e-2)
     losses = []
     for _ in range(40):
         student(images)
-        pooled, maps = taps.take(images.device)
+        pooled, maps = hooks.take(images.device)
         value = call(loss, output(*maps, pooled=pooled), targets)["loss"]
         optimizer.zero_grad()
         value.backward()

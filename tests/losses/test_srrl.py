@@ -7,8 +7,9 @@ from torch import nn
 from torch.autograd import gradcheck
 
 from kdpipe.errors import TargetsError
+from kdpipe.losses.config import SrrlConfig
 from kdpipe.losses.inputs import FeatureShapes, TeacherInfo
-from kdpipe.losses.srrl import Srrl, SrrlConfig, srrl
+from kdpipe.losses.srrl import Srrl, srrl
 from kdpipe.targets import Targets
 from tests.losses.features import NARROW, WIDE, C, N, call, conv1x1, drawn, float64, maps, output, pooled
 
@@ -21,9 +22,7 @@ def head() -> nn.Linear:
 
 def make(head: nn.Linear, **config) -> Srrl:
     torch.manual_seed(0)
-    return Srrl.make(
-        SrrlConfig(**config), FeatureShapes(C, maps=((NARROW, 4, 4),)), TeacherInfo(C, pooled=WIDE, head=head)
-    )
+    return Srrl(SrrlConfig(**config), FeatureShapes(C, maps=((NARROW, 4, 4),)), TeacherInfo(C, pooled=WIDE, head=head))
 
 
 @pytest.mark.parametrize("relu", [False, True])
@@ -73,6 +72,6 @@ def test_a_relu_before_features_with_both_signs_is_refused(head):
 
 def test_a_cache_without_its_needs_is_refused(head):
     with pytest.raises(TargetsError, match="--pooled"):
-        Srrl.make(SrrlConfig(), FeatureShapes(C, maps=((NARROW, 4, 4),)), TeacherInfo(C, pooled=WIDE))
+        Srrl(SrrlConfig(), FeatureShapes(C, maps=((NARROW, 4, 4),)), TeacherInfo(C, pooled=WIDE))
     with pytest.raises(TargetsError, match="--pooled"):
         call(make(head), output(maps()[0]), Targets(log_probs=torch.zeros(N, C)))

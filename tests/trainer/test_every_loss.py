@@ -24,7 +24,7 @@ from tests.trainer import featured
 from tests.trainer.featured import CLASSES, SIZE, STUDENT, VIEWS
 
 STEPS = 20
-USES = [name if loss.trains_classifier else f"ce+{name}" for name, loss in LOSSES.items()]
+USES = [loss.usable for loss in LOSSES.values()]
 
 
 @pytest.fixture(scope="module")
@@ -152,7 +152,7 @@ def test_what_is_kept_twice_is_named_and_a_record_chooses(made: Any, tmp_path: P
     assert not teachers(url, index, config).remarks()
     featured.make_cache(Path(url), index, teacher, fine, [0])
     (said,) = teachers(url, index, config).remarks()
-    assert "pooled-int8 is read, and not pooled-float32; a record of it" in said
+    assert "pooled-int8 is read, and not pooled-float32; to read it, pass a manifest" in said
     record, cache = str(tmp_path / "fine.json"), Cache(Store(url))
     CacheRecord.of(cache, cache.segments[1].encoding, [0]).write(record)
     by_record = teachers(record, index, config)
@@ -269,8 +269,8 @@ def test_what_a_student_cannot_give_is_said_in_words(made: Any) -> None:
     resnet = {"model": "resnet10t", "model_kwargs": STUDENT}
     for student, loss, message in [
         (vit, {"name": "kd+fd"}, "doesn't match model.*Check --input-size"),
-        (resnet, {"name": "scalekd", "taps": ("layer4", "layer4")}, "last two stages"),
-        (resnet, {"name": "kd+fd", "taps": ("fc",)}, "is no map"),
+        (resnet, {"name": "scalekd", "student_layers": ("layer4", "layer4")}, "last two stages"),
+        (resnet, {"name": "kd+fd", "student_layers": ("fc",)}, "is no map"),
     ]:
         config = LossConfig(**loss)
         built = build(ModelConfig(**student, num_classes=CLASSES, input_size=SIZE))
@@ -306,4 +306,4 @@ def test_what_is_held_of_the_teacher_is_said(made: Any, name: str, parts: list[s
         assert re.search(HELD[part], lines[0]).group(1) == f"{counts[part]():,}"
     for line in lines:
         total = sum(counts[part]() for part in parts)
-        assert line.startswith(f"{total:,} numbers of convnext_atto are in memory, frozen: its {parts[0]}")
+        assert line.startswith(f"{total:,} parameters of convnext_atto are in memory, frozen: its {parts[0]}")

@@ -83,8 +83,8 @@ def make_cache(folder: Path, index: Index, views: Any = (0, 1), **targets: Any) 
 
 
 def configured(name: str = "kd", **numbers: Any) -> LossConfig:
-    """A config with the numbers of the one loss that it names."""
-    own = {"taps", "teachers", "teacher_weights"} & numbers.keys()
+    """A config with hyperparameters of the one loss that it names."""
+    own = {"student_layers", "teachers", "teacher_weights"} & numbers.keys()
     common = {key: numbers.pop(key) for key in own}
     return LossConfig(name=name, **common, **({name.replace("-", "_"): numbers} if numbers else {}))
 

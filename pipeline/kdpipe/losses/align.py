@@ -1,16 +1,16 @@
-"""Features of student and teacher brought to one shape: grids by pooling, widths by a 1x1 convolution."""
+"""Feature maps of student and teacher brought to one shape: grids by pooling, widths by a 1x1 convolution."""
 
-from typing import Literal
+from dataclasses import replace
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from kdpipe.errors import TargetsError
-from kdpipe.losses.inputs import FeatureShapes, TeacherInfo
-from kdpipe.targets import FEATURE_FLAGS
-
-Shape = tuple[int, int, int]
+from kdpipe.losses.base import Loss, Parts, float32, given, of_teacher
+from kdpipe.losses.inputs import Context, FeatureShapes, StudentOutput, TeacherInfo
+from kdpipe.targets import Labels, Targets
 
 
 def same_grid(
@@ -32,32 +32,34 @@ def same_grid(
     return first, second
 
 
-def to_width(student: int, teacher: int) -> nn.Conv2d:
-    """A 1x1 convolution (n, student, h, w) -> (n, teacher, h, w): the same linear map at each position."""
-    return nn.Conv2d(student, teacher, kernel_size=1)
+class MapLoss(Loss):
+    """A loss between the final maps: the student's through a 1x1 convolution to the teacher's width, then averaged
+    over cells where its grid is larger, as the teacher's is where that one is larger.
 
-
-def map_shapes(name: str, student: FeatureShapes, info: TeacherInfo | None) -> tuple[Shape, Shape]:
-    """(c, h, w) of the student's last map and (D, h, w) of the teacher's.
-
-    Raises:
-        TargetsError: no map of the teacher's is known.
+    A subclass defines `rows`. Parts: one, by the loss's name.
     """
-    if info is None or info.map is None:
-        raise missing(name, "map")
-    assert student.maps, "the student's maps are asked for by Requirements.maps"
-    return student.maps[-1], info.map
 
+    align_equal: ClassVar[bool] = True  # a convolution where widths are equal too
 
-def teacher_head(name: str, info: TeacherInfo | None) -> nn.Linear:
-    """The teacher's classifier.
+    def __init__(self, config: Any, student: FeatureShapes | None = None, teacher: TeacherInfo | None = None) -> None:
+        super().__init__(config, student, teacher)
+        wide = of_teacher(self.name, teacher, "map")[0]
+        narrow = given(student).maps[-1][0]
+        self.align = nn.Conv2d(narrow, wide, 1) if narrow != wide or self.align_equal else nn.Identity()
 
-    Raises:
-        TargetsError: it isn't known.
-    """
-    if info is None or info.head is None:
-        raise missing(name, "pooled")
-    return info.head
+    def rows(self, student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
+        """The loss of each row (n,), of two float32 maps (n, D, h, w)."""
+        raise NotImplementedError
+
+    def adapt(self, output: StudentOutput, targets: Targets) -> StudentOutput:
+        """See Loss."""
+        return replace(output, maps=(self.align(output.maps[-1]),))
+
+    def compute(self, output: StudentOutput, labels: Labels, targets: Targets, context: Context) -> Parts:
+        """See Loss."""
+        maps = same_grid(float32(output.maps[-1]), given(targets.map))
+        loss = context.over_rows(self.rows(*maps).sum())
+        return {"loss": loss, self.name: loss}
 
 
 def require_nonnegative(name: str, pooled: torch.Tensor) -> None:
@@ -75,12 +77,3 @@ def require_nonnegative(name: str, pooled: torch.Tensor) -> None:
             allowed="0 and above, as of ResNets",
             do=f"Set loss.{name}.relu=false",
         )
-
-
-def missing(name: str, feature: str) -> TargetsError:
-    """What to raise where the cache has no such feature, pooled or map."""
-    return TargetsError(
-        f"this loss needs the teacher's {feature} feature",
-        where=name,
-        do=f"Cache it: kdpipe cache-teacher --targets none {FEATURE_FLAGS[feature]} float16",
-    )

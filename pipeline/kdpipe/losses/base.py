@@ -1,85 +1,45 @@
-"""What every loss is: needs it declares, and a call that returns its loss and the loss's parts."""
+"""Base of every loss: requires the targets, runs adapters, computes the equation in float32, names the parts."""
 
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, TypeVar
 
 import torch
-from pydantic import Field, field_validator
 from torch import nn
 
-from kdpipe.config import Config
 from kdpipe.errors import TargetsError
-from kdpipe.losses.inputs import Context, FeatureShapes, Requirements, StudentOutput, TeacherInfo
+from kdpipe.losses.config import Requirements, TermConfig
+from kdpipe.losses.inputs import Context, FeatureShapes, StudentOutput, TeacherInfo
 from kdpipe.models import ModelSpec
 from kdpipe.targets import FEATURE_FLAGS, Labels, Targets
 
-
-class TermConfig(Config):
-    """What every loss's config has, for when several are summed."""
-
-    weight: float = Field(1.0, ge=0, description="of the loss where several are summed")
-    schedule: tuple[tuple[float, float], ...] = Field(
-        ((0.0, 1.0),), description="factors of the weight: [[0, 0.1], [0.05, 1]] is 0.1, and 1 from 5 % of the run on"
-    )
-
-    @field_validator("schedule")
-    @classmethod
-    def _from_the_start(cls, steps: tuple[tuple[float, float], ...]) -> tuple[tuple[float, float], ...]:
-        starts = [start for start, _ in steps]
-        if not steps or starts[0] != 0 or sorted(set(starts)) != starts or starts[-1] >= 1:
-            raise ValueError(f"a schedule begins at 0 and rises below 1, found {starts}")
-        return steps
-
-    def factor(self, context: Context) -> float:
-        """Weight times the schedule's factor, now."""
-        share = context.epoch / max(context.epochs, 1e-9)
-        return self.weight * [factor for start, factor in self.schedule if start <= share + 1e-9][-1]
+T = TypeVar("T")
+Parts = dict[str, torch.Tensor]
 
 
 class Loss(nn.Module):
-    """A loss over one batch, with the adapters that it trains, if it has any. A subclass has the first four.
+    """A loss over one batch, with the adapters that it trains, if it has any.
 
-    Attributes:
-        name: as in `--loss`.
-        paper: where it is from, one line.
-        Config: its numbers.
-        trains_classifier: it trains the student's classifier, so that it can stand alone.
-        wraps_student: whether `wrap` does anything.
-        needs: what it takes.
-        config: its own.
+    A subclass sets `name` and `Config` and defines `compute`. One with adapters makes them in `__init__` and applies
+    them in `adapt`.
+
+    Args:
+        config: of the class `Config`.
+        student: sizes of the student's output; needed for adapters.
+        teacher: sizes, statistics and parts of the teacher; needed for adapters.
+
+    Raises:
+        TrainingError, TargetsError: student, teacher and loss don't go together.
     """
 
     name: ClassVar[str]
-    paper: ClassVar[str]
     Config: ClassVar[type[TermConfig]]
-    trains_classifier: ClassVar[bool] = True
-    wraps_student: ClassVar[bool] = False
 
-    def __init__(self, config: TermConfig) -> None:
+    def __init__(self, config: Any, student: FeatureShapes | None = None, teacher: TeacherInfo | None = None) -> None:
         super().__init__()
         self.config = config
-        self.requirements = self.requirements_of(config)
+        self.requirements: Requirements = config.requirements
 
     @classmethod
-    def usable(cls) -> str:
-        """Its name as it can be used by itself: beside the labels' cross entropy where the classifier needs it."""
-        return cls.name if cls.trains_classifier else f"ce+{cls.name}"
-
-    @staticmethod
-    def requirements_of(config: Any) -> Requirements:
-        """What it takes with these numbers."""
-        raise NotImplementedError
-
-    @classmethod
-    def make(cls, config: Any, student: FeatureShapes, info: TeacherInfo | None) -> Self:
-        """With adapters of these sizes; without a teacher only where it needs none.
-
-        Raises:
-            TrainingError: student and teacher don't go together in it.
-        """
-        return cls(config)
-
-    @classmethod
-    def wrap(cls, config: Any, model: nn.Module, info: TeacherInfo | None) -> nn.Module:
+    def wrap(cls, config: Any, model: nn.Module, teacher: TeacherInfo | None) -> nn.Module:
         """The student as it is trained and evaluated, where it needs more than its own layers.
 
         Raises:
@@ -93,62 +53,102 @@ class Loss(nn.Module):
         return built
 
     @classmethod
-    def taps(cls, config: Any) -> tuple[str, ...]:
-        """Names of the wrapped student's modules whose maps it takes; empty for the user's or the usual ones."""
+    def layers(cls, config: Any) -> tuple[str, ...]:
+        """Names of the wrapped student's modules whose maps it takes; empty for `student_layers` or the default."""
         return ()
 
-    def forward(
-        self, output: StudentOutput, labels: Labels, targets: Targets | None, context: Context
-    ) -> dict[str, torch.Tensor]:
-        """Compute in float32 whatever autocast is on.
+    def adapt(self, output: StudentOutput, targets: Targets) -> StudentOutput:
+        """The student's output behind the adapters, which run in autocast's dtype."""
+        return output
+
+    def compute(self, output: StudentOutput, labels: Labels, targets: Targets, context: Context) -> Parts:
+        """The equation, with autocast off. `float32` converts what autocast made; `context` averages sums of rows.
 
         Args:
-            output: the student's, n rows.
+            output: behind `adapt`, n rows; logits, pooled and maps may be bfloat16 or float16.
             labels: of the same n rows.
-            targets: of the same n rows.
+            targets: of the same n rows, float32; what `requirements` lists is there.
             context: see Context.
 
         Returns:
             float32 scalars: `loss` to minimise, and its parts by name, unweighted.
+        """
+        raise NotImplementedError
+
+    def forward(self, output: StudentOutput, labels: Labels, targets: Targets | None, context: Context) -> Parts:
+        """Compute in float32 whether autocast is on or off.
+
+        Args:
+            output: the student's, n rows.
+            labels, targets, context: see `compute`; targets may be None where the loss needs no teacher.
+
+        Returns:
+            See `compute`.
 
         Raises:
             TargetsError: targets are missing or lack what the loss needs.
         """
-        raise NotImplementedError
+        targets = self._required(targets)
+        output = self.adapt(output, targets)
+        with torch.autocast(output.logits.device.type, enabled=False):
+            return self.compute(output, labels, targets, context)
+
+    def _required(self, targets: Targets | None) -> Targets:
+        requirements, name = self.requirements, self.name
+        if not requirements.targets:
+            return targets or Targets()
+        if targets is None:
+            raise TargetsError("this loss needs a teacher's targets", where=name, do="Pass --cache")
+        if (requirements.logits or requirements.dense) and targets.log_probs is None:
+            raise TargetsError(
+                "this loss needs the teacher's logits and the targets have none",
+                where=name,
+                do="Cache them: kdpipe cache-teacher --targets topk, or dense",
+            )
+        if requirements.dense and not targets.dense:
+            raise TargetsError(
+                "this loss needs every class and the targets are the top k",
+                where=name,
+                do="Cache all: kdpipe cache-teacher --targets dense, or --pooled float16, which gives dense logits at "
+                "any temperature through the teacher's head",
+            )
+        for feature in FEATURE_FLAGS:
+            if getattr(requirements, feature) and getattr(targets, feature) is None:
+                raise _missing(name, feature)
+        return targets
 
 
-def require_targets(name: str, needs: Requirements, targets: Targets | None) -> Targets:
-    """The targets, or TargetsError if they can't serve `needs`."""
-    if targets is None:
-        raise TargetsError("this loss needs a teacher's targets", where=name, do="Pass --cache")
-    if (needs.logits or needs.dense) and targets.log_probs is None:
-        raise TargetsError(
-            "this loss needs the teacher's logits and the targets have none",
-            where=name,
-            do="Cache them: kdpipe cache-teacher --targets topk, or dense",
-        )
-    if needs.dense and not targets.dense:
-        raise TargetsError(
-            "this loss needs every class and the targets are the top k",
-            where=name,
-            do="Cache all: kdpipe cache-teacher --targets dense, or --pooled float16, which gives dense logits at any "
-            "temperature through the teacher's head",
-        )
-    missing = [n for n in ("pooled", "map") if getattr(needs, n) and getattr(targets, n) is None]
-    if missing:
-        raise TargetsError(
-            f"this loss needs the teacher's {missing[0]} feature",
-            where=name,
-            do=f"Cache it: kdpipe cache-teacher --targets none {FEATURE_FLAGS[missing[0]]} float16",
-        )
-    return targets
+def of_teacher(name: str, teacher: TeacherInfo | None, part: str) -> Any:
+    """The teacher's `map` shape, `head` or `tail` for the adapters of the loss `name`.
+
+    Raises:
+        TargetsError: it isn't known.
+    """
+    found = None if teacher is None else getattr(teacher, part)
+    if found is None:
+        raise _missing(name, part)
+    return found
 
 
-def rows_mean(x: torch.Tensor, context: Context) -> torch.Tensor:
-    """Mean over all elements of float (n, ...), each row counting once over the whole batch."""
-    return context.over_rows(x.float().flatten(1).mean(dim=1).sum()) if len(x) else x.float().sum()
+def given(value: T | None) -> T:
+    """A tensor that the requirements promise."""
+    assert value is not None
+    return value
 
 
 def float32(x: torch.Tensor) -> torch.Tensor:
     """At least float32: a double stays one."""
     return x if x.dtype == torch.float64 else x.float()
+
+
+def _missing(name: str, part: str) -> TargetsError:
+    if part == "tail":
+        do = "Keep it: kdpipe cache-teacher --last-stage; or use kd+cap-dfm, which does without"
+        return TargetsError("this loss needs the teacher's last stage", where=name, do=do)
+    # The classifier is kept beside the pooled feature.
+    feature = "pooled" if part == "head" else part
+    return TargetsError(
+        f"this loss needs the teacher's {feature} feature",
+        where=name,
+        do=f"Cache it: kdpipe cache-teacher --targets none {FEATURE_FLAGS[feature]} float16",
+    )

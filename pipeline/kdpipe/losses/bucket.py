@@ -1,21 +1,19 @@
 """Bucket KD: the classes that were kept, and all others as one."""
 
-from typing import Any
-
 import torch
-from pydantic import Field
 from torch.nn import functional as F
 
-from kdpipe.losses.base import Loss, float32, require_targets
-from kdpipe.losses.inputs import Context, Requirements, StudentOutput
-from kdpipe.losses.logit import CrossEntropyConfig, cross_entropy
+from kdpipe.losses.base import Loss, Parts, float32, given
+from kdpipe.losses.config import BucketConfig
+from kdpipe.losses.inputs import Context, StudentOutput
+from kdpipe.losses.logit import cross_entropy
 from kdpipe.targets import Labels, Targets
 
 
 def bucket_kd(student: torch.Tensor, teacher: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
     """KL(teacher || student) over k classes and a bucket with the sum of all others, of each row, nats: (n,).
 
-    Exact for a top-k set whatever its tail looks like: only the tail's sum is known, and only that is taught.
+    Exact for a top-k set whatever its tail looks like: only the tail's sum is known, and only that is matched.
     It is another loss than KD, and the same at temperature 1 where k = C.
 
     Args:
@@ -27,13 +25,6 @@ def bucket_kd(student: torch.Tensor, teacher: torch.Tensor, index: torch.Tensor)
     return F.kl_div(log_s, log_t, reduction="none", log_target=True).sum(dim=1)
 
 
-class BucketConfig(CrossEntropyConfig):
-    """Numbers of `bucket-kd`."""
-
-    k: int = Field(16, ge=1, description="classes to take of dense targets; of top-k targets those that are kept")
-    alpha: float = Field(0.5, ge=0, le=1, description="weight of the KL; cross entropy gets 1 - alpha")
-
-
 class BucketKd(Loss):
     """alpha * `bucket_kd` + (1 - alpha) * CE, at temperature 1.
 
@@ -41,26 +32,15 @@ class BucketKd(Loss):
     same loss. KL averages over all rows, CE over the labelled ones. Parts: `bucket`, and `ce` where alpha < 1.
     """
 
-    name, paper = "bucket-kd", "KD with the classes beyond the top k as one; no paper"
-    Config = BucketConfig
+    name, Config = "bucket-kd", BucketConfig
     config: BucketConfig
 
-    @staticmethod
-    def requirements_of(config: Any) -> Requirements:
+    def compute(self, output: StudentOutput, labels: Labels, targets: Targets, context: Context) -> Parts:
         """See Loss."""
-        return Requirements(labels=config.alpha < 1, logits=True)
-
-    def forward(
-        self, output: StudentOutput, labels: Labels, targets: Targets | None, context: Context
-    ) -> dict[str, torch.Tensor]:
-        """See Loss."""
-        c, found = self.config, require_targets(self.name, self.requirements, targets)
-        teacher, index = found.log_probs, found.index
-        assert teacher is not None
+        c, teacher, index = self.config, given(targets.log_probs), targets.index
         if index is None:
             index = teacher.topk(min(c.k, teacher.shape[1]), dim=1).indices
-        with torch.autocast(output.logits.device.type, enabled=False):
-            kl = context.over_rows(bucket_kd(output.logits, teacher, index).sum())
+        kl = context.over_rows(bucket_kd(output.logits, teacher, index).sum())
         if not self.requirements.labels:
             return {"loss": kl, "bucket": kl}
         ce = cross_entropy(output.logits, labels, context, c.label_smoothing)

@@ -1,4 +1,4 @@
-"""ScaleKD's cross-attention projector: a student's map seen through queries at a teacher's positions."""
+"""ScaleKD's cross-attention projector: queries at a teacher's positions attend to a student's map."""
 
 import math
 from typing import Self
@@ -14,7 +14,7 @@ Shape = tuple[int, int, int]
 
 # Attention is this much sharper than usual.
 _SHARPNESS = 5.0
-# Where the teacher's width isn't made of whole heads, attention is as wide as so many times a number.
+# Where heads don't divide the teacher's width, attention is as wide as the next multiple of this.
 _ROUND = 64
 
 
@@ -67,10 +67,10 @@ class CrossAttentionProjector(nn.Module):
 
     @classmethod
     def of_width(cls, student: Shape, teacher: Shape, head_width: int, learned: bool = True) -> Self:
-        """With as many heads of `head_width` channels as the teacher's width has.
+        """With heads of `head_width` channels, which together are as wide as the teacher's map.
 
-        Where it hasn't a whole number (SLaK's 499 and 998 channels), attention is as wide as the next multiple of 64
-        (512 and 1024), in heads of 64.
+        Where `head_width` doesn't divide its width (SLaK's 499 and 998 channels), attention is as wide as the next
+        multiple of 64 (512 and 1024), in heads of 64.
         """
         out = teacher[0]
         inner, of = (out, head_width) if out % head_width == 0 else (-(-out // _ROUND) * _ROUND, _ROUND)
@@ -90,12 +90,12 @@ class CrossAttentionProjector(nn.Module):
         y = F.relu(self.bn(self.conv(x))) + self.position
         tokens = y.flatten(2).transpose(1, 2)  # (B, hw, Cs)
         if self.queries is not None:
-            asked = self.queries.expand(len(x), -1, -1)
+            tokens_q = self.queries.expand(len(x), -1, -1)
         else:
             assert queries is not None
-            asked = queries.flatten(2).transpose(1, 2)  # (B, HW, Ct)
-        q, k, v = self.q(F.relu(self.query_conv(asked))), self.k(tokens), self.v(tokens)
-        # Positions differ little from each other at first, and that little is all that L_freq sees.
+            tokens_q = queries.flatten(2).transpose(1, 2)  # (B, HW, Ct)
+        q, k, v = self.q(F.relu(self.query_conv(tokens_q))), self.k(tokens), self.v(tokens)
+        # Positions differ little from each other at first, and L_freq depends on these differences alone.
         with torch.autocast(x.device.type, enabled=False):
             u = self.norm(self.out(attend(float32(q), float32(k), float32(v), self.heads)))
         z = u + self.narrow(F.relu(self.widen(u)))  # (B, HW, Ct)

@@ -1,18 +1,40 @@
-"""Several losses as one, and several teachers as one."""
+"""The loss that a config names: one, a sum of several, or one for each of several teachers."""
 
 import math
 from collections.abc import Sequence
+from functools import reduce
+from operator import or_
 from typing import Any
 
 import torch
 from torch import nn
 
-from kdpipe.errors import TargetsError
-from kdpipe.losses.base import Loss, TermConfig
-from kdpipe.losses.inputs import Context, Requirements, StudentOutput
+from kdpipe.errors import ConfigError, TargetsError
+from kdpipe.losses.base import Loss, Parts
+from kdpipe.losses.inputs import Context, FeatureShapes, StudentOutput, TeacherInfo
+from kdpipe.losses.registry import LossConfig
 from kdpipe.targets import Labels, Targets
 
-Parts = dict[str, torch.Tensor]
+
+def build_loss(config: LossConfig, student: FeatureShapes | None = None, teachers: Sequence[TeacherInfo] = ()) -> Loss:
+    """The loss that a config names.
+
+    Args:
+        config: which.
+        student: the sizes of its output; only for losses with adapters.
+        teachers: what is known of the teacher, or of each of several where `config.teachers` is sum.
+
+    Raises:
+        ConfigError: the loss can't sum over teachers.
+        TrainingError, TargetsError: student and teacher don't go together in a loss.
+    """
+    if config.teachers == "sum" and len(teachers) > 1:
+        wrapping = [loss.name for loss in config.losses if loss.Config.wraps_student]
+        if wrapping:
+            what = f"{wrapping[0]} changes the student for one teacher: it can't sum over several"
+            raise ConfigError(what, where="loss.teachers", found="sum", allowed="average")
+        return SumOverTeachers([_of_one(config, student, one) for one in teachers], config.teacher_weights)
+    return _of_one(config, student, teachers[0] if teachers else None)
 
 
 class Sum(Loss):
@@ -20,13 +42,12 @@ class Sum(Loss):
     have the same; unweighted.
     """
 
-    name, paper = "sum", "a weighted sum"
-    Config = TermConfig
+    name = "sum"
 
     def __init__(self, terms: Sequence[Loss]) -> None:
         nn.Module.__init__(self)
         self.terms = nn.ModuleList(terms)
-        self.requirements = all_requirements(term.requirements for term in terms)
+        self.requirements = reduce(or_, (term.requirements for term in terms))
 
     def forward(self, output: StudentOutput, labels: Labels, targets: Targets | None, context: Context) -> Parts:
         """See Loss."""
@@ -35,7 +56,7 @@ class Sum(Loss):
         for term in self.terms:
             assert isinstance(term, Loss)
             own = term(output, labels, targets, context)
-            loss = term.config.factor(context) * own.pop("loss")
+            loss = term.config.factor(context.progress) * own.pop("loss")
             total = loss if total is None else total + loss
             for name, part in own.items():
                 parts[f"{term.name}.{name}" if name in parts else name] = part
@@ -46,8 +67,7 @@ class Sum(Loss):
 class SumOverTeachers(Loss):
     """One loss for each teacher, the weighted mean of their losses. Parts: the weighted means of theirs."""
 
-    name, paper = "teachers", "a weighted mean over teachers"
-    Config = TermConfig
+    name = "teachers"
 
     def __init__(self, losses: Sequence[Loss], weights: Sequence[float]) -> None:
         nn.Module.__init__(self)
@@ -65,7 +85,7 @@ class SumOverTeachers(Loss):
 
 
 def average(targets: Sequence[Targets], weights: Sequence[float] = ()) -> Targets:
-    """The weighted mean of several teachers' log-probabilities, made to sum to 1: what an ensemble says.
+    """The weighted mean of several teachers' log-probabilities, made to sum to 1: an ensemble's prediction.
 
     Args:
         targets: of the same n views, log-probabilities each.
@@ -102,9 +122,8 @@ def shares(weights: Sequence[float], count: int) -> list[float]:
     return [weight / math.fsum(given) for weight in given]
 
 
-def all_requirements(needs: Any) -> Requirements:
-    """What all of them take together."""
-    total = Requirements()
-    for one in needs:
-        total = total | one
-    return total
+def _of_one(config: LossConfig, student: FeatureShapes | None, teacher: TeacherInfo | None) -> Loss:
+    student = student or FeatureShapes(teacher.num_classes if teacher else 0)
+    terms = [one.load()(config.hyperparameters(one.name), student, teacher) for one in config.losses]
+    plain = all(term.config.weight == 1 and term.config.schedule == ((0.0, 1.0),) for term in terms)
+    return terms[0] if len(terms) == 1 and plain else Sum(terms)

@@ -10,7 +10,7 @@ def spatial(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
     """L_spat of each row, sum_p || s^_p - t^_p ||^2 with channels of length 1 at each position p: (n,).
 
     ScaleKD (Fan et al., 2024), dual-view feature mimicking, original view. A sum over positions, between 0 and
-    4hw; it forgets how long tokens are.
+    4hw; lengths of tokens have no effect.
 
     Args:
         student, teacher: float (n, D, h, w); float64 is kept, other dtypes are computed in float32.
@@ -24,8 +24,8 @@ def frequency(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
     """L_freq of each row, L_spat of both maps without each channel's mean over positions: (n,).
 
     ScaleKD, dual-view feature mimicking, frequency view: the paper zeroes the DC coefficient of a discrete cosine
-    transform and transforms back, which takes away the mean and nothing else. The direct component is what
-    networks have most of; without it the rest counts. 0 for maps of one position.
+    transform and transforms back, which takes away the mean and nothing else. Without that largest
+    component the others have more weight. 0 for maps of one position.
 
     Args:
         student, teacher: as in `spatial`.

@@ -1,14 +1,12 @@
 """DIST: correlations instead of equal values, within each row and within each class over the batch."""
 
-from typing import Any
-
 import torch
-from pydantic import Field
 
-from kdpipe.losses.base import Loss, float32, require_targets
+from kdpipe.losses.base import Loss, Parts, float32, given
+from kdpipe.losses.config import DistConfig
 from kdpipe.losses.gather import gathered
-from kdpipe.losses.inputs import Context, Requirements, StudentOutput
-from kdpipe.losses.logit import CrossEntropyConfig, cross_entropy
+from kdpipe.losses.inputs import Context, StudentOutput
+from kdpipe.losses.logit import cross_entropy
 from kdpipe.targets import Labels, Targets
 
 
@@ -49,37 +47,21 @@ def dist(student: torch.Tensor, teacher: torch.Tensor, tau: float = 1.0) -> torc
     return 2 * tau**2 * (dist_inter(student, teacher, tau) + dist_intra(student, teacher, tau))
 
 
-class DistConfig(CrossEntropyConfig):
-    """Numbers of `dist`."""
-
-    tau: float = Field(1.0, gt=0, description="temperature")
-
-
 class Dist(Loss):
     """CE + 2 tau^2 (`dist_inter` + `dist_intra`), over all rows of the batch on all ranks; CE over the labelled.
 
-    Columns of classes that a top-k set seldom keeps would correlate with its tail, so it takes dense targets
-    at any temperature. Parts: `dist_inter`, `dist_intra`, `ce`.
+    Columns of classes that are rarely in the top k would correlate with the tail, so it needs dense targets at any
+    temperature. Parts: `dist_inter`, `dist_intra`, `ce`.
     """
 
-    name, paper = "dist", "Huang et al. 2022, Knowledge Distillation from A Stronger Teacher"
-    Config = DistConfig
+    name, Config = "dist", DistConfig
     config: DistConfig
 
-    @staticmethod
-    def requirements_of(config: Any) -> Requirements:
+    def compute(self, output: StudentOutput, labels: Labels, targets: Targets, context: Context) -> Parts:
         """See Loss."""
-        return Requirements(labels=True, logits=True, dense=True)
-
-    def forward(
-        self, output: StudentOutput, labels: Labels, targets: Targets | None, context: Context
-    ) -> dict[str, torch.Tensor]:
-        """See Loss."""
-        c, teacher = self.config, require_targets(self.name, self.requirements, targets).log_probs
-        assert teacher is not None
-        with torch.autocast(output.logits.device.type, enabled=False):
-            student, teacher = gathered(output.logits, context), gathered(teacher, context)
-            inter, intra = dist_inter(student, teacher, c.tau), dist_intra(student, teacher, c.tau)
+        c = self.config
+        student, teacher = gathered(output.logits, context), gathered(given(targets.log_probs), context)
+        inter, intra = dist_inter(student, teacher, c.tau), dist_intra(student, teacher, c.tau)
         ce = cross_entropy(output.logits, labels, context, c.label_smoothing)
         return {"loss": ce + 2 * c.tau**2 * (inter + intra), "dist_inter": inter, "dist_intra": intra, "ce": ce}
 

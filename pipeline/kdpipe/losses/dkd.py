@@ -1,14 +1,12 @@
 """DKD: the target class against all others, and the others among themselves, weighted apart."""
 
-from typing import Any
-
 import torch
-from pydantic import Field
 from torch.nn import functional as F
 
-from kdpipe.losses.base import Loss, float32, require_targets
-from kdpipe.losses.inputs import Context, Requirements, StudentOutput
-from kdpipe.losses.logit import CrossEntropyConfig, cross_entropy
+from kdpipe.losses.base import Loss, Parts, float32
+from kdpipe.losses.config import DkdConfig
+from kdpipe.losses.inputs import Context, StudentOutput
+from kdpipe.losses.logit import cross_entropy
 from kdpipe.losses.target_class import label_mask, labelled, log_softmax_others, with_label
 from kdpipe.targets import Labels, Targets
 
@@ -56,15 +54,6 @@ def warmed(epoch: float, warmup: float) -> float:
     return min(epoch / warmup, 1.0) if warmup > 0 else 1.0
 
 
-class DkdConfig(CrossEntropyConfig):
-    """Numbers of `dkd`: those of ImageNet. On CIFAR: alpha 1, beta 8, temperature 4, warmup 20."""
-
-    alpha: float = Field(1.0, ge=0, description="weight of the label's class against all others")
-    beta: float = Field(0.5, ge=0, description="weight of the other classes; 2 from ResNet-50 to MobileNetV1; CIFAR 8")
-    temperature: float = Field(1.0, gt=0, description="T; other than 1 needs dense targets; CIFAR 4")
-    warmup: float = Field(0.0, ge=0, description="epochs over which both weights grow from 0; CIFAR 20")
-
-
 class Dkd(Loss):
     """CE + min(epoch / warmup, 1) * (alpha * `tckd` + beta * `nckd`), all of them means over the labelled rows.
 
@@ -74,24 +63,15 @@ class Dkd(Loss):
     temperature 1 the tail of a top-k set matters too much: it takes dense targets. Parts: `tckd`, `nckd`, `ce`.
     """
 
-    name, paper = "dkd", "Zhao et al. 2022, Decoupled Knowledge Distillation"
-    Config = DkdConfig
+    name, Config = "dkd", DkdConfig
     config: DkdConfig
 
-    @staticmethod
-    def requirements_of(config: Any) -> Requirements:
-        """See Loss."""
-        return Requirements(labels=True, logits=True, dense=config.temperature != 1)
-
-    def forward(
-        self, output: StudentOutput, labels: Labels, targets: Targets | None, context: Context
-    ) -> dict[str, torch.Tensor]:
+    def compute(self, output: StudentOutput, labels: Labels, targets: Targets, context: Context) -> Parts:
         """See Loss."""
         c, student, hard = self.config, output.logits, labels.hard
-        teacher = with_label(require_targets(self.name, self.requirements, targets), hard)
-        with torch.autocast(student.device.type, enabled=False):
-            target = context.over_labelled(tckd(student, teacher, hard, c.temperature).sum())
-            others = context.over_labelled(nckd(student, teacher, hard, c.temperature).sum())
+        teacher = with_label(targets, hard)
+        target = context.over_labelled(tckd(student, teacher, hard, c.temperature).sum())
+        others = context.over_labelled(nckd(student, teacher, hard, c.temperature).sum())
         ce = cross_entropy(student, labels, context, c.label_smoothing)
         loss = ce + warmed(context.epoch, c.warmup) * (c.alpha * target + c.beta * others)
         return {"loss": loss, "tckd": target, "nckd": others, "ce": ce}

@@ -12,7 +12,7 @@ from kdpipe.losses.inputs import Context
 def gathered(x: torch.Tensor, context: Context) -> torch.Tensor:
     """The rows of all ranks, in the ranks' order: (n, ...) -> (rows of all ranks, ...), on each of them.
 
-    The gradient of a rank's own rows is the sum of what all ranks say of them. A loss that every rank computes
+    The gradient of a rank's own rows is the sum of all ranks' gradients for them. A loss that every rank computes
     of all rows thus needs neither `over_rows` nor another factor: averaged over ranks, as data-parallel training
     does, parameters get the gradient that one process would give them.
 
@@ -34,9 +34,9 @@ class _Gathered(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
         rank, world = distributed.get_rank(), distributed.get_world_size()
-        told = [torch.empty(1, dtype=torch.int64, device=x.device) for _ in range(world)]
-        distributed.all_gather(told, torch.tensor([len(x)], device=x.device))
-        counts: list[int] = torch.cat(told).tolist()
+        sizes = [torch.empty(1, dtype=torch.int64, device=x.device) for _ in range(world)]
+        distributed.all_gather(sizes, torch.tensor([len(x)], device=x.device))
+        counts: list[int] = torch.cat(sizes).tolist()
         # Backends want equal shapes: rows are padded to the most that a rank has.
         padded = x.new_zeros(max(counts), *x.shape[1:])
         padded[: len(x)] = x

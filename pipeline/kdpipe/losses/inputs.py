@@ -1,4 +1,4 @@
-"""What losses are given, and say that they need: words that students, teachers and trainer share."""
+"""Inputs of losses: the batch and run, the student's output, and what adapters must know of student and teacher."""
 
 from dataclasses import dataclass, field
 
@@ -6,46 +6,6 @@ import torch
 from torch import nn
 
 from kdpipe.teacher import Tail
-
-
-@dataclass(frozen=True)
-class Requirements:
-    """What a loss takes.
-
-    Attributes:
-        labels: it has a term against the ground truth.
-        logits: the teacher's, be they the top k.
-        dense: each class's own logit rather than the top k.
-        pooled, map: the teacher's features.
-        head, tail: the teacher's classifier and its last stage, with their weights.
-        maps: how many of the student's maps, from the last one backwards.
-        student_pooled: what the student's classifier sees.
-    """
-
-    labels: bool = False
-    logits: bool = False
-    dense: bool = False
-    pooled: bool = False
-    map: bool = False
-    head: bool = False
-    tail: bool = False
-    maps: int = 0
-    student_pooled: bool = False
-
-    @property
-    def targets(self) -> bool:
-        """Whether it can't do without a teacher."""
-        return any((self.logits, self.dense, self.pooled, self.map, self.head, self.tail))
-
-    @property
-    def features(self) -> bool:
-        """Whether it takes more than logits from the teacher."""
-        return any((self.pooled, self.map, self.head, self.tail))
-
-    def __or__(self, other: "Requirements") -> "Requirements":
-        """What both take."""
-        mine, theirs = vars(self), vars(other)
-        return Requirements(**{name: max(value, theirs[name]) for name, value in mine.items()})
 
 
 @dataclass(frozen=True)
@@ -60,7 +20,7 @@ class Context:
         rows: of the batch over all ranks.
         labelled: those with a label.
         world: number of ranks.
-        epoch: how far the run is, in epochs, fractions included.
+        epoch: progress of the run in epochs, fractions included.
         epochs: of the run.
     """
 
@@ -69,6 +29,11 @@ class Context:
     world: int = 1
     epoch: float = 0.0
     epochs: float = 1.0
+
+    @property
+    def progress(self) -> float:
+        """Share of the run that is done."""
+        return self.epoch / max(self.epochs, 1e-9)
 
     def over_rows(self, total: torch.Tensor) -> torch.Tensor:
         """Mean over all rows, from this rank's sum."""
@@ -81,12 +46,12 @@ class Context:
 
 @dataclass(frozen=True)
 class StudentOutput:
-    """What a student says of n views.
+    """A student's output on n views.
 
     Attributes:
         logits: (n, C), any float dtype.
-        pooled: (n, d), what its classifier sees; None unless asked for.
-        maps: (n, c, h, w) each, as many as asked for, the last one its final map.
+        pooled: (n, d), the input of its classifier; None unless `Requirements.student_pooled`.
+        maps: (n, c, h, w) each, as many as `Requirements.maps`, the last one its final map.
     """
 
     logits: torch.Tensor
@@ -100,7 +65,7 @@ class FeatureShapes:
 
     Attributes:
         num_classes: C.
-        pooled: d; 0 unless asked for.
+        pooled: d; 0 unless `Requirements.student_pooled`.
         maps: (c, h, w) of each map, as in `StudentOutput`.
     """
 
@@ -115,8 +80,8 @@ class TeacherInfo:
 
     Attributes:
         num_classes: C.
-        pooled: D; 0 where not kept.
-        map: (D, h, w); None where not kept.
+        pooled: D; 0 where it isn't cached.
+        map: (D, h, w); None where it isn't cached.
         mean, std: float32 (D,), of the map's channels over the first cached views.
         head: its classifier, frozen, float32.
         tail: its last stage, frozen.

@@ -1,13 +1,11 @@
 """Losses on logits: plain cross entropy, knowledge distillation, soft cross entropy."""
 
-from typing import Any
-
 import torch
-from pydantic import Field
 from torch.nn import functional as F
 
-from kdpipe.losses.base import Loss, TermConfig, float32, require_targets
-from kdpipe.losses.inputs import Context, Requirements, StudentOutput
+from kdpipe.losses.base import Loss, Parts, float32, given
+from kdpipe.losses.config import CrossEntropyConfig, KdConfig, SoftCrossEntropyConfig
+from kdpipe.losses.inputs import Context, StudentOutput
 from kdpipe.targets import Labels, Targets
 
 
@@ -64,37 +62,16 @@ def soft_cross_entropy(student: torch.Tensor, teacher: torch.Tensor) -> torch.Te
     return -(float32(teacher).exp() * torch.log_softmax(float32(student), dim=1)).sum(dim=1)
 
 
-class CrossEntropyConfig(TermConfig):
-    """Numbers of `none`."""
-
-    label_smoothing: float = Field(0.0, ge=0, lt=1, description="of the cross entropy against labels")
-
-
 class CrossEntropy(Loss):
     """Training without a teacher, see `cross_entropy`. Parts: `ce`."""
 
-    name, paper = "none", "cross entropy against the labels; no teacher"
-    Config = CrossEntropyConfig
+    name, Config = "none", CrossEntropyConfig
     config: CrossEntropyConfig
 
-    @staticmethod
-    def requirements_of(config: Any) -> Requirements:
-        """See Loss."""
-        return Requirements(labels=True)
-
-    def forward(
-        self, output: StudentOutput, labels: Labels, targets: Targets | None, context: Context
-    ) -> dict[str, torch.Tensor]:
+    def compute(self, output: StudentOutput, labels: Labels, targets: Targets, context: Context) -> Parts:
         """See Loss."""
         ce = cross_entropy(output.logits, labels, context, self.config.label_smoothing)
         return {"loss": ce, "ce": ce}
-
-
-class KdConfig(CrossEntropyConfig):
-    """Numbers of `kd`. On CIFAR papers use temperature 4 and alpha 0.9."""
-
-    temperature: float = Field(1.0, gt=0, description="T; other than 1 needs dense targets")
-    alpha: float = Field(0.5, ge=0, le=1, description="weight of KD; cross entropy gets 1 - alpha")
 
 
 class KnowledgeDistillation(Loss):
@@ -104,23 +81,13 @@ class KnowledgeDistillation(Loss):
     matters too much: it takes dense targets. Parts: `kd`, and `ce` where alpha < 1.
     """
 
-    name, paper = "kd", "Hinton et al. 2015, Distilling the Knowledge in a Neural Network"
-    Config = KdConfig
+    name, Config = "kd", KdConfig
     config: KdConfig
 
-    @staticmethod
-    def requirements_of(config: Any) -> Requirements:
+    def compute(self, output: StudentOutput, labels: Labels, targets: Targets, context: Context) -> Parts:
         """See Loss."""
-        return Requirements(labels=config.alpha < 1, logits=True, dense=config.temperature != 1)
-
-    def forward(
-        self, output: StudentOutput, labels: Labels, targets: Targets | None, context: Context
-    ) -> dict[str, torch.Tensor]:
-        """See Loss."""
-        c, teacher = self.config, require_targets(self.name, self.requirements, targets).log_probs
-        assert teacher is not None
-        with torch.autocast(output.logits.device.type, enabled=False):
-            loss = context.over_rows(kd(output.logits, teacher, c.temperature).sum())
+        c = self.config
+        loss = context.over_rows(kd(output.logits, given(targets.log_probs), c.temperature).sum())
         if not self.requirements.labels:
             return {"loss": loss, "kd": loss}
         ce = cross_entropy(output.logits, labels, context, c.label_smoothing)
@@ -130,20 +97,9 @@ class KnowledgeDistillation(Loss):
 class SoftCrossEntropy(Loss):
     """`soft_cross_entropy` over all rows, without ground truth, at temperature 1. Parts: `ce`."""
 
-    name, paper = "soft-ce", "Shen and Xing 2022, FKD; Wu et al. 2022, TinyViT"
-    Config = TermConfig
+    name, Config = "soft-ce", SoftCrossEntropyConfig
 
-    @staticmethod
-    def requirements_of(config: Any) -> Requirements:
+    def compute(self, output: StudentOutput, labels: Labels, targets: Targets, context: Context) -> Parts:
         """See Loss."""
-        return Requirements(logits=True)
-
-    def forward(
-        self, output: StudentOutput, labels: Labels, targets: Targets | None, context: Context
-    ) -> dict[str, torch.Tensor]:
-        """See Loss."""
-        teacher = require_targets(self.name, self.requirements, targets).log_probs
-        assert teacher is not None
-        with torch.autocast(output.logits.device.type, enabled=False):
-            ce = context.over_rows(soft_cross_entropy(output.logits, teacher).sum())
+        ce = context.over_rows(soft_cross_entropy(output.logits, given(targets.log_probs)).sum())
         return {"loss": ce, "ce": ce}

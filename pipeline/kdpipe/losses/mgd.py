@@ -1,15 +1,16 @@
-"""MGD: the teacher's final map, made again from a student's map of which channels are missing."""
+"""MGD: the teacher's final map, generated from a student's map of which channels are masked."""
 
-from typing import Any, Self
+from dataclasses import replace
+from typing import Any
 
 import torch
-from pydantic import Field
 from torch import nn
 
-from kdpipe.losses.align import map_shapes, same_grid, to_width
-from kdpipe.losses.base import Loss, TermConfig, float32, require_targets
-from kdpipe.losses.inputs import Context, FeatureShapes, Requirements, StudentOutput, TeacherInfo
-from kdpipe.targets import Labels, Targets
+from kdpipe.losses.align import MapLoss, same_grid
+from kdpipe.losses.base import float32, given, of_teacher
+from kdpipe.losses.config import MgdConfig
+from kdpipe.losses.inputs import FeatureShapes, StudentOutput, TeacherInfo
+from kdpipe.targets import Targets
 
 
 def mgd(generated: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
@@ -32,14 +33,7 @@ def channel_mask(x: torch.Tensor, ratio: float) -> torch.Tensor:
     return (torch.rand(*x.shape[:2], 1, 1, device=x.device) >= ratio).to(x.dtype)
 
 
-class MgdConfig(TermConfig):
-    """Numbers of `mgd`, those of the paper's classification."""
-
-    weight: float = Field(7e-5, ge=0, description="of the loss where several are summed: the paper's alpha")
-    mask: float = Field(0.15, ge=0, lt=1, description="share of channels that are masked: the paper's lambda")
-
-
-class MaskedGenerative(Loss):
+class MaskedGenerative(MapLoss):
     """`mgd` of the student's last map: aligned by a 1x1 convolution where widths differ, masked, generated anew by
     3x3 convolution, ReLU, 3x3 convolution.
 
@@ -47,37 +41,22 @@ class MaskedGenerative(Loss):
     paper's grids are equal; else the larger map is averaged down to the other's, before it is masked. Parts: `mgd`.
     """
 
-    name, paper = "mgd", "Yang et al. 2022, Masked Generative Distillation"
-    Config = MgdConfig
-    trains_classifier = False
+    name, Config = "mgd", MgdConfig
     config: MgdConfig
+    align_equal = False
 
-    def __init__(self, config: MgdConfig, student: int, teacher: int) -> None:
-        super().__init__(config)
-        self.align = nn.Identity() if student == teacher else to_width(student, teacher)
+    def __init__(self, config: Any, student: FeatureShapes | None = None, teacher: TeacherInfo | None = None) -> None:
+        super().__init__(config, student, teacher)
+        wide = of_teacher(self.name, teacher, "map")[0]
         self.generate = nn.Sequential(
-            nn.Conv2d(teacher, teacher, 3, padding=1), nn.ReLU(), nn.Conv2d(teacher, teacher, 3, padding=1)
+            nn.Conv2d(wide, wide, 3, padding=1), nn.ReLU(), nn.Conv2d(wide, wide, 3, padding=1)
         )
 
-    @staticmethod
-    def requirements_of(config: Any) -> Requirements:
+    def adapt(self, output: StudentOutput, targets: Targets) -> StudentOutput:
         """See Loss."""
-        return Requirements(map=True, maps=1)
+        student, _ = same_grid(self.align(output.maps[-1]), given(targets.map))
+        return replace(output, maps=(self.generate(student * channel_mask(student, self.config.mask)),))
 
-    @classmethod
-    def make(cls, config: Any, student: FeatureShapes, info: TeacherInfo | None) -> Self:
-        """See Loss."""
-        (narrow, *_), (wide, *_) = map_shapes(cls.name, student, info)
-        return cls(config, narrow, wide)
-
-    def forward(
-        self, output: StudentOutput, labels: Labels, targets: Targets | None, context: Context
-    ) -> dict[str, torch.Tensor]:
-        """See Loss."""
-        teacher = require_targets(self.name, self.requirements, targets).map
-        assert teacher is not None
-        student, teacher = same_grid(self.align(output.maps[-1]), teacher)
-        generated = self.generate(student * channel_mask(student, self.config.mask))
-        with torch.autocast(generated.device.type, enabled=False):
-            loss = context.over_rows(mgd(generated, teacher).sum())
-        return {"loss": loss, "mgd": loss}
+    def rows(self, student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
+        """See MapLoss."""
+        return mgd(student, teacher)

@@ -1,13 +1,11 @@
 """NKD: the target class and the normalised others, each by itself."""
 
-from typing import Any, Literal
-
 import torch
-from pydantic import Field, model_validator
 
-from kdpipe.losses.base import Loss, float32, require_targets
-from kdpipe.losses.inputs import Context, Requirements, StudentOutput
-from kdpipe.losses.logit import CrossEntropyConfig, cross_entropy
+from kdpipe.losses.base import Loss, Parts, float32
+from kdpipe.losses.config import NkdConfig
+from kdpipe.losses.inputs import Context, StudentOutput
+from kdpipe.losses.logit import cross_entropy
 from kdpipe.losses.target_class import labelled, log_softmax_others, with_label
 from kdpipe.targets import Labels, Targets
 
@@ -59,24 +57,6 @@ def nkd(
     return nkd_target(student, teacher, labels) + gamma * nkd_others(student, teacher, labels, temperature)
 
 
-class NkdConfig(CrossEntropyConfig):
-    """Numbers of `nkd`; the form decides what isn't given."""
-
-    form: Literal["paper", "large-kernel"] = Field(
-        "paper", description="large-kernel: as the large-kernel paper ran it, with gamma 1 and no cross entropy"
-    )
-    gamma: float = Field(1.5, ge=0, description="weight of the other classes; 1 in the large-kernel form")
-    temperature: float = Field(1.0, gt=0, description="T of the other classes; other than 1 needs dense targets")
-    ce: bool = Field(True, description="add the cross entropy against labels; not in the large-kernel form")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _of_the_form(cls, data: Any) -> Any:
-        if isinstance(data, dict) and data.get("form") == "large-kernel":
-            return {"gamma": 1.0, "ce": False, **data}
-        return data
-
-
 class Nkd(Loss):
     """CE + `nkd_target` + gamma * `nkd_others`, all of them means over the labelled rows.
 
@@ -85,24 +65,15 @@ class Nkd(Loss):
     a top-k set matters too much: it takes dense targets. Parts: `nkd_target`, `nkd_others`, and `ce`.
     """
 
-    name, paper = "nkd", "Yang et al. 2023, From Knowledge Distillation to Self-Knowledge Distillation"
-    Config = NkdConfig
+    name, Config = "nkd", NkdConfig
     config: NkdConfig
 
-    @staticmethod
-    def requirements_of(config: Any) -> Requirements:
-        """See Loss."""
-        return Requirements(labels=True, logits=True, dense=config.temperature != 1)
-
-    def forward(
-        self, output: StudentOutput, labels: Labels, targets: Targets | None, context: Context
-    ) -> dict[str, torch.Tensor]:
+    def compute(self, output: StudentOutput, labels: Labels, targets: Targets, context: Context) -> Parts:
         """See Loss."""
         c, student, hard = self.config, output.logits, labels.hard
-        teacher = with_label(require_targets(self.name, self.requirements, targets), hard)
-        with torch.autocast(student.device.type, enabled=False):
-            target = context.over_labelled(nkd_target(student, teacher, hard).sum())
-            others = context.over_labelled(nkd_others(student, teacher, hard, c.temperature).sum())
+        teacher = with_label(targets, hard)
+        target = context.over_labelled(nkd_target(student, teacher, hard).sum())
+        others = context.over_labelled(nkd_others(student, teacher, hard, c.temperature).sum())
         loss, parts = target + c.gamma * others, {"nkd_target": target, "nkd_others": others}
         if not c.ce:
             return {"loss": loss, **parts}

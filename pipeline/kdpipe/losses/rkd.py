@@ -1,16 +1,14 @@
-"""RKD: not the features of the batch but how they lie to each other, distances between two and angles of three."""
-
-from typing import Any
+"""RKD: distances between two rows and angles of three, instead of the features themselves."""
 
 import torch
-from pydantic import Field
 from torch import distributed
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from kdpipe.losses.base import Loss, TermConfig, float32, require_targets
+from kdpipe.losses.base import Loss, Parts, float32, given
+from kdpipe.losses.config import RkdConfig
 from kdpipe.losses.gather import gathered
-from kdpipe.losses.inputs import Context, Requirements, StudentOutput
+from kdpipe.losses.inputs import Context, StudentOutput
 from kdpipe.targets import Labels, Targets
 
 # Numbers in the largest tensor of the angles: with more rows they are computed a few vertices at a time.
@@ -53,42 +51,23 @@ def rkd_angle(student: torch.Tensor, teacher: torch.Tensor, vertices: torch.Tens
     return torch.cat(parts)
 
 
-class RkdConfig(TermConfig):
-    """Numbers of `rkd`."""
-
-    distance: float = Field(25.0, ge=0, description="weight of the distances")
-    angle: float = Field(50.0, ge=0, description="weight of the angles")
-
-
 class Rkd(Loss):
-    """distance * `rkd_distance` + angle * `rkd_angle` of what both classifiers see, the mean over the whole batch.
+    """distance * `rkd_distance` + angle * `rkd_angle` of the inputs of both classifiers, the mean over the whole batch.
 
     The batch is that of all ranks. Each of them takes its own rows as vertices of all rows' angles, so that n ranks
     take an n-th of the time. Widths may differ: nothing is aligned. Parts: `rkd_distance`, `rkd_angle`.
     """
 
-    name, paper = "rkd", "Park et al. 2019, Relational Knowledge Distillation"
-    Config = RkdConfig
-    trains_classifier = False
+    name, Config = "rkd", RkdConfig
     config: RkdConfig
 
-    @staticmethod
-    def requirements_of(config: Any) -> Requirements:
+    def compute(self, output: StudentOutput, labels: Labels, targets: Targets, context: Context) -> Parts:
         """See Loss."""
-        return Requirements(pooled=True, student_pooled=True)
-
-    def forward(
-        self, output: StudentOutput, labels: Labels, targets: Targets | None, context: Context
-    ) -> dict[str, torch.Tensor]:
-        """See Loss."""
-        told = require_targets(self.name, self.requirements, targets).pooled
-        assert output.pooled is not None
-        assert told is not None
-        with torch.autocast(output.pooled.device.type, enabled=False):
-            student, teacher = gathered(float32(output.pooled), context), gathered(told, context)
-            own = _own_rows(len(told), student, context)
-            distances = context.over_rows(rkd_distance(student, teacher)[own].sum())
-            angles = context.over_rows(rkd_angle(student, teacher, own).sum())
+        pooled = given(output.pooled)
+        student, teacher = gathered(float32(pooled), context), gathered(given(targets.pooled), context)
+        own = _own_rows(len(pooled), student, context)
+        distances = context.over_rows(rkd_distance(student, teacher)[own].sum())
+        angles = context.over_rows(rkd_angle(student, teacher, own).sum())
         loss = self.config.distance * distances + self.config.angle * angles
         return {"loss": loss, "rkd_distance": distances, "rkd_angle": angles}
 

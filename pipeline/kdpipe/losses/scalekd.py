@@ -1,28 +1,18 @@
 """ScaleKD: students learn a large teacher's final map through cross-attention, and through its own last stage."""
 
-from typing import Any, Self
+from dataclasses import replace
+from typing import Any
 
 import torch
-from pydantic import Field, model_validator
 
 from kdpipe.errors import TrainingError
-from kdpipe.losses.base import Loss, TermConfig, float32, require_targets
-from kdpipe.losses.cap import CrossAttentionProjector, Shape
+from kdpipe.losses.base import Loss, Parts, float32, given, of_teacher
+from kdpipe.losses.cap import CrossAttentionProjector
+from kdpipe.losses.config import CapDfmConfig, ScaleKdConfig
 from kdpipe.losses.dfm import frequency, spatial
-from kdpipe.losses.inputs import Context, FeatureShapes, Requirements, StudentOutput, TeacherInfo
+from kdpipe.losses.inputs import Context, FeatureShapes, StudentOutput, TeacherInfo
 from kdpipe.losses.logit import cross_entropy, soft_cross_entropy
 from kdpipe.targets import Labels, Targets
-from kdpipe.teacher import Tail
-
-_PAPER = "Fan et al. 2024, ScaleKD: Strong Vision Transformers Could Be Excellent Teachers"
-
-
-class CapDfmConfig(TermConfig):
-    """Numbers of `cap-dfm`."""
-
-    spat: float = Field(0.08, ge=0, description="weight of L_spat")
-    freq: float = Field(0.06, ge=0, description="weight of L_freq")
-    head_width: int = Field(64, ge=1, description="channels of an attention head; one of 64 where they don't go up")
 
 
 class CapDfm(Loss):
@@ -32,60 +22,25 @@ class CapDfm(Loss):
     ScaleKD without what passes the tail. Parts: `spat`, `freq`.
     """
 
-    name, paper, trains_classifier = "cap-dfm", _PAPER, False
-    Config = CapDfmConfig
+    name, Config = "cap-dfm", CapDfmConfig
     config: CapDfmConfig
 
-    def __init__(self, config: CapDfmConfig, student: Shape, teacher: Shape) -> None:
-        super().__init__(config)
-        self.cap_spat, self.cap_freq = (
-            CrossAttentionProjector.of_width(student, teacher, config.head_width) for _ in range(2)
-        )
+    def __init__(self, config: Any, student: FeatureShapes | None = None, teacher: TeacherInfo | None = None) -> None:
+        super().__init__(config, student, teacher)
+        s4, t4 = given(student).maps[-1], of_teacher(self.name, teacher, "map")
+        self.cap_spat, self.cap_freq = (CrossAttentionProjector.of_width(s4, t4, config.head_width) for _ in range(2))
 
-    @staticmethod
-    def requirements_of(config: Any) -> Requirements:
+    def adapt(self, output: StudentOutput, targets: Targets) -> StudentOutput:
         """See Loss."""
-        return Requirements(map=True, maps=1)
-
-    @classmethod
-    def make(cls, config: CapDfmConfig, student: FeatureShapes, info: TeacherInfo | None) -> Self:
-        """See Loss."""
-        return cls(config, student.maps[-1], _map_of(cls.name, info))
-
-    def forward(
-        self, output: StudentOutput, labels: Labels, targets: Targets | None, context: Context
-    ) -> dict[str, torch.Tensor]:
-        """See Loss."""
-        t4 = require_targets(self.name, self.requirements, targets).map
         s4 = output.maps[-1]
-        assert t4 is not None
-        spat = context.over_rows(spatial(self.cap_spat(s4), t4).sum())
-        freq = context.over_rows(frequency(self.cap_freq(s4), t4).sum())
+        return replace(output, maps=(self.cap_spat(s4), self.cap_freq(s4)))
+
+    def compute(self, output: StudentOutput, labels: Labels, targets: Targets, context: Context) -> Parts:
+        """See Loss."""
+        t4 = given(targets.map)
+        spat = context.over_rows(spatial(output.maps[0], t4).sum())
+        freq = context.over_rows(frequency(output.maps[1], t4).sum())
         return {"loss": self.config.spat * spat + self.config.freq * freq, "spat": spat, "freq": freq}
-
-
-class ScaleKdConfig(TermConfig):
-    """Numbers of `scalekd`."""
-
-    temperature: float = Field(1.0, gt=0, description="T of kd; other than 1 needs dense targets")
-    label_smoothing: float = Field(0.0, ge=0, lt=1, description="of the cross entropy against labels")
-    ce: float = Field(0.5, ge=0, description="weight of the cross entropy against labels")
-    kd: float = Field(0.5, ge=0, description="weight of the cross entropy against the teacher")
-    spat_tail: float = Field(0.08, ge=0, description="weight of L_spat behind the teacher's tail")
-    freq_tail: float = Field(0.06, ge=0, description="weight of L_freq behind the teacher's tail")
-    spat: float = Field(0.08, ge=0, description="weight of L_spat of the student's final map")
-    freq: float = Field(0.06, ge=0, description="weight of L_freq of the student's final map")
-    head_widths: tuple[int, int] = Field(
-        (48, 64), description="channels of an attention head before the tail and behind it; 64 where they don't go up"
-    )
-
-    @model_validator(mode="after")
-    def _trains_the_classifier(self) -> Self:
-        if self.ce + self.kd == 0:
-            raise ValueError("scalekd with ce 0 and kd 0 leaves the classifier untrained; use kd+cap-dfm for features")
-        if min(self.head_widths) < 1:
-            raise ValueError(f"head_widths are at least 1, found {self.head_widths}")
-        return self
 
 
 class ScaleKd(Loss):
@@ -99,85 +54,45 @@ class ScaleKd(Loss):
     Parts: `ce`, `kd` where their weights aren't 0, `spat_tail`, `freq_tail` of Q and Q', `spat`, `freq` of F and F'.
     """
 
-    name, paper = "scalekd", _PAPER
-    Config = ScaleKdConfig
+    name, Config = "scalekd", ScaleKdConfig
     config: ScaleKdConfig
 
-    def __init__(self, config: ScaleKdConfig, maps: tuple[Shape, Shape], tail: Tail) -> None:
-        super().__init__(config)
-        cap, (s3, s4), (wide3, wide4) = CrossAttentionProjector.of_width, maps, config.head_widths
+    def __init__(self, config: Any, student: FeatureShapes | None = None, teacher: TeacherInfo | None = None) -> None:
+        super().__init__(config, student, teacher)
+        final, tail = (of_teacher(self.name, teacher, part) for part in ("map", "tail"))
+        if tail.out_shape != final:
+            what = "the tail makes other maps than were cached"
+            raise TrainingError(what, where=self.name, found=tail.out_shape, allowed=final)
+        maps = given(student).maps
+        if len(maps) < 2:
+            raise TrainingError(
+                "this loss needs maps of the student's last two stages",
+                where=self.name,
+                found=len(maps),
+                do="Name them in loss.student_layers, or use kd+cap-dfm, which needs the final one",
+            )
+        cap, (s3, s4), (wide3, wide4) = CrossAttentionProjector.of_width, maps[-2:], config.head_widths
         self.tail = tail
         self.cap3_spat, self.cap3_freq = (cap(s3, tail.in_shape, wide3) for _ in range(2))
         self.cap4_spat, self.cap4_freq = (cap(s4, tail.out_shape, wide4, learned=False) for _ in range(2))
 
-    @staticmethod
-    def requirements_of(config: Any) -> Requirements:
-        """See Loss."""
-        soft = config.kd > 0
-        dense = soft and config.temperature != 1
-        return Requirements(labels=config.ce > 0, logits=soft, dense=dense, map=True, tail=True, maps=2)
+    def adapt(self, output: StudentOutput, targets: Targets) -> StudentOutput:
+        """See Loss: Q, Q', F, F'."""
+        s3, s4 = output.maps[-2:]
+        q_spat, q_freq = self.tail(self.cap3_spat(s3)), self.tail(self.cap3_freq(s3))
+        return replace(output, maps=(q_spat, q_freq, self.cap4_spat(s4, q_spat), self.cap4_freq(s4, q_freq)))
 
-    @classmethod
-    def make(cls, config: ScaleKdConfig, student: FeatureShapes, info: TeacherInfo | None) -> Self:
+    def compute(self, output: StudentOutput, labels: Labels, targets: Targets, context: Context) -> Parts:
         """See Loss."""
-        final = _map_of(cls.name, info)
-        tail = None if info is None else info.tail
-        if tail is None:
-            raise TrainingError(
-                "this loss needs the teacher's last stage",
-                where=cls.name,
-                do="Keep it: kdpipe cache-teacher --last-stage; or use kd+cap-dfm, which does without",
-            )
-        if tail.out_shape != final:
-            raise TrainingError(
-                "the tail makes other maps than were cached", where=cls.name, found=tail.out_shape, allowed=final
-            )
-        if len(student.maps) < 2:
-            raise TrainingError(
-                "this loss needs maps of the student's last two stages",
-                where=cls.name,
-                found=len(student.maps),
-                do="Name them, or use kd+cap-dfm, which needs the final one",
-            )
-        s3, s4 = student.maps[-2:]
-        return cls(config, (s3, s4), tail)
-
-    def forward(
-        self, output: StudentOutput, labels: Labels, targets: Targets | None, context: Context
-    ) -> dict[str, torch.Tensor]:
-        """See Loss."""
-        c, told = self.config, require_targets(self.name, self.requirements, targets)
-        t4, (s3, s4) = told.map, output.maps[-2:]
-        assert t4 is not None
-        parts: dict[str, torch.Tensor] = {}
+        c, t4 = self.config, given(targets.map)
+        parts: Parts = {}
         if c.ce:
             parts["ce"] = cross_entropy(output.logits, labels, context, c.label_smoothing)
         if c.kd:
-            parts["kd"] = self._soft(output.logits, told, context)
-        q_spat, q_freq = self.tail(self.cap3_spat(s3)), self.tail(self.cap3_freq(s3))
-        rows = {
-            "spat_tail": spatial(q_spat, t4),
-            "freq_tail": frequency(q_freq, t4),
-            "spat": spatial(self.cap4_spat(s4, q_spat), t4),
-            "freq": frequency(self.cap4_freq(s4, q_freq), t4),
-        }
-        parts |= {name: context.over_rows(losses.sum()) for name, losses in rows.items()}
+            teacher = torch.log_softmax(given(targets.log_probs) / c.temperature, dim=1)
+            soft = soft_cross_entropy(float32(output.logits) / c.temperature, teacher)
+            parts["kd"] = context.over_rows(soft.sum()) * c.temperature**2
+        named = zip(("spat_tail", "freq_tail", "spat", "freq"), (spatial, frequency) * 2, output.maps, strict=True)
+        parts |= {name: context.over_rows(distance(x, t4).sum()) for name, distance, x in named}
         total = torch.stack([getattr(c, name) * part for name, part in parts.items()]).sum()
         return {"loss": total, **parts}
-
-    def _soft(self, logits: torch.Tensor, told: Targets, context: Context) -> torch.Tensor:
-        assert told.log_probs is not None
-        heat = self.config.temperature
-        with torch.autocast(logits.device.type, enabled=False):
-            teacher = torch.log_softmax(told.log_probs / heat, dim=1)
-            return context.over_rows(soft_cross_entropy(float32(logits) / heat, teacher).sum()) * heat**2
-
-
-def _map_of(name: str, info: TeacherInfo | None) -> Shape:
-    if info is None or info.map is None:
-        raise TrainingError(
-            "this loss needs the teacher's final map",
-            where=name,
-            do="Cache it: kdpipe cache-teacher --feature-map int8, or float16",
-        )
-    return info.map

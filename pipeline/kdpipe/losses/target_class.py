@@ -1,4 +1,4 @@
-"""One class apart from all others: what losses share that treat the label's class by itself."""
+"""Functions of losses that treat the label's class apart from all others."""
 
 import math
 
@@ -18,7 +18,7 @@ def with_label(targets: Targets, labels: torch.Tensor) -> torch.Tensor:
     own probability p(y) was kept beside them. It gets that, and the other C - k - 1 classes of the tail share
     what is left, (1 - sum of the kept - p(y)) / (C - k - 1), so that each row still sums to 1. Rows whose label
     is among the k, rows without a label and dense targets stay as they are. Where several top-k sets went into
-    one, nobody knows which classes are the tail: the label gets its own, and all others are scaled to the rest.
+    one, it isn't known which classes are the tail: the label gets its own, and all others are scaled to the rest.
 
     Args:
         targets: n rows, with `log_probs`.

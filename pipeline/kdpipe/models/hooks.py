@@ -28,7 +28,10 @@ class StudentHooks:
         if absent:
             close = [name for name in modules if name.count(".") <= 1 and name]
             raise TrainingError(
-                "the student has no such module", where="loss.taps", found=absent[0], allowed=", ".join(close[:24])
+                "the student has no such module",
+                where="loss.student_layers",
+                found=absent[0],
+                allowed=", ".join(close[:24]),
             )
         self.names = tuple(dict.fromkeys(names))
         self._tokens = int(getattr(model, "num_prefix_tokens", 0) or 0)
@@ -50,7 +53,7 @@ class StudentHooks:
             raise TrainingError(
                 "a module takes no part in the student's answer",
                 where=silent[0],
-                do="Name others in loss.taps, or use a loss that takes no feature of the student",
+                do="Name others in loss.student_layers, or use a loss that takes no feature of the student",
             )
         pooled = None if self._classifier is None else _vectors(found[self._classifier])
         return pooled, tuple(self._map(found[name], name) for name in self.names)
@@ -65,7 +68,7 @@ class StudentHooks:
                 return tokens.movedim(-1, 1).unflatten(2, (side, side))
         raise TrainingError(
             "the module's output is no map",
-            where=f"loss.taps: {name}",
+            where=f"loss.student_layers: {name}",
             found=tuple(x.shape),
             allowed="(n, c, h, w), or tokens (n, h * h, c)",
             do="Name another module",
@@ -121,7 +124,7 @@ def usual_maps(model: nn.Module, count: int) -> tuple[str, ...]:
             where=type(model).__name__,
             found=f"{len(named)} maps",
             allowed=f"{count} or more",
-            do="Name its modules: --set loss.taps=[layer3,layer4]",
+            do="Name its modules: --set loss.student_layers=[layer3,layer4]",
         )
     if count > 1 and len(set(sides)) == 1:
         quarter = -(-len(named) // 4)

@@ -175,7 +175,7 @@ class TrainingLoop:
 
     def _weights(self, scores: Metrics | None) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         job = self.plan.job
-        kept = self.plan.step.distillation.undressed(self.plan.step.averaged)
+        kept = self.plan.step.distillation.unwrapped(self.plan.step.averaged)
         header = {
             **kept.metadata(),
             "views": job.views.model_dump(mode="json"),

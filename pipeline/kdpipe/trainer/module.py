@@ -18,9 +18,9 @@ class DistillationModule(nn.Module):
     """Images and targets in, losses out.
 
     Args:
-        built: the student as it is built; its module is wrapped here where the loss asks for it.
+        built: the student as it is built; its module is wrapped here where the loss needs that.
         config: of the loss.
-        info: of each cache whose targets the loss gets.
+        teachers: of each cache whose targets the loss gets.
 
     Attributes:
         built: with the wrapped module.
@@ -31,29 +31,30 @@ class DistillationModule(nn.Module):
         TrainingError: student, teacher and loss don't go together.
     """
 
-    def __init__(self, built: ModelSpec, config: LossConfig, info: Sequence[TeacherInfo] = ()) -> None:
+    def __init__(self, built: ModelSpec, config: LossConfig, teachers: Sequence[TeacherInfo] = ()) -> None:
         super().__init__()
-        first = info[0] if info else None
-        self._config, module, taps = config, built.module, config.taps
-        for loss in config.losses:
-            module = loss.wrap(config.hyperparameters(loss.name), module, first)
-            taps = loss.taps(config.hyperparameters(loss.name)) or taps
-        scales = [getattr(config.hyperparameters(loss.name), "logit_scale", None) for loss in config.losses]
-        # What is wrapped takes features of the module, not the logits that its own weights were trained for.
+        first = teachers[0] if teachers else None
+        self._losses = [(loss.load(), config.hyperparameters(loss.name)) for loss in config.losses]
+        module, layers = built.module, config.student_layers
+        for loss, its in self._losses:
+            module = loss.wrap(its, module, first)
+            layers = loss.layers(its) or layers
+        scales = [getattr(its, "logit_scale", None) for _, its in self._losses]
+        # A wrapped student uses features of the module, not the logits that its own weights were trained for.
         own = built.logit_scale if module is built.module else None
         scale = next((scale for scale in scales if scale is not None), own)
         self.built = replace(built, module=module, logit_scale=scale)
         self.model = module
-        needs = config.requirements
-        names = taps or (usual_maps(built.module, needs.maps) if needs.maps else ())
-        self._taps = StudentHooks(module, names if needs.maps else (), pooled=needs.student_pooled)
-        sizes = self._sizes() if needs.maps or needs.student_pooled else FeatureShapes(built.num_classes)
-        self.loss: Loss = build_loss(config, sizes, info)
+        requirements = config.requirements
+        names = layers or (usual_maps(built.module, requirements.maps) if requirements.maps else ())
+        self._hooks = StudentHooks(module, names if requirements.maps else (), pooled=requirements.student_pooled)
+        sizes = self._sizes() if requirements.maps or requirements.student_pooled else FeatureShapes(built.num_classes)
+        self.loss: Loss = build_loss(config, sizes, teachers)
 
     def forward(
         self, x: torch.Tensor, rows: int, labels: Labels, targets: Any, context: Context
     ) -> dict[str, torch.Tensor]:
-        """The loss's loss and parts.
+        """The loss and its parts, see `Loss.compute`.
 
         Args:
             x: float (m, 3, S, S), normalised; the first `rows` of them count, the others only fill up a batch.
@@ -61,7 +62,7 @@ class DistillationModule(nn.Module):
             labels, targets: of n rows.
             context: see Context.
         """
-        output = self._answer(x, rows)
+        output = self._output(x, rows)
         if rows < 2 and self.training:
             # Adapters' batch statistics need two rows, as the student's do, which got them.
             self.loss.eval()
@@ -72,10 +73,10 @@ class DistillationModule(nn.Module):
         parts: dict[str, torch.Tensor] = self.loss(output, labels, targets, context)
         return parts
 
-    def undressed(self, module: nn.Module) -> ModelSpec:
+    def unwrapped(self, module: nn.Module) -> ModelSpec:
         """The student to keep, from the trained module or its average: a copy where anything is to be changed."""
         built = replace(self.built, module=module)
-        for loss in reversed(self._config.losses):
+        for loss, _ in reversed(self._losses):
             built = loss.unwrap(built)
         return built
 
@@ -89,9 +90,9 @@ class DistillationModule(nn.Module):
         """Whether the loss has parameters to train."""
         return any(parameter.requires_grad for parameter in self.loss.parameters())
 
-    def _answer(self, x: torch.Tensor, rows: int) -> StudentOutput:
+    def _output(self, x: torch.Tensor, rows: int) -> StudentOutput:
         logits = self.model(x)
-        pooled, maps = self._taps.take(x.device)
+        pooled, maps = self._hooks.take(x.device)
         return StudentOutput(logits[:rows], None if pooled is None else pooled[:rows], tuple(m[:rows] for m in maps))
 
     @torch.no_grad()
@@ -100,10 +101,10 @@ class DistillationModule(nn.Module):
         device = next(self.model.parameters()).device
         self.model.eval()
         try:
-            output = self._answer(torch.zeros(1, 3, size, size, device=device), 1)
+            output = self._output(torch.zeros(1, 3, size, size, device=device), 1)
         except KdpipeError:
             raise
-        except Exception as e:  # each layer raises what it likes; what the user asked for caused it
+        except Exception as e:  # each layer raises exceptions of its own; the settings caused them
             raise TrainingError(
                 f"the student can't run: {type(e).__name__}: {first_line(e)}",
                 where=self.built.name,

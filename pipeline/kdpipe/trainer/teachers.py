@@ -24,15 +24,15 @@ class Teachers:
     """One or several caches, or none.
 
     Args:
-        caches: folders, URLs or records.
+        caches: folders, URLs or manifests.
         index, views: the samples and the policy, which must be the caches' own.
-        loss: what is asked of them.
-        loader: how close their canaries must be.
+        loss: its requirements select what is read.
+        loader: its tolerance for the caches' canaries.
         num_classes: the student's, where it is known.
-        log: told remarks.
-        begun: `identity` of the run to go on with: it keeps its encodings and views, if all of them are there; else
+        log: takes remarks.
+        begun: `identity` of the run that is resumed: it keeps its encodings and views, if all of them are there; else
             its identity will differ.
-        trust: which names of models the caches may give, see `require_trusted`.
+        trust: names of models that the caches may give, see `require_trusted`.
 
     Attributes:
         readers: one a cache.
@@ -55,10 +55,10 @@ class Teachers:
         begun: Sequence[dict[str, Any]] = (),
         trust: tuple[str, ...] = (),
     ) -> None:
-        self._loss, self._views, needs = loss, views, loss.requirements
+        self._loss, self._views, requirements = loss, views, loss.requirements
         self.readers: list[CacheReader] = []
         self._canaries: list[dict[str, Any]] = []
-        if not needs.targets:
+        if not requirements.targets:
             if caches:
                 log(f"loss {loss.name} takes nothing from a teacher: the cache is not read")
         elif not caches:
@@ -66,12 +66,12 @@ class Teachers:
                 f"loss {loss.name} needs a teacher's targets",
                 do="Pass --cache (kdpipe cache-teacher makes one), or --loss none",
             )
-        elif needs.features and views.mixes and views.mix == "targets":
+        elif requirements.features and views.mixes and views.mix == "targets":
             raise TargetsError(
-                "of a mixed view a teacher's feature is no mixture of features",
+                "a teacher's feature of a mixed view is not the mixture of two features",
                 where="views.mix",
                 found="targets",
-                allowed="images, which the teacher then sees mixed",
+                allowed="images: the teacher then sees mixed images",
             )
         else:
             weights = loss.teacher_weights
@@ -82,7 +82,7 @@ class Teachers:
                     found=list(weights),
                     allowed=f"{len(caches)} numbers",
                 )
-            wrapping = [one.name for one in loss.losses if one.wraps_student]
+            wrapping = [one.name for one in loss.losses if one.Config.wraps_student]
             if len(caches) > 1 and wrapping:
                 raise TargetsError(
                     f"{wrapping[0]} changes the student for one teacher: it can't learn from several",
@@ -91,7 +91,7 @@ class Teachers:
                     allowed=1,
                     do="Pass one --cache, or use another loss: kd+fd with loss.teachers=sum",
                 )
-            if len(caches) > 1 and needs.features and loss.teachers == "average":
+            if len(caches) > 1 and requirements.features and loss.teachers == "average":
                 raise TargetsError(
                     "features of several teachers have no mean",
                     where="loss.teachers",
@@ -99,7 +99,7 @@ class Teachers:
                     allowed="sum: a loss for each teacher",
                     do="Pass --set loss.teachers=sum",
                 )
-            want = Want.of(needs)
+            want = Want.of(requirements)
             before = begun if len(begun) == len(caches) else [None] * len(caches)
             for where, was in zip(caches, before, strict=True):
                 encodings = None if was is None else was["encodings"]
@@ -109,9 +109,9 @@ class Teachers:
                 if was is not None and encodings == reader.selection.json() and set(was["views"]) <= set(reader.views):
                     reader.keep(was["views"])
                 self.readers.append(reader)
-                asked = "canary_tolerance" in loader.model_fields_set
+                chosen = "canary_tolerance" in loader.model_fields_set
                 report = check_readers_canaries(
-                    reader.cache, index, views, loader.canary_tolerance, asked=asked, log=log
+                    reader.cache, index, views, loader.canary_tolerance, asked=chosen, log=log
                 )
                 self._canaries.append(report)
         self.reader = self._joined()
@@ -123,27 +123,27 @@ class Teachers:
         return None if self.reader is None else targets_of(self.reader, weights)
 
     def info(self) -> list[TeacherInfo]:
-        """What adapters must know: of each teacher where there is a loss for each, else of one."""
-        needs, found = self._loss.requirements, []
+        """What adapters need to know of each teacher where there is a loss for each, else of the first."""
+        requirements, found = self._loss.requirements, []
         for reader in self.readers if self._sums else self.readers[:1]:
             shapes = {f.name: f.shape for source in reader.selection.sources for f in source.encoding.features}
-            final = shapes.get("map") if needs.map else None
+            final = shapes.get("map") if requirements.map else None
             calibration = reader.calibration()
             found.append(
                 TeacherInfo(
                     num_classes=reader.num_classes,
-                    pooled=shapes["pooled"][0] if needs.pooled else 0,
+                    pooled=shapes["pooled"][0] if requirements.pooled else 0,
                     map=None if final is None else (final[2], final[0], final[1]),
                     mean=None if calibration is None else calibration.mean,
                     std=None if calibration is None else calibration.std,
-                    head=reader.head if needs.head else None,
-                    tail=reader.tail if needs.tail else None,
+                    head=reader.head if requirements.head else None,
+                    tail=reader.tail if requirements.tail else None,
                 )
             )
         return found
 
     def fit(self, built: ModelSpec, log: Log) -> list[dict[str, Any]]:
-        """Of each cache, whether the student sees what the teacher saw, and if not, what is the same.
+        """Whether the student sees the same views as each cache's teacher, and if not, which parts are the same.
 
         Returns:
             `student`, `teacher`: their sizes; `canaries`: how many were compared, or "unchecked"; `exact`, which
@@ -155,8 +155,8 @@ class Teachers:
         return [self._fit(*pair, built, log) for pair in zip(self.readers, self._canaries, strict=True)]
 
     def remarks(self) -> list[str]:
-        """What a user should know of what is read, and of the parts of teachers that are in memory."""
-        said = [
+        """Remarks for the user: what is read of the caches, and which parts of teachers are in memory."""
+        remarks = [
             f"{redact(reader.url)}: log-probabilities come from {reader.encoding.name} through the teacher's classifier"
             for reader in self.readers
             if reader.selection.by_head
@@ -165,18 +165,18 @@ class Teachers:
             others = ", ".join(reader.selection.unread)
             if others:
                 read = " and ".join(source.encoding.name for source in reader.selection.sources)
-                how = "a record of it (kdpipe cache-teacher --manifest FILE) as --cache would have it read"
-                said.append(f"{redact(reader.url)}: {read} is read, and not {others}; {how}")
-        needs, own = self._loss.requirements, [o.name for o in self._loss.losses if o.wraps_student]
-        if self._loss.taps and (own or not needs.maps):
-            said.append(f"loss.taps has no effect: {self._loss.name} takes no map of the student's own")
-        said += [line for line in map(self._held, self.readers) if line]
-        if needs.tail and self._views.mixes:
-            said.append("mixup and cutmix are no part of the recipes that scalekd was published with")
-        return said
+                how = "to read it, pass a manifest of it (kdpipe cache-teacher --manifest FILE) as --cache"
+                remarks.append(f"{redact(reader.url)}: {read} is read, and not {others}; {how}")
+        requirements, own = self._loss.requirements, [o.name for o in self._loss.losses if o.Config.wraps_student]
+        if self._loss.student_layers and (own or not requirements.maps):
+            remarks.append(f"loss.student_layers has no effect: {self._loss.name} takes no map of the student's own")
+        remarks += [line for line in map(self._held, self.readers) if line]
+        if requirements.tail and self._views.mixes:
+            remarks.append("scalekd was published without mixup and cutmix")
+        return remarks
 
     def identity(self) -> list[dict[str, Any]]:
-        """What of the caches decides the trained weights."""
+        """What the trained weights depend on: each cache, its encodings and views."""
         return [
             {
                 "identity": fingerprint(reader.cache.identity),
@@ -187,17 +187,17 @@ class Teachers:
         ]
 
     def _held(self, reader: CacheReader) -> str | None:
-        """What of a cache's teacher is in memory; None where nothing is."""
-        needs, parts = self._loss.requirements, {}
-        if needs.tail:
+        """Which parts of a cache's teacher are in memory; None where there are none."""
+        requirements, parts = self._loss.requirements, {}
+        if requirements.tail:
             parts["last stage"] = reader.tail.resident
-        if needs.head or reader.selection.by_head:
+        if requirements.head or reader.selection.by_head:
             parts["classifier"] = sum(p.numel() for p in reader.head.parameters())
         if not parts:
             return None
         model, total = reader.cache.identity["teacher"]["model"], sum(parts.values())
         each = " and ".join(f"its {name} ({count:,})" for name, count in parts.items())
-        return f"{total:,} numbers of {model} are in memory, frozen: {each}, and nothing else of it"
+        return f"{total:,} parameters of {model} are in memory, frozen: {each}"
 
     @property
     def _sums(self) -> bool:
@@ -247,8 +247,8 @@ def targets_of(reader: CacheReader | MultiCacheReader, weights: Sequence[float] 
     """
 
     def one(fields: dict[str, Any]) -> Any:
-        said = reader.decode(fields)
-        return said if isinstance(said, Targets) or weights is None else average(said, weights)
+        decoded = reader.decode(fields)
+        return decoded if isinstance(decoded, Targets) or weights is None else average(decoded, weights)
 
     def of(batch: Batch) -> Any:
         own = one(batch.targets)

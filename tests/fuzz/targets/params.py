@@ -14,7 +14,7 @@ _TREES = [
     {"views": {"seed": 3, "scale": [0.5, 1.0], "auto_augment": "rand-m9-mstd0.5-inc1", "mixup": 0.8}},
     {"teacher": {"model": "resnet18", "model_kwargs": {"width": 8}, "mean": [0.5, 0.5, 0.5], "layers": {}}},
     {"train": {"lr": 0.001, "epochs": 3, "opt": "adamw"}, "loader": {"workers": 2, "streams": 3}},
-    {"loss": {"name": "kd+fd", "kd": {"temperature": 2.0, "alpha": 0.9}, "taps": ["a"]}, "targets": {"k": 4}},
+    {"loss": {"name": "kd+fd", "kd": {"temperature": 2.0, "alpha": 0.9}, "student_layers": ["a"]}, "targets": {"k": 4}},
     {"teacher": {"members": [{"model": "a", "weights": "a.pth"}, {"model": "b"}], "combine": "logits"}},
 ]
 _TEXT = [b"views: &v\n  seed: 3\nteacher:\n  model: resnet18\n  num_classes: 1000\ntrain: {lr: 1e-3}\n"]

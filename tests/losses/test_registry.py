@@ -1,5 +1,8 @@
 """Losses by name, and what a config of them means."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -19,10 +22,21 @@ def test_a_schedule_of_one_step_counts_for_one_loss_too():
 
 
 def test_numbered_modules_are_names():
-    assert LossConfig(taps=[0, "layer4"]).taps == ("0", "layer4")
+    assert LossConfig(student_layers=[0, "layer4"]).student_layers == ("0", "layer4")
 
 
 def test_the_cheapest_dense_logits_are_the_narrower_of_the_two():
     needs = LossConfig(name="dist").requirements
     assert cheapest(needs, classes=1000, width=998)[1] == "--targets none --pooled float16"
     assert cheapest(needs, classes=1000, width=1536)[1] == "--targets dense"
+
+
+def test_configs_and_requirements_of_all_losses_need_no_torch():
+    code = (
+        "import sys\n"
+        "from kdpipe.losses import LOSSES, LossConfig\n"
+        "assert LossConfig(name='kd+fd').requirements.map\n"
+        "assert all(one.Config().requirements for one in LOSSES.values())\n"
+        "assert not {'torch', 'timm', 'dask'} & set(sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -41,7 +41,7 @@ def head() -> nn.Linear:
 
 
 @pytest.mark.parametrize("name", list(BASES))
-def test_any_network_with_a_map_can_be_dressed_and_nothing_idle_is_left(name):
+def test_any_network_with_a_map_can_be_wrapped_and_nothing_idle_is_left(name):
     student = SimkdStudent(base(name), head())
     caught: list[torch.Tensor] = []
     student.get_submodule(PROJECTED).register_forward_hook(lambda *a: caught.append(a[2]))
@@ -101,7 +101,7 @@ def test_kept_weights_say_how_to_build_them(tmp_path):
     assert again.module.settings == {"factor": 3, "relu": True}
 
 
-def test_built_from_scratch_it_has_the_names_of_a_dressed_one():
+def test_built_from_scratch_it_has_the_names_of_a_wrapped_one():
     made = simkd_student("convnext_atto", TEACHER, CLASSES, BASES["convnext_atto"][0])
     assert list(made.state_dict()) == list(SimkdStudent(base("convnext_atto"), head()).state_dict())
     with torch.no_grad():
