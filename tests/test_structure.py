@@ -9,14 +9,9 @@ from tests.imports import ROOT, imports
 
 # The way of the data: a module imports from those to its left, and from its own package.
 ORDER = (
-<<<<<<< HEAD
-    *("_util", "errors", "config", "presets"),
-    *("shards", "views", "models", "teacher", "targets", "cache", "caching", "verify", "estimate"),
-=======
-    *("_util", "errors", "config"),
+    *("_util", "errors", "config", "presets", "results"),
     *("shards", "views", "models", "teacher", "targets", "cache", "caching", "verification", "estimate"),
->>>>>>> da951a2 (Package verify is called verification: kdpipe.verification becomes a function)
-    *("loader", "losses", "evaluation", "erf", "trainer"),
+    *("loader", "losses", "evaluation", "erf", "trainer", "opening", "cached_loader", "api"),
 )
 LIBRARY = ROOT / "pipeline" / "kdpipe"
 FOREIGN = {"click", "dvc", "kdpipe_stages", "benchmarks", "tests"}
