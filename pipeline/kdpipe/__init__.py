@@ -9,7 +9,6 @@ Names are imported when they are first used: `import kdpipe` imports neither tor
 
 import typing as _typing
 from importlib import import_module as _import
-from importlib import metadata as _metadata
 
 if _typing.TYPE_CHECKING:
     from kdpipe.api import (
@@ -27,10 +26,6 @@ if _typing.TYPE_CHECKING:
     from kdpipe.teacher import Teacher
 
 __version__: str
-try:
-    __version__ = _metadata.version("kdpipe")
-except _metadata.PackageNotFoundError:  # a checkout on PYTHONPATH
-    __version__ = "0+unknown"
 
 _MODULES = {
     "build_index": "shards",
@@ -71,6 +66,10 @@ __all__ = [
 
 
 def __getattr__(name: str) -> _typing.Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version(__name__)
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(_import(f"{__name__}.{_MODULES[name]}"), name)

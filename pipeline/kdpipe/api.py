@@ -209,6 +209,7 @@ def train(
     assert summary is not None  # nothing stops it
     final, best = summary["final"], summary["best"]
     more = {
+        "loss": summary["loss"]["name"],
         "train": final["train"],
         "validation": final["validation"],
         "best": best["validation"],
@@ -228,6 +229,7 @@ def evaluate(
     batch_size: int = 256,
     workers: int = 0,
     device: str = "auto",
+    trust: Sequence[str] = (),
 ) -> results.Scores:
     """Score a model on the center crop, or five crops, of every sample.
 
@@ -241,18 +243,19 @@ def evaluate(
         batch_size: views a forward; of a Teacher its own.
         workers: processes that render.
         device: of a module or of weights; "auto" is cuda if there is one.
+        trust: names of code that the weights may give, such as your package.module:factory; see docs/security.md.
 
     Raises:
         ConfigError: an argument of the wrong type; or a module without `like`.
         TeacherError: the weights can't be read.
         TrainingError: the output is not finite, or not (n, C).
     """
-    samples = as_index(index)
+    samples, batch_size = as_index(index), whole("batch_size", batch_size, 1)
     if crops not in CROPS:
         raise ConfigError("unknown crops", where="crops", found=repr(crops), allowed=", ".join(CROPS))
     policy = ViewsConfig()
     if isinstance(model, str | os.PathLike):
-        settings = {"weights": os.fspath(model), "device": device, "batch_size": whole("batch_size", batch_size, 1)}
+        settings = {"weights": os.fspath(model), "device": device, "batch_size": batch_size, "trust": trust}
         header = read_header(os.fspath(model))
         if header.views is not None:
             policy = parsed(ViewsConfig, header.views, model, "the header's views are none that kdpipe writes")
@@ -279,7 +282,7 @@ def evaluate(
         samples,
         policy,
         size,
-        whole("batch_size", batch_size, 1),
+        batch_size,
         loader=settings_of(LoaderConfig, {"workers": workers}, "evaluate"),
         cache=reader,
         evaluate=CROPS[crops],

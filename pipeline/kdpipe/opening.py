@@ -78,12 +78,14 @@ def as_cache(cache: Any, index: Index) -> CacheReader | MultiCacheReader:
 
 
 def path_of(name: str, value: Any) -> str:
+    """An argument that is a path or URL, as a string, or ConfigError."""
     if not isinstance(value, str | os.PathLike):
         raise ConfigError("not a path", where=name, found=f"{type(value).__name__} {value!r}", allowed="a path")
     return os.fspath(value)
 
 
 def settings_of(kind: Any, settings: Any, where: str) -> Any:
+    """A config from an argument: such a config, a dict of its fields, or None for the defaults; else ConfigError."""
     if settings is None or isinstance(settings, kind | Mapping):
         return configured(kind, {} if settings is None else settings, where)
     allowed = f"a {kind.__name__} or a dict of its fields"

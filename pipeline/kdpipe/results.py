@@ -1,8 +1,6 @@
 """Results of the functions of `kdpipe`: frozen dataclasses, read from the JSON documents that the commands print."""
 
-from collections.abc import Hashable
-from dataclasses import dataclass, field
-from functools import cache
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,13 +11,7 @@ T = TypeVar("T")
 
 def of(kind: type[T], document: dict[str, Any]) -> T:
     """A result from its JSON document; keys that the result has no field for are left out."""
-    found: T = _adapter(kind).validate_python(document)
-    return found
-
-
-@cache
-def _adapter(kind: Hashable) -> TypeAdapter[Any]:
-    return TypeAdapter(kind)
+    return TypeAdapter(kind).validate_python(document)
 
 
 @dataclass(frozen=True)
@@ -210,7 +202,6 @@ class TrainReport:
     best: Scores | None
     weights: Path
     seconds: float
-    config: dict[str, Any] = field(default_factory=dict, repr=False)
 
 
 @dataclass(frozen=True)
