@@ -59,6 +59,11 @@ def test_epochs_follow_each_other_and_an_abandoned_one_starts_again(loader):
     assert rows(loader) == first
     loader.set_epoch(1)
     assert rows(loader) == second
+    # As Lightning does: len(loader) batches, and no request for another one.
+    loader.set_epoch(0)
+    for expected in (first, second):
+        batches = iter(loader)
+        assert rows(next(batches) for _ in range(len(loader))) == expected
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -149,3 +154,11 @@ def test_its_repr_describes_it(world, cache_path):
     assert text.startswith(
         f"CachedLoader(94 samples, 6 batches of 16, {SIZE} x {SIZE} pixels, views [0, 1, 2, 'center']"
     )
+
+
+def test_a_batch_moves_with_all_its_tensors(loader):
+    batch = next(iter(loader))
+    moved = batch.to("meta")
+    for tensor in (moved.images, moved.labels, moved.rows, moved.targets.log_probs, moved.ground_truth.hard):
+        assert tensor.device.type == "meta"
+    assert moved.context == batch.context

@@ -1,7 +1,7 @@
 """A loader of views with the teacher's cached outputs, like a PyTorch DataLoader; and losses of its batches."""
 
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from types import TracebackType
 from typing import Any, Self
 
@@ -13,7 +13,7 @@ from kdpipe.errors import CheckpointError, ConfigError
 from kdpipe.loader import Batch, Loader, LoaderConfig
 from kdpipe.loader.schedule import ViewSchedule
 from kdpipe.losses import Context, Loss, LossConfig, StudentOutput, build_loss
-from kdpipe.opening import as_cache, as_index, configured, whole
+from kdpipe.opening import PathLike, as_cache, as_index, configured, whole
 from kdpipe.shards import Index
 from kdpipe.targets import Labels, Targets
 from kdpipe.teacher import resolve_device
@@ -46,6 +46,11 @@ class CachedBatch:
     epoch: int
     step: int
 
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> "CachedBatch":
+        """The same batch on another device."""
+        found: CachedBatch = _moved(self, device, non_blocking)
+        return found
+
     def __len__(self) -> int:
         return len(self.rows)
 
@@ -58,7 +63,8 @@ class CachedLoader:
                 loss = loss_of(student(batch.images), batch)
 
     Each iteration is an epoch: every sample once, in one of its cached views, in an order that depends on `seed` and
-    the epoch alone, not on workers or processes. A completed epoch is followed by the next one without `set_epoch`.
+    the epoch alone, not on workers or processes. After its last batch the next iteration is the next epoch, without
+    `set_epoch`; an iteration that was left earlier begins again.
     Under torch.distributed each process gets its part of every batch.
 
     Args:
@@ -90,8 +96,8 @@ class CachedLoader:
 
     def __init__(
         self,
-        index: Index | str,
-        cache: CacheReader | MultiCacheReader | str,
+        index: Index | PathLike,
+        cache: CacheReader | MultiCacheReader | PathLike,
         batch_size: int = 256,
         *,
         workers: int = 0,
@@ -149,7 +155,7 @@ class CachedLoader:
 
     @property
     def epoch(self) -> int:
-        """The epoch of this or the next iteration, from 0."""
+        """The epoch of the next batch, from 0."""
         return self._epoch
 
     def set_epoch(self, epoch: int) -> None:
@@ -160,10 +166,9 @@ class CachedLoader:
 
     def state_dict(self) -> dict[str, Any]:
         """The position after the last batch that was given, and what the order depends on; JSON-able."""
-        done = self._step >= len(self)
         return {
-            "epoch": self._epoch + done,
-            "step": 0 if done else self._step,
+            "epoch": self._epoch,
+            "step": self._step,
             "order": {
                 "data": self.index.fingerprint,
                 "seed": self._loader.seed,
@@ -223,9 +228,10 @@ class CachedLoader:
         epoch, start, self._resume = self._epoch, self._resume, 0
         self._step = start
         for batch in self._loader.epoch(epoch, start):
-            self._step = batch.step + 1
+            # Before the batch is given: who counts batches doesn't come back after the last one.
+            done = batch.step + 1 == len(self)
+            self._epoch, self._step = epoch + done, 0 if done else batch.step + 1
             yield batch if self._normalize is None else self._made(batch, self._normalize)
-        self._epoch, self._step = epoch + 1, 0
 
     def _made(self, batch: Batch, normalize: Normalize) -> CachedBatch:
         batch = batch.to(self.device, non_blocking=True)
@@ -288,6 +294,15 @@ def create_loss(name: str = "kd", *, epochs: float | None = None, **hyperparamet
     if epochs is None and "schedule" in hyperparameters:
         raise ConfigError("a schedule needs the length of the run", where=name, do="Pass epochs to create_loss")
     return BatchLoss(build_loss(config), 1.0 if epochs is None else epochs)
+
+
+def _moved(value: Any, device: torch.device | str, non_blocking: bool) -> Any:
+    if isinstance(value, torch.Tensor):
+        return value.to(device, non_blocking=non_blocking)
+    if isinstance(value, CachedBatch | Targets | Labels):
+        own = {field.name: _moved(getattr(value, field.name), device, non_blocking) for field in fields(value)}
+        return replace(value, **own)
+    return value
 
 
 def _size(cache: CacheReader, size: int | None, exact: bool) -> int:
