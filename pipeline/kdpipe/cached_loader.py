@@ -277,21 +277,27 @@ def create_loss(name: str = "kd", *, epochs: float | None = None, **hyperparamet
     Args:
         name: as `kdpipe losses` lists them, of those that take logits only: kd, nkd, dkd, dist, ...
         epochs: of the run; only needed where the loss has a `schedule`.
-        hyperparameters: of this loss, such as temperature and alpha; see its config.
+        hyperparameters: of this loss, such as temperature and alpha; see its config. Of several losses joined by +, a
+            dict each: kd={"alpha": 1}.
 
     Raises:
         ConfigError: no such loss or hyperparameter, or the loss takes features, which `kdpipe.train` provides.
     """
-    settings = {"name": name, **({str(name).replace("-", "_"): hyperparameters} if hyperparameters else {})}
-    config = configured(LossConfig, settings, "create_loss")
+    config = configured(LossConfig, {"name": name}, "create_loss")
+    if hyperparameters:
+        sections = hyperparameters
+        if len(config.losses) == 1:
+            sections = {config.losses[0].name.replace("-", "_"): hyperparameters}
+        config = configured(LossConfig, {"name": name, **sections}, "create_loss")
     needs = config.requirements
-    if needs.features or needs.maps or needs.student_pooled or any(loss.wraps_student for loss in config.losses):
+    if needs.features or needs.maps or needs.student_pooled:
         raise ConfigError(
             "this loss takes features, and create_loss gives it logits only",
             where=config.name,
             do="Train with kdpipe.train, or use kdpipe.trainer.DistillationModule, which takes the features",
         )
-    if epochs is None and "schedule" in hyperparameters:
+    terms = [config.hyperparameters(loss.name) for loss in config.losses]
+    if epochs is None and any("schedule" in term.model_fields_set for term in terms):
         raise ConfigError("a schedule needs the length of the run", where=name, do="Pass epochs to create_loss")
     return BatchLoss(build_loss(config), 1.0 if epochs is None else epochs)
 
