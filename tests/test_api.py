@@ -66,7 +66,7 @@ def test_an_index_and_a_cache_open_by_path_or_as_they_are(world, cache_path):
     [
         (lambda: kdpipe.open_index(3), "index: not a path; found int 3"),
         (lambda: kdpipe.open_cache(None), "cache: not a path; found NoneType"),
-        (lambda: kdpipe.verification(b"x"), "cache: not a path; found bytes"),
+        (lambda: kdpipe.verify(b"x"), "cache: not a path; found bytes"),
         (lambda: kdpipe.inspect(7), "cache: not a path; found int 7"),
         (lambda: kdpipe.create_loss("kdd"), "create_loss: .*kdd"),
         (lambda: kdpipe.create_loss("kd", temprature=2), r"create_loss: .*temprature"),
@@ -131,7 +131,7 @@ def test_results_are_frozen_and_typed(made):
 def test_verify_and_inspect_agree_with_the_commands(made):
     folder, *_ = made
     where = str(folder / "cache.zarr")
-    verified = kdpipe.verification(where, trust=["tests.tiny:network"])
+    verified = kdpipe.verify(where, trust=["tests.tiny:network"])
     document = json.loads(command("verify", where, "--trust", "tests.tiny:network", "--json").out)
     assert verified.ok
     assert (verified.integrity.files, verified.truth.views) == (
@@ -139,7 +139,7 @@ def test_verify_and_inspect_agree_with_the_commands(made):
         document["truth"]["views"],
     )
     assert verified.truth.difference <= verified.truth.tolerance
-    assert kdpipe.verification(where, integrity_only=True).truth is None
+    assert kdpipe.verify(where, integrity_only=True).truth is None
     described = kdpipe.inspect(where, top=3)
     document = json.loads(command("inspect", where, "--top", 3, "--json").out)
     assert (described.root, described.bytes, described.complete) == (document["root"], document["bytes"], True)
@@ -155,7 +155,7 @@ def test_a_damaged_cache_does_not_verify(made, tmp_path):
     subprocess.run(["cp", "-r", folder / "cache.zarr", where], check=True)
     chunk = next(path for path in sorted(where.glob("segments/*/log_prob/c/**/*")) if path.is_file())
     chunk.write_bytes(chunk.read_bytes()[:-1])
-    found = kdpipe.verification(where)
+    found = kdpipe.verify(where)
     assert not found.ok
     assert found.truth is None
     assert "log_prob" in found.integrity.problems[0].where
