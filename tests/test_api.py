@@ -173,6 +173,8 @@ def test_evaluate_takes_weights_a_module_or_a_teacher(made, world):
     assert module.training
     assert again.labelled == scores.labelled
     assert kdpipe.evaluate(teacher(), world.index, like=loader).samples == 94
+    again = {"weights": trained.weights, "trust": [MODEL], "device": "cpu"}  # a Path, as the report has it
+    assert kdpipe.cache_teacher(world.index, again, folder / "student.zarr", [0]).views == 94
     with pytest.raises(ConfigError, match="how to feed a module"):
         kdpipe.evaluate(module, world.index)
     with pytest.raises(ConfigError, match="not a model; found int"):

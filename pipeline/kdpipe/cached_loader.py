@@ -280,6 +280,10 @@ def create_loss(name: str = "kd", *, epochs: float | None = None, **hyperparamet
         hyperparameters: of this loss, such as temperature and alpha; see its config. Of several losses joined by +, a
             dict each: kd={"alpha": 1}.
 
+    Returns:
+        A module: `loss(logits, batch)`, of logits (n, C) of `batch.images`, is float32 (); `loss.parts(logits, batch)`
+        is a dict of the same under "loss" and of its parts by name.
+
     Raises:
         ConfigError: no such loss or hyperparameter, or the loss takes features, which `kdpipe.train` provides.
     """

@@ -87,6 +87,8 @@ def path_of(name: str, value: Any) -> str:
 def settings_of(kind: Any, settings: Any, where: str) -> Any:
     """A config from an argument: such a config, a dict of its fields, or None for the defaults; else ConfigError."""
     if settings is None or isinstance(settings, kind | Mapping):
+        if isinstance(settings, Mapping):
+            settings = {k: os.fspath(v) if isinstance(v, os.PathLike) else v for k, v in settings.items()}
         return configured(kind, {} if settings is None else settings, where)
     allowed = f"a {kind.__name__} or a dict of its fields"
     raise ConfigError("not settings", where=where, found=f"{type(settings).__name__} {settings!r}", allowed=allowed)

@@ -1,6 +1,6 @@
 """Results of the functions of `kdpipe`: frozen dataclasses, read from the JSON documents that the commands print."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -142,7 +142,7 @@ class CacheDescription:
 
     cache: str
     root: str
-    identity: dict[str, Any]
+    identity: dict[str, Any] = field(repr=False)
     samples: int
     complete_views: str
     complete: bool
