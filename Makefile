@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
 
-.PHONY: demo test test-slow chaos fuzz bench lint format clean
+.PHONY: demo test test-slow chaos fuzz bench lint docs format clean
 
 demo: $(VENV)/.demo
 	$(BIN)/kdpipe demo --out runs/demo
@@ -39,6 +39,11 @@ lint: $(VENV)/.test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# Reference pages from the docstrings, into runs/docs; a warning is an error.
+docs: $(VENV)/.test
+	$(BIN)/python -W error -m pdoc --docformat google --output-directory runs/docs \
+		kdpipe '!kdpipe[.].*' $(addprefix kdpipe.,errors results losses views targets teacher.config trainer.config)
 
 format: $(VENV)/.test
 	$(BIN)/ruff check --fix .

@@ -1,6 +1,7 @@
 """The documents keep their word: their code runs, their commands parse, their links lead somewhere."""
 
 import doctest
+import json
 import re
 import shlex
 import shutil
@@ -8,12 +9,14 @@ from pathlib import Path
 
 import click
 import pytest
+from safetensors.torch import save_file
 
 from kdpipe.caching import cache_views
+from kdpipe.models import METADATA_KEY, ModelConfig, build
 from kdpipe.targets import TargetsConfig
 from kdpipe_stages import settings as params
 from kdpipe_stages.cli import COMMANDS, main
-from tests.tiny import make_world, teacher
+from tests.tiny import CLASSES, make_world, teacher
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
@@ -118,12 +121,20 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     index = type(world.index).open(folder / "runs" / "train.index")
     views = params.load("preset:cifar10").views
     cache_views(str(folder / "runs" / "cache.zarr"), index, views, teacher(), TargetsConfig(k=4), [0, 1])
+    # README.md begins with shards and a teacher's weights.
+    start = folder / "README.md"
+    (start / "runs" / "teacher").mkdir(parents=True)
+    (start / "data").mkdir()
+    (start / "data" / "train").symlink_to(folder / "world" / "shards")
+    spec = build(ModelConfig(model="resnet10t", num_classes=CLASSES, input_size=32))
+    header = {METADATA_KEY: json.dumps(spec.metadata())}
+    save_file(spec.module.state_dict(), start / "runs" / "teacher" / "best.safetensors", header)
     return folder
 
 
 @pytest.mark.parametrize("path", [p for p in DOCUMENTS if any(">>>" in b for b in blocks(p, "python"))], **ids)
 def test_python_in_the_documents_runs(path, place, monkeypatch):
-    monkeypatch.chdir(place)
+    monkeypatch.chdir(place / path.name if (place / path.name).is_dir() else place)
     text = "\n".join(blocks(path, "python"))
     test = doctest.DocTestParser().get_doctest(text, {}, path.name, str(path), 0)
     said: list[str] = []

@@ -8,7 +8,7 @@ Secrets of URLs and control characters never get into a message, whatever the te
 from kdpipe._util.redact import showable
 
 
-class KdpipeError(ValueError):
+class KdpipeError(Exception):
     """A mistake outside the code: in an argument, a file, a store or the environment.
 
     Args:
@@ -41,8 +41,8 @@ class KdpipeError(ValueError):
         super().__init__(text)
 
 
-class ConfigError(KdpipeError):
-    """An option or a key of a params file is unknown, of the wrong type or impossible."""
+class ConfigError(KdpipeError, ValueError):
+    """An argument, an option or a key of a config file is unknown, of the wrong type or impossible."""
 
 
 class ShardError(KdpipeError):

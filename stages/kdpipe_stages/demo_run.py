@@ -23,7 +23,7 @@ from kdpipe.shards.prepare import prepare_digits
 from kdpipe.targets import TargetsConfig
 from kdpipe.teacher import Teacher, TeacherConfig
 from kdpipe.trainer import TrainConfig, TrainingJob, train
-from kdpipe.verify import check_integrity, check_truth
+from kdpipe.verification import check_integrity, check_truth
 from kdpipe.views import ViewsConfig
 
 VIEWS = ViewsConfig(seed=0, scale=(0.6, 1.0), hflip=0.0, interpolation="bilinear", crop_pct=1.0)

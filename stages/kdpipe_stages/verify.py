@@ -9,7 +9,7 @@ from kdpipe_stages.command import JSON
 from kdpipe_stages.options import TRUST, Given, command, section
 
 if TYPE_CHECKING:
-    from kdpipe.verify.verify import Verification
+    from kdpipe.verification.verify import Verification
 
 
 @command("verify", "  kdpipe verify runs/cache.zarr --samples 2048")
@@ -56,7 +56,7 @@ def verify(
     sample of views, some of each segment, are rendered again and the teacher is run again; the cached targets must
     agree within the difference of two live runs. The cost of truncation and quantisation is reported separately.
     """
-    from kdpipe.verify.verify import verify_cache
+    from kdpipe.verification.verify import verify_cache
 
     trust = tuple(given.flags.get("teacher.trust", ()))
     found = verify_cache(cache, teachers=named, trust=trust, log=lambda text: click.echo(text, err=True), **checks)

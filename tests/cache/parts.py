@@ -10,7 +10,7 @@ from typing import Any
 from kdpipe.cache import Cache, Store, store
 from kdpipe.cache.cache import record_digest
 from kdpipe.shards import build_index
-from kdpipe.verify import check_integrity
+from kdpipe.verification import check_integrity
 from tests import children
 from tests.tiny import World, tree
 

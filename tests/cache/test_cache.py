@@ -17,7 +17,7 @@ from kdpipe.errors import CacheError, IdentityError, IndexFileError, TargetsErro
 from kdpipe.loader import Loader
 from kdpipe.shards import Index, build_index
 from kdpipe.targets import Encoding, TargetsConfig
-from kdpipe.verify import check_integrity
+from kdpipe.verification import check_integrity
 from kdpipe.views import BlockViews, ViewsConfig
 from kdpipe.views.block import decode_sample
 from tests.shards.making import encode, write_tar

@@ -8,7 +8,7 @@ import pytest
 
 from kdpipe.cache import CacheReader, Store, read_canaries
 from kdpipe.errors import CacheError, CorruptionError
-from kdpipe.verify import check_integrity
+from kdpipe.verification import check_integrity
 from tests.tiny import VIEWS, World, tree
 
 FLIPS = 200

@@ -18,7 +18,7 @@ from kdpipe.cache.tools.gc import remove_orphans
 from kdpipe.cache.tools.merge import merge
 from kdpipe.cache.tools.transfer import transfer
 from kdpipe.errors import CacheError, CorruptionError
-from kdpipe.verify import check_integrity
+from kdpipe.verification import check_integrity
 from tests.cache.resealing import rewrite
 from tests.stages.running import kdpipe, refused
 from tests.tiny import make_cache, tree

@@ -22,7 +22,7 @@ from kdpipe.cache.sealed import seal
 from kdpipe.cache.tools.transfer import transfer
 from kdpipe.errors import CacheError, CorruptionError, KdpipeError
 from kdpipe.targets import Calibration, TargetsConfig
-from kdpipe.verify import check_integrity
+from kdpipe.verification import check_integrity
 from tests.cache.resealing import document, rewrite
 from tests.caching.featured import TINY
 from tests.tiny import VIEWS, World, make_cache, tree

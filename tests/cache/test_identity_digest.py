@@ -11,7 +11,7 @@ import kdpipe.caching.backend as backend
 from kdpipe.cache import Cache, Store
 from kdpipe.cache.sealed import read_record, seal
 from kdpipe.errors import IdentityError
-from kdpipe.verify import check_integrity
+from kdpipe.verification import check_integrity
 from tests.stages.running import kdpipe, refused
 from tests.stages.test_mistakes import caching
 from tests.tiny import World, make_cache, tree

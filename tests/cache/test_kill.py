@@ -17,7 +17,7 @@ from kdpipe.cache.store import PARTIAL
 from kdpipe.shards import Index
 from kdpipe.targets import TargetsConfig
 from kdpipe.teacher import Teacher
-from kdpipe.verify import check_integrity
+from kdpipe.verification import check_integrity
 from tests import children
 from tests.caching.featured import TINY
 from tests.tiny import RECIPE, World, make_cache, tree

@@ -3,8 +3,8 @@
 from kdpipe.cache import Cache
 from kdpipe.cache.layout import part_file, part_record
 from kdpipe.targets import TargetsConfig
-from kdpipe.verify import check_integrity
-from kdpipe.verify.modules import check_parts
+from kdpipe.verification import check_integrity
+from kdpipe.verification.modules import check_parts
 from tests.caching.featured import TINY
 from tests.tiny import make_cache, teacher, tree
 

@@ -9,7 +9,7 @@ from kdpipe.cache import CacheReader, Store, add_segment
 from kdpipe.cache.tools.drop_views import drop_views
 from kdpipe.cache.tools.gc import remove_orphans
 from kdpipe.errors import CacheError, CorruptionError
-from kdpipe.verify import check_integrity
+from kdpipe.verification import check_integrity
 from tests.stages.running import refused
 from tests.tiny import make_cache, tree
 

@@ -16,7 +16,7 @@ from kdpipe.cache.tools.gc import orphans, remove_cache, remove_orphans, wanted
 from kdpipe.cache.tools.ls import find_caches, summarise
 from kdpipe.errors import CacheError, ConfigError, CorruptionError
 from kdpipe.targets import Quality, TargetsConfig
-from kdpipe.verify import check_integrity
+from kdpipe.verification import check_integrity
 from tests import children
 from tests.cache.parts import killed_at_write, kinds_of_damage, survives_kills
 from tests.tiny import VIEWS, World, make_cache, make_world, tree

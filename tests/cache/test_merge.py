@@ -12,7 +12,7 @@ from kdpipe.cache.tools.merge import merge
 from kdpipe.caching import check_canaries
 from kdpipe.errors import CacheError, ConfigError, CorruptionError, IdentityError
 from kdpipe.targets import Quality, TargetsConfig
-from kdpipe.verify import check_integrity
+from kdpipe.verification import check_integrity
 from tests.cache.parts import part, survives_kills, targets_tree
 from tests.tiny import RECIPE, VIEWS, World, make_cache, make_world, network, recommit, tree
 

@@ -9,7 +9,7 @@ from kdpipe.cache import Cache, CacheReader, Store, Want
 from kdpipe.cache.tools.merge import merge
 from kdpipe.errors import IdentityError
 from kdpipe.targets import TargetsConfig
-from kdpipe.verify import check_integrity
+from kdpipe.verification import check_integrity
 from tests.cache.parts import part, part_digests
 from tests.caching.featured import TINY
 from tests.tiny import VIEWS, World, make_cache, make_world, tree

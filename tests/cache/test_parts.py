@@ -16,7 +16,7 @@ from kdpipe.cache.tools.merge import merge
 from kdpipe.cache.tools.transfer import transfer
 from kdpipe.errors import CacheError, CorruptionError
 from kdpipe.targets import Calibration, TargetsConfig
-from kdpipe.verify import check_integrity
+from kdpipe.verification import check_integrity
 from tests.cache.parts import survives_kills
 from tests.caching.featured import TINY, stored
 from tests.tiny import VIEWS, World, make_cache, tree

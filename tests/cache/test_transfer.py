@@ -11,7 +11,7 @@ from kdpipe.cache import Cache, CacheReader, Segment, Store, add_segment
 from kdpipe.cache.tools.copy import CopySource
 from kdpipe.cache.tools.transfer import transfer
 from kdpipe.errors import CacheError, ConfigError, CorruptionError, IdentityError
-from kdpipe.verify import check_integrity
+from kdpipe.verification import check_integrity
 from tests.cache.parts import part, survives_kills
 from tests.tiny import VIEWS, make_cache, tree
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from kdpipe.targets import Calibration, Feature
-from kdpipe.verify.compare import ORTHONORMAL, Comparison, compare_feature, orthonormal_error
+from kdpipe.verification.compare import ORTHONORMAL, Comparison, compare_feature, orthonormal_error
 
 VIEWS, SIDE, WIDTH, RANK = 6, 3, 20, 5
 PLACES = [f"view {i}" for i in range(VIEWS)]

@@ -11,7 +11,7 @@ from kdpipe.cache.tools.merge import merge
 from kdpipe.caching import CachingConfig, cache_views
 from kdpipe.errors import CacheError, ConfigError, CorruptionError, IdentityError
 from kdpipe.targets import TargetsConfig
-from kdpipe.verify import check_integrity
+from kdpipe.verification import check_integrity
 from tests.cache.parts import part, part_digests
 from tests.cache.test_merged_maps import served_as_held
 from tests.caching.featured import TINY

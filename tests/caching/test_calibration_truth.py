@@ -8,8 +8,8 @@ import torch
 
 from kdpipe.cache import Cache, Store
 from kdpipe.targets import Calibration, Feature, TargetsConfig
-from kdpipe.verify.bases import CalibrationTruth
-from kdpipe.verify.replay import check_truth
+from kdpipe.verification.bases import CalibrationTruth
+from kdpipe.verification.replay import check_truth
 from tests.caching.featured import TINY
 from tests.stages.running import kdpipe
 from tests.tiny import VIEWS, make_cache, teacher

@@ -19,7 +19,7 @@ from kdpipe.caching.worker import TeacherPlugin
 from kdpipe.errors import CacheError, IdentityError, ShardError, TeacherError
 from kdpipe.targets import TargetsConfig
 from kdpipe.teacher import TeacherConfig
-from kdpipe.verify import check_integrity
+from kdpipe.verification import check_integrity
 from tests.caching.featured import TINY
 from tests.tiny import RECIPE, SETTINGS, make_cache, tree
 

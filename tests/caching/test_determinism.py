@@ -15,10 +15,10 @@ from kdpipe.errors import TeacherError
 from kdpipe.shards import Index
 from kdpipe.targets import TargetsConfig
 from kdpipe.teacher import NOT_A_FUNCTION, TeacherConfig
-from kdpipe.verify import check_truth
-from kdpipe.verify.averages import Averages
-from kdpipe.verify.compare import SLACK
-from kdpipe.verify.replay import join
+from kdpipe.verification import check_truth
+from kdpipe.verification.averages import Averages
+from kdpipe.verification.compare import SLACK
+from kdpipe.verification.replay import join
 from tests.caching import featured
 from tests.caching.stochastic import KINDS, change, old_cache, roll, settings
 from tests.stages.running import kdpipe, refused

@@ -12,7 +12,7 @@ from kdpipe.caching import CachingConfig, cache_views
 from kdpipe.errors import CacheError, TargetsError, TeacherError
 from kdpipe.targets import Calibration, Encoding, TargetsConfig, quality
 from kdpipe.teacher import load_head, load_tail
-from kdpipe.verify import check_integrity
+from kdpipe.verification import check_integrity
 from tests.caching.featured import TINY, giving, live, settings, stored
 from tests.teacher.networks import network
 from tests.tiny import RECIPE, VIEWS, make_cache, teacher, tree

@@ -18,7 +18,7 @@ from kdpipe.cache.tools.transfer import transfer
 from kdpipe.caching import CachingConfig, cache_views
 from kdpipe.errors import CacheError
 from kdpipe.targets import TargetsConfig
-from kdpipe.verify import check_integrity, check_truth
+from kdpipe.verification import check_integrity, check_truth
 from tests.caching.featured import TINY
 from tests.tiny import VIEWS, World, teacher
 

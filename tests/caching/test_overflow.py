@@ -11,7 +11,7 @@ from kdpipe.cache import Store
 from kdpipe.caching import CachingConfig, cache_views
 from kdpipe.errors import TargetsError, TeacherError
 from kdpipe.targets import Quality, TargetsConfig
-from kdpipe.verify import check_integrity
+from kdpipe.verification import check_integrity
 from tests.caching.featured import live
 from tests.stages.running import kdpipe, refused
 from tests.tiny import CLASSES, SETTINGS, VIEWS, make_cache, make_world, network, teacher

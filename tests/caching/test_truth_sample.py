@@ -10,7 +10,7 @@ import pytest
 from kdpipe.cache import ArrayReader, Cache, Store
 from kdpipe.shards import build_index
 from kdpipe.targets import Quality, TargetsConfig
-from kdpipe.verify.replay import _choose, check_truth
+from kdpipe.verification.replay import _choose, check_truth
 from kdpipe.views import FIVE_CROP
 from tests.shards.making import write_shards
 from tests.stages.running import kdpipe

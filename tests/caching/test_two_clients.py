@@ -25,7 +25,7 @@ from kdpipe.caching import cache_views
 from kdpipe.caching.backend import InProcess, TeacherSpec
 from kdpipe.errors import CacheError, IdentityError, KdpipeError
 from kdpipe.targets import Quality, TargetsConfig
-from kdpipe.verify import check_integrity
+from kdpipe.verification import check_integrity
 from kdpipe.views.canaries import Canary
 from tests.tiny import CLASSES, VIEWS, World, make_world
 

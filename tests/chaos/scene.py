@@ -11,7 +11,7 @@ from safetensors import safe_open
 
 from kdpipe.cache import Cache, Store
 from kdpipe.trainer import files
-from kdpipe.verify import check_integrity
+from kdpipe.verification import check_integrity
 from tests.chaos import child
 from tests.chaos.moments import ERRORS, Fault
 from tests.shards.making import shard_members

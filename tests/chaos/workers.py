@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 from kdpipe.cache import Store
-from kdpipe.verify import check_integrity
+from kdpipe.verification import check_integrity
 from tests.chaos import child, disk, processes
 from tests.chaos.moments import ERRORS, Fault
 from tests.chaos.network import SECONDS

@@ -16,7 +16,7 @@ from kdpipe.cache.tools.ls import summarise
 from kdpipe.cache.tools.transfer import transfer
 from kdpipe.errors import CacheError
 from kdpipe.shards import Index
-from kdpipe.verify import check_integrity
+from kdpipe.verification import check_integrity
 from tests.fuzz.files import join, replaced
 from tests.fuzz.small import make_world
 from tests.fuzz.target import Changed

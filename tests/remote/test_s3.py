@@ -14,7 +14,7 @@ from kdpipe.cache import lease as leases
 from kdpipe.cache.lease import Lease
 from kdpipe.cache.locks import writing
 from kdpipe.shards import Index
-from kdpipe.verify import check_integrity
+from kdpipe.verification import check_integrity
 from tests import children, tiny
 from tests.remote.s3 import S3, Wsgi, environment, filesystem, serving, tree
 from tests.stages.running import kdpipe, refused

@@ -9,7 +9,7 @@ import pytest
 
 from kdpipe.cache import ArrayReader, Cache, Store
 from kdpipe.targets import Quality
-from kdpipe.verify.verify import verify_cache
+from kdpipe.verification.verify import verify_cache
 from tests.stages.running import kdpipe
 from tests.stages.test_mistakes import caching, training
 from tests.tiny import CLASSES, World, make_world, recommit, tree

@@ -11,7 +11,7 @@ import torch
 from kdpipe.cache import Cache, CacheReader, Store
 from kdpipe.cache.manifest import CacheRecord
 from kdpipe.cache.modules import put_part, read_part
-from kdpipe.errors import IdentityError, TrainingError
+from kdpipe.errors import IdentityError, KdpipeError, TrainingError
 from kdpipe.loader import Batch, Loader, LoaderConfig
 from kdpipe.losses import LOSSES, LossConfig
 from kdpipe.models import ModelConfig
@@ -120,7 +120,7 @@ def test_what_is_missing_is_named_with_the_flags_that_add_it(made: Any, tmp_path
         "simkd": "--pooled float16",
         "scalekd": "--last-stage",
     }.items():
-        with pytest.raises(ValueError, match=flags):
+        with pytest.raises(KdpipeError, match=flags):
             teachers(url, index, LossConfig(name=name))
     assert Cache(Store(url)).views() == [0]
 
@@ -206,7 +206,7 @@ def test_several_caches_that_do_not_go_together_are_refused(made: Any, tmp_path:
         ((url, url), {"name": "kd", "teacher_weights": (1.0,)}, "each cache has a weight above 0"),
     ]:
         job = featured.make_job(index, caches, LossConfig(**loss))
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises(KdpipeError, match=message):
             train(job, tmp_path / "run", log=lambda _: None)
         assert not (tmp_path / "run").exists()
 

@@ -22,7 +22,7 @@ from kdpipe.cache.schemas import CacheRecordFile
 from kdpipe.cache.sealed import JSON_BYTES
 from kdpipe.cache.select import Want
 from kdpipe.cache.store import Store
-from kdpipe.errors import CacheError, IdentityError, KdpipeError, TargetsError
+from kdpipe.errors import CacheError, CorruptionError, IdentityError, TargetsError
 from kdpipe.shards import Index
 from kdpipe.targets import Encoding, Quality
 from kdpipe.views import View, ViewsConfig
@@ -99,9 +99,9 @@ class CacheRecord:
             with Path(path).open("rb") as file:
                 content = load_json(file.read(JSON_BYTES))
             validated(CacheRecordFile, content, path)
-        except (OSError, ValueError) as e:
+        except (OSError, ValueError, CorruptionError) as e:
             do = "Make one with kdpipe cache-teacher --manifest, or name the cache itself"
-            found = e.what if isinstance(e, KdpipeError) else None
+            found = e.what if isinstance(e, CorruptionError) else None
             raise CacheError("no record of a cache", where=path, found=found, do=do) from e
         return cls(**content)
 

@@ -12,7 +12,7 @@ from kdpipe.caching.determinism import FLOOR, bound_of, live_difference, roundin
 from kdpipe.targets import Calibration, Encoding, Feature, kl
 from kdpipe.targets.quality import relative_error
 from kdpipe.teacher import CAUSES, NOT_A_FUNCTION, TeacherOutput
-from kdpipe.verify.averages import Averages
+from kdpipe.verification.averages import Averages
 
 SLACK = 4.0
 # Rows of a basis are rounded to float32: their products are off by two units of 6e-8 at most.

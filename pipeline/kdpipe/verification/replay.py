@@ -20,9 +20,9 @@ from kdpipe.shards import BlockReader, Index
 from kdpipe.shards.index import Shard
 from kdpipe.targets import GROUPS, Calibration, Feature
 from kdpipe.teacher import Teacher
-from kdpipe.verify.averages import BATCHES
-from kdpipe.verify.bases import CalibrationTruth
-from kdpipe.verify.compare import Comparison, compare_feature, compare_logits
+from kdpipe.verification.averages import BATCHES
+from kdpipe.verification.bases import CalibrationTruth
+from kdpipe.verification.compare import Comparison, compare_feature, compare_logits
 from kdpipe.views import View, ViewsConfig
 from kdpipe.views.block import paired_index, render_rows
 from kdpipe.views.draws import permutation

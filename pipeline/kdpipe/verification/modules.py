@@ -10,7 +10,7 @@ from kdpipe.cache.modules import read_part
 from kdpipe.cache.select import HEAD, TAIL
 from kdpipe.errors import KdpipeError
 from kdpipe.teacher import Teacher, head_parts, load_head, load_tail, tail_parts
-from kdpipe.verify.integrity import required
+from kdpipe.verification.integrity import required
 
 # Probes are those of the canaries; a few are enough to see which layers make a part.
 _FEW = 2

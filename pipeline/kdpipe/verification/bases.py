@@ -14,7 +14,7 @@ import torch
 
 from kdpipe.caching.determinism import FLOOR
 from kdpipe.targets import Calibration, Feature
-from kdpipe.verify.compare import ORTHONORMAL, SLACK, orthonormal_error
+from kdpipe.verification.compare import ORTHONORMAL, SLACK, orthonormal_error
 
 # A calibration may be fitted to views of a few classes, or of other shards, and what is looked at may be a batch of
 # one class: so the batch that suits it best is checked, of no fewer than these, and only one of no fewer views.

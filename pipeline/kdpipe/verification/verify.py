@@ -13,9 +13,9 @@ from kdpipe.caching.identity import is_nondeterministic
 from kdpipe.errors import CacheError, IdentityError, KdpipeError, TeacherError
 from kdpipe.shards import Index
 from kdpipe.teacher import Teacher, TeacherConfig
-from kdpipe.verify.integrity import Problem, check_integrity
-from kdpipe.verify.modules import check_parts
-from kdpipe.verify.replay import check_truth, join
+from kdpipe.verification.integrity import Problem, check_integrity
+from kdpipe.verification.modules import check_parts
+from kdpipe.verification.replay import check_truth, join
 from kdpipe.views.canaries import CanaryTolerance
 
 # Of a segment's numerics, the settings of a teacher.
