@@ -14,7 +14,8 @@ from kdpipe.cache import Cache, CacheReader, Want
 from kdpipe.caching import cache_views
 from kdpipe.loader import LoaderConfig
 from kdpipe.losses import Requirements
-from kdpipe.models import ModelConfig, build
+from kdpipe.models import ModelConfig
+from kdpipe.models.build import build
 from kdpipe.targets import TargetsConfig
 from kdpipe.teacher import Teacher
 from kdpipe.trainer import Log, TrainConfig, TrainingJob

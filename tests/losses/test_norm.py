@@ -12,7 +12,8 @@ from torch.autograd import gradcheck
 from kdpipe.errors import TargetsError, TrainingError
 from kdpipe.losses.inputs import FeatureShapes, TeacherInfo
 from kdpipe.losses.norm import Norm, NormConfig, norm
-from kdpipe.models import ModelConfig, build
+from kdpipe.models import ModelConfig
+from kdpipe.models.build import build
 from kdpipe.models.hooks import StudentHooks
 from kdpipe.models.wrappers.norm import NormStudent
 from kdpipe.targets import Targets

@@ -12,7 +12,8 @@ from kdpipe.errors import TargetsError
 from kdpipe.losses.fitnets import squared_error
 from kdpipe.losses.inputs import FeatureShapes, TeacherInfo
 from kdpipe.losses.simkd import Simkd, SimkdConfig
-from kdpipe.models import ModelConfig, build
+from kdpipe.models import ModelConfig
+from kdpipe.models.build import build
 from kdpipe.models.hooks import StudentHooks
 from kdpipe.models.wrappers.simkd import SimkdStudent
 from kdpipe.targets import Targets

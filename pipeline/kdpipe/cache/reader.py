@@ -1,11 +1,11 @@
 """What a training run reads of a cache: checked against its samples, chosen by what it needs, decoded."""
 
+from __future__ import annotations
+
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import nn
 
 from kdpipe.cache.cache import Cache, require_identity
 from kdpipe.cache.modules import read_calibration, read_part
@@ -15,8 +15,13 @@ from kdpipe.cache.store import Store
 from kdpipe.errors import CacheError, IdentityError
 from kdpipe.shards import Index
 from kdpipe.targets import ArrayField, Calibration, Encoding, Targets
-from kdpipe.teacher import Tail, load_head, load_tail
 from kdpipe.views import View, ViewsConfig
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from kdpipe.teacher import Tail
 
 
 class CacheReader:
@@ -103,9 +108,11 @@ class CacheReader:
             found |= {name: value for name, value in said.items() if value is not None and value is not False}
         if self.selection.by_head:
             pooled = found["pooled"]
+            import torch
+
             with torch.autocast(pooled.device.type, enabled=False):
                 logits = self.head.to(pooled.device)(pooled)
-            found |= {"log_probs": torch.log_softmax(logits, dim=1), "dense": True}
+            found |= {"log_probs": logits.log_softmax(dim=1), "dense": True}
             if not self.want.pooled:
                 del found["pooled"]
         return Targets(**found)
@@ -123,6 +130,8 @@ class CacheReader:
             CacheError: its file is damaged.
         """
         if HEAD not in self._parts:
+            from kdpipe.teacher import load_head
+
             tensors, about = read_part(self.cache, HEAD)
             if about["teacher"] != self._weights:
                 raise IdentityError(
@@ -140,6 +149,8 @@ class CacheReader:
     def tail(self) -> Tail:
         """The teacher's last stage, frozen, checked on its probes; raises as `head`."""
         if TAIL not in self._parts:
+            from kdpipe.teacher import load_tail
+
             tensors, about = read_part(self.cache, TAIL)
             where = f"{self.url} part {TAIL}"
             self._parts[TAIL] = load_tail(tensors, about, where, self._weights, self._trust)

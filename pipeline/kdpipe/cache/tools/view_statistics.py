@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import torch
 
 from kdpipe.targets import Encoding
 from kdpipe.views import View
@@ -43,8 +42,7 @@ class ViewStatistics:
         last, most = np.array(sizes(encoding)) - 1, min(5, encoding.k)
         if encoding.kind == "dense":
             logits = fields["logits"].astype(np.float32)
-            # Equal values in the order in which kdpipe.targets.quality has them.
-            first = torch.from_numpy(logits).topk(most, dim=1).indices.numpy()
+            first = np.argsort(-logits, axis=1, kind="stable")[:, :most]  # of equal ones the lowest class first
             log_p = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
             p = np.exp(log_p)
             total = p.sum(axis=1, keepdims=True)
