@@ -1,5 +1,6 @@
 """The command `kdpipe`: one subcommand a stage, errors in one line."""
 
+import copy
 import importlib
 import logging
 import os
@@ -31,6 +32,8 @@ COMMANDS = {
     "report": ("kdpipe_stages.report:report", "Compare teacher, students and baselines in one table."),
     "demo": ("kdpipe_stages.demo:demo", "All of it on scikit-learn's digits, in minutes."),
 }
+# Others load both when they run.
+_WITHOUT_TORCH = {"prepare", "index", "inspect", "cache", "losses", "report"}
 
 
 class _Remarks(logging.Handler):
@@ -107,12 +110,27 @@ class Stages(ErrorGroup):
         if cmd_name not in COMMANDS:
             return None
         module, _, attribute = COMMANDS[cmd_name][0].partition(":")
-        return getattr(importlib.import_module(module), attribute)
+        command: click.Command = getattr(importlib.import_module(module), attribute)
+        return command if cmd_name in _WITHOUT_TORCH else _announced(command)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """The list in `kdpipe --help`, without importing a stage."""
         with formatter.section("Commands"):
             formatter.write_dl([(name, summary) for name, (_, summary) in COMMANDS.items()])
+
+
+def _announced(command: click.Command) -> click.Command:
+    """The command, which prints on a terminal that it loads torch and timm before it does, for seconds, in silence."""
+    announced, run = copy.copy(command), command.callback
+    assert run is not None
+
+    def callback(*args: Any, **kwargs: Any) -> Any:
+        if sys.stderr.isatty() and "torch" not in sys.modules:
+            click.echo("loading torch and timm ...", err=True)
+        return run(*args, **kwargs)
+
+    announced.callback = callback
+    return announced
 
 
 @click.group(cls=Stages, context_settings={"help_option_names": ["-h", "--help"]})
