@@ -10,7 +10,7 @@ from typing import Any
 from benchmarks.contest.material import Material, top1
 from benchmarks.contest.rows import ALONE, Row, rows
 from benchmarks.contest.runs import Outcome, Run, run_all
-from kdpipe.cache import Cache, CacheReader, Want
+from kdpipe.cache import Cache, CacheReader, CacheRequest
 from kdpipe.caching import cache_views
 from kdpipe.loader import LoaderConfig
 from kdpipe.losses import Requirements
@@ -153,8 +153,8 @@ def _bytes(cache: Cache, material: Material, row: Row) -> int:
     needs: Requirements = row.loss.requirements
     if not needs.targets:
         return 0
-    want = Want.of(needs)
-    fields: Sequence[Any] = CacheReader(cache.store.url, material.index, material.views, want=want).fields
+    want = CacheRequest.of(needs)
+    fields: Sequence[Any] = CacheReader(cache.store.url, material.index, material.views, request=want).fields
     return sum(field.nbytes for field in fields)
 
 

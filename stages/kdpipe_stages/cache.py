@@ -94,7 +94,7 @@ def merge(out: str, sources: tuple[str, ...], as_json: bool) -> None:
 @_part
 @json_option
 def pull(url: str, out: str, views: str | None, shards: str | None, as_json: bool) -> None:
-    """Copy the cache at URL, or the views and shards of it that are wanted, to OUT. Repeat it to go on."""
+    """Copy the cache at URL, or the views and shards of it that are wanted, to OUT. Repeat it to resume."""
     _transfer(url, out, views, shards, as_json)
 
 
@@ -104,7 +104,7 @@ def pull(url: str, out: str, views: str | None, shards: str | None, as_json: boo
 @_part
 @json_option
 def push(cache: str, url: str, views: str | None, shards: str | None, as_json: bool) -> None:
-    """Copy CACHE, or the views and shards of it that are wanted, to URL. Repeat it to go on."""
+    """Copy CACHE, or the views and shards of it that are wanted, to URL. Repeat it to resume."""
     _transfer(cache, url, views, shards, as_json)
 
 

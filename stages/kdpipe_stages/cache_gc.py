@@ -76,7 +76,7 @@ def gc(caches: tuple[str, ...], folder: str | None, keep: tuple[str, ...], **fla
 
 
 def _unwanted(folder: str, keep: Sequence[str], left: list[str]) -> list[dict[str, Any]]:
-    """Caches below a folder that nothing refers to. What can't be told is left alone."""
+    """Caches below a folder that nothing refers to. What can't be read is left alone."""
     references, plan = wanted(keep), []
     for url in find_caches(folder):
         store = Store(url)

@@ -19,9 +19,9 @@ from kdpipe_stages.signals import Stopped, stopping
 COMMANDS = {
     "prepare": ("kdpipe_stages.prepare:prepare", "Make shards from an image folder or the digits."),
     "index": ("kdpipe_stages.index:index", "Index a set of shards."),
-    "view": ("kdpipe_stages.view:view", "Draw a sheet of samples' views: look before you spend."),
+    "view": ("kdpipe_stages.view:view", "Draw a sheet of samples' views."),
     "plan": ("kdpipe_stages.plan:plan", "Forecast a cache's bytes and hours, and what it saves."),
-    "cache-teacher": ("kdpipe_stages.cache_teacher:cache_teacher", "Run a teacher and keep its targets in a cache."),
+    "cache-teacher": ("kdpipe_stages.cache_teacher:cache_teacher", "Run a teacher and store its outputs in a cache."),
     "verify": ("kdpipe_stages.verify:verify", "Check a cache: every byte, and a sample of views run again."),
     "inspect": ("kdpipe_stages.inspect:inspect", "Print what a cache holds."),
     "cache": ("kdpipe_stages.cache:cache", "Look after caches: list, make room, merge, move."),
@@ -71,7 +71,7 @@ class ErrorGroup(click.Group):
             click.echo(f"error: {e}", err=True)
             ctx.exit(2)
         except BrokenPipeError:
-            # The reader of our output has gone (`| head`): nothing to log, nobody to say it to.
+            # The reader of our output has gone (`| head`): nothing to log, nobody to read a message.
             sys.stdout = None
             ctx.exit(1)
         except OSError as e:
@@ -144,7 +144,7 @@ def _announced(command: click.Command) -> click.Command:
 )
 @click.pass_context
 def main(ctx: click.Context, shard_urls: str | None) -> None:
-    """Distil vision models from a cache of what the teacher said about exactly these pixels.
+    """Distil vision models from a cache of the teacher's outputs on exactly the same pixels.
 
     The order of work: index your shards, cache-teacher once, verify, train-student as often as you like.
     """

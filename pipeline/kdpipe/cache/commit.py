@@ -1,8 +1,8 @@
 """Writing: create a cache, add a segment, commit a task. The order of the steps is the protocol.
 
 A missing chunk reads as its fill value, silently; so presence never comes from arrays, only from records, and
-a record is written when everything it vouches for is on disk. Records are made, never replaced: of two runs that write
-one at the same moment, the second finds the first one's. Zarr lays out files in memory; `Store` writes them.
+a record is written when all the files that it names are on disk. Records are made, never replaced: of two runs that
+write one at the same moment, the second finds the first one's. Zarr lays out files in memory; `Store` writes them.
 """
 
 from collections.abc import Sequence
@@ -70,7 +70,7 @@ def create(store: Store, identity: dict[str, Any], canaries: list[Canary]) -> Ca
 
 
 def put_store(store: Store, files: dict[str, bytes], about: dict[str, Any]) -> None:
-    """Write the files that make an empty cache, and last the record that says so, with `about` in it.
+    """Write the files that make an empty cache, and last the record of these files, with `about` in it.
 
     Raises:
         CacheError: they can't be written, or another run has made a cache meanwhile.
@@ -112,7 +112,7 @@ def require_empty(store: Store, do: str) -> None:
 
 
 def sweep(cache: Cache) -> None:
-    """Delete what interrupted writes left: temporary files, arrays that no record vouches for, parts of no segment.
+    """Delete what interrupted writes left: temporary files, arrays that no record names, parts of no segment.
 
     Only for the one process that writes; see `locks`.
     """
@@ -162,7 +162,7 @@ def add_segment(cache: Cache, segment: Segment) -> None:
     record = seal({**content, "files": {name: sha256(data) for name, data in files.items()}})
     cache.require_current()
     if store.read_if(segment.record) != record:
-        # Records of tasks would vouch for arrays that are about to be made anew.
+        # Records of tasks would name arrays that are about to be made anew.
         _require_unknown(store, segment)
         for name, data in files.items():
             if not store.put_new(name, data):
@@ -181,7 +181,7 @@ def _require_unknown(store: Store, segment: Segment) -> None:
         raise CacheError(
             f"there are records of segment {segment.name} already",
             where=f"{store}/{there[0]}",
-            do="Repeat the command: if another run has added it, this one goes on with it",
+            do="Repeat the command: if another run has added it, this one continues with it",
         )
 
 
@@ -198,7 +198,7 @@ def require_added(store: Store, segment: Segment) -> None:
             where=f"{store}/{segment.record}",
             found=f"digest {found[:16]}",
             allowed=segment.digest[:16],
-            do="Let that run end, then repeat the command, which adds a segment of its own or says what differs",
+            do="Let that run end, then repeat the command, which adds a segment of its own or names what differs",
         )
 
 

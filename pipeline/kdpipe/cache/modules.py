@@ -1,6 +1,6 @@
 """Parts: what is stored once beside the segments that need it. A teacher's classifier, its last stage, calibrations.
 
-A part is parts/<name>.safetensors and, written last, the record commits/<name>.json that vouches for it.
+A part is parts/<name>.safetensors and, written last, the record commits/<name>.json with its digest.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def _stored(cache: Cache, name: str) -> bool:
 
 
 def read_part(cache: Cache, name: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """A part's tensors, on the CPU, and what was said about it.
+    """A part's tensors, on the CPU, and the `about` of its record.
 
     Raises:
         CorruptionError: its bytes are not those that were written.

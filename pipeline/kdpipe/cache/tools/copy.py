@@ -1,6 +1,6 @@
 """Finished tasks on their way to another segment or another cache; no stored value changes.
 
-A task's files lie in it as its segment's views and its cache's padded rows say. Where both are the same on the
+A task's files lie in it by its segment's views and its cache's padded rows. Where both are the same on the
 other side, bytes are copied; where not, values are read and written anew, which gives the bytes that caching them
 there would have given.
 """

@@ -107,9 +107,9 @@ def describe_outputs(
         "seed": seed if found.samples < all_samples else None,
         "labels": str(labels.index.path) if labels else None,
         "remark": remark,
-        "views": [tally.summary() | unknown for tally in found.tallies if tally.views],
+        "views": [sums.summary() | unknown for sums in found.view_sums if sums.views],
         "unmixed": found.unmixed,
-        "confusions": [{"label": label, "said": said, "views": n} for (label, said), n in pairs],
+        "confusions": [{"label": label, "predicted": predicted, "views": n} for (label, predicted), n in pairs],
         "contradictions": found.contradictions,
     }
 
