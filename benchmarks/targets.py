@@ -14,7 +14,8 @@ from kdpipe.cache.read import ArrayReader
 from kdpipe.caching.identity import scratch_identity
 from kdpipe.loader.order import Order, epoch_order
 from kdpipe.loader.worker import TargetRows
-from kdpipe.targets import Encoding, TargetsConfig, quality
+from kdpipe.targets import Encoding, TargetsConfig
+from kdpipe.targets.quality import quality
 from kdpipe.teacher import TeacherOutput
 from kdpipe.views.canaries import Canary
 

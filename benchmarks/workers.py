@@ -15,7 +15,7 @@ from benchmarks.measure import spread
 from kdpipe.caching import CachingConfig, cache_views
 from kdpipe.caching.clients import local_client
 from kdpipe.caching.cluster import Cluster
-from kdpipe.models import build
+from kdpipe.models.build import build
 from kdpipe.shards import Index, build_index
 from kdpipe.shards.prepare import prepare_digits
 from kdpipe.targets import TargetsConfig

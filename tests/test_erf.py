@@ -8,7 +8,7 @@ import timm
 import torch
 from torch import nn
 
-import kdpipe.models  # noqa: F401  (registers the networks)
+import kdpipe.models.build  # noqa: F401  (registers the networks)
 from kdpipe.erf import SHARES, ReceptiveField, Square, log_scale, squares
 from kdpipe.errors import TeacherError
 

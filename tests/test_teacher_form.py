@@ -8,10 +8,9 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-import kdpipe.models
 from kdpipe.cache import Store
 from kdpipe.errors import IdentityError, TeacherError
-from kdpipe.models import weights_digest
+from kdpipe.models import merged, weights_digest
 from kdpipe.teacher import Teacher, TeacherConfig
 from tests.models.small import difference, shuffled
 from tests.stages.running import kdpipe
@@ -116,7 +115,7 @@ def test_a_merge_that_changes_the_function_is_refused(images):
 
 def test_it_is_refused_before_there_is_a_cache(world, slak, monkeypatch, tmp_path):
     def broken(model):
-        copied = kdpipe.models.merged(model)
+        copied = merged(model)
         with torch.no_grad():
             copied.stages[0].blocks[0].mlp.fc1.weight.mul_(1.01)
         return copied

@@ -12,7 +12,8 @@ from torch import nn
 from kdpipe.cache import Cache, Store
 from kdpipe.caching import CachingConfig, cache_views
 from kdpipe.errors import IdentityError, TeacherError
-from kdpipe.models import Cropped, crop, croppable
+from kdpipe.models import Cropped, croppable
+from kdpipe.models.crop import crop
 from kdpipe.targets import TargetsConfig
 from kdpipe.teacher import Teacher, TeacherConfig
 from kdpipe.teacher import teacher as teachers

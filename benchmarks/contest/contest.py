@@ -10,11 +10,12 @@ from typing import Any
 from benchmarks.contest.material import Material, top1
 from benchmarks.contest.rows import ALONE, Row, rows
 from benchmarks.contest.runs import Outcome, Run, run_all
-from kdpipe.cache import Cache, CacheReader, Want
+from kdpipe.cache import Cache, CacheReader, CacheRequest
 from kdpipe.caching import cache_views
 from kdpipe.loader import LoaderConfig
 from kdpipe.losses import Requirements
-from kdpipe.models import ModelConfig, build
+from kdpipe.models import ModelConfig
+from kdpipe.models.build import build
 from kdpipe.targets import TargetsConfig
 from kdpipe.teacher import Teacher
 from kdpipe.trainer import Log, TrainConfig, TrainingJob
@@ -152,8 +153,8 @@ def _bytes(cache: Cache, material: Material, row: Row) -> int:
     needs: Requirements = row.loss.requirements
     if not needs.targets:
         return 0
-    want = Want.of(needs)
-    fields: Sequence[Any] = CacheReader(cache.store.url, material.index, material.views, want=want).fields
+    want = CacheRequest.of(needs)
+    fields: Sequence[Any] = CacheReader(cache.store.url, material.index, material.views, request=want).fields
     return sum(field.nbytes for field in fields)
 
 

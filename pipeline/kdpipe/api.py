@@ -13,6 +13,7 @@ from kdpipe import results
 from kdpipe.cache import Cache, CacheReader, Store
 from kdpipe.cache.manifest import cached_views
 from kdpipe.cache.tools.describe import describe_cache, describe_outputs
+from kdpipe.cache.tools.statistics import choose_blocks
 from kdpipe.cached_loader import CachedLoader
 from kdpipe.caching import CachingConfig, CachingProgress, cache_views
 from kdpipe.caching.summary import summarise
@@ -153,9 +154,9 @@ def inspect(
     document = describe_cache(held)
     if statistics:
         path = None if index is None else path_of("index", index)
-        found = describe_outputs(held, path, samples=samples, top=top)
-        told = [{**c, "predicted": c["said"]} for c in found["contradictions"]]
-        document |= {"views": found["views"], "contradictions": told, "remark": found["remark"]}
+        blocks = choose_blocks(held, samples, seed=0)
+        found = describe_outputs(held, path, blocks, seed=0, top=top)
+        document |= {name: found[name] for name in ("views", "contradictions", "remark")}
     return results.of(results.CacheDescription, document)
 
 

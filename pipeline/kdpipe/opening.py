@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from kdpipe.cache import CacheReader, MultiCacheReader, Store, Want
+from kdpipe.cache import CacheReader, CacheRequest, MultiCacheReader, Store
 from kdpipe.cache.commit import read_provenance
 from kdpipe.cache.manifest import CacheRecord, open_reader
 from kdpipe.caching.identity import check_readers_canaries
@@ -37,7 +37,7 @@ def open_cache(
     index: Index | PathLike | None = None,
     *,
     views: ViewsConfig | Settings | None = None,
-    want: Want | None = None,
+    want: CacheRequest | None = None,
     canary_tolerance: CanaryTolerance = 0,
     trust: Sequence[str] = (),
 ) -> CacheReader:
@@ -60,7 +60,7 @@ def open_cache(
     where = path_of("cache", url)
     samples = _index_of(where) if index is None else as_index(index)
     policy = None if views is None else configured(ViewsConfig, views, "views")
-    reader = open_reader(where, samples, policy, want=want, trust=tuple(trust))
+    reader = open_reader(where, samples, policy, request=want, trust=tuple(trust))
     check_readers_canaries(
         reader.cache, samples, reader.config, canary_tolerance, asked=canary_tolerance > 0, log=_log.warning
     )

@@ -6,8 +6,6 @@ from collections.abc import Callable
 from typing import Any
 
 import click
-from rich.console import Console
-from rich.table import Table
 
 from kdpipe._util.redact import redact, showable
 from kdpipe.cache import Cache
@@ -17,7 +15,6 @@ from kdpipe.cache.tools.merge import merge as run_merge
 from kdpipe.cache.tools.transfer import transfer
 from kdpipe_stages.cache_gc import drop_views, gc
 from kdpipe_stages.cache_shared import json_option, log, showing
-from kdpipe_stages.caching_options import parse_views
 
 
 @click.group()
@@ -51,6 +48,9 @@ def ls(folder: str, as_json: bool) -> None:
 
 
 def _table(found: list[dict[str, Any]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
     # In a log nothing is cut off for want of columns.
     console = Console(width=None if sys.stdout.isatty() else 240, markup=False)
     names = ("cache", "identity", "teacher", "policy", "views", "tasks", "bytes", "root", "last run")
@@ -94,7 +94,7 @@ def merge(out: str, sources: tuple[str, ...], as_json: bool) -> None:
 @_part
 @json_option
 def pull(url: str, out: str, views: str | None, shards: str | None, as_json: bool) -> None:
-    """Copy the cache at URL, or the views and shards of it that are wanted, to OUT. Repeat it to go on."""
+    """Copy the cache at URL, or the views and shards of it that are wanted, to OUT. Repeat it to resume."""
     _transfer(url, out, views, shards, as_json)
 
 
@@ -104,11 +104,13 @@ def pull(url: str, out: str, views: str | None, shards: str | None, as_json: boo
 @_part
 @json_option
 def push(cache: str, url: str, views: str | None, shards: str | None, as_json: bool) -> None:
-    """Copy CACHE, or the views and shards of it that are wanted, to URL. Repeat it to go on."""
+    """Copy CACHE, or the views and shards of it that are wanted, to URL. Repeat it to resume."""
     _transfer(cache, url, views, shards, as_json)
 
 
 def _transfer(source: str, target: str, views: str | None, shards: str | None, as_json: bool) -> None:
+    from kdpipe_stages.caching_options import parse_views
+
     with showing("copying") as on_task:
         copied, report = transfer(source, target, None if views is None else parse_views(views), shards, on_task)
     _copied(copied, vars(report), as_json)

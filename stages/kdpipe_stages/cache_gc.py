@@ -17,7 +17,6 @@ from kdpipe.cache.tools.gc import orphans, remove_cache, remove_orphans, wanted
 from kdpipe.cache.tools.ls import find_caches
 from kdpipe.errors import CacheError, ConfigError
 from kdpipe_stages.cache_shared import json_option, log, showing
-from kdpipe_stages.caching_options import parse_views
 
 
 def _deleting(function: Callable[..., None]) -> Callable[..., None]:
@@ -37,7 +36,7 @@ def _deleting(function: Callable[..., None]) -> Callable[..., None]:
 @_deleting
 @json_option
 def gc(caches: tuple[str, ...], folder: str | None, keep: tuple[str, ...], **flags: bool) -> None:
-    """Delete what no record vouches for in CACHES, and with --folder whole caches that nothing refers to.
+    """Delete files that no record of CACHES names, and with --folder whole caches that nothing refers to.
 
     A cache that is being written is left alone. Be sure that nobody writes to a store that has no conditional puts.
     """
@@ -77,7 +76,7 @@ def gc(caches: tuple[str, ...], folder: str | None, keep: tuple[str, ...], **fla
 
 
 def _unwanted(folder: str, keep: Sequence[str], left: list[str]) -> list[dict[str, Any]]:
-    """Caches below a folder that nothing refers to. What can't be told is left alone."""
+    """Caches below a folder that nothing refers to. What can't be read is left alone."""
     references, plan = wanted(keep), []
     for url in find_caches(folder):
         store = Store(url)
@@ -104,13 +103,15 @@ def _unwanted(folder: str, keep: Sequence[str], left: list[str]) -> list[dict[st
 @json_option
 def drop_views(cache: str, views: str, encoding: str | None, **flags: bool) -> None:
     """Delete views from CACHE. Other views of the same segments move to new segments, unchanged."""
+    from kdpipe_stages.caching_options import parse_views
+
     unwanted = parse_views(views)
     store = Cache(Store(cache)).store
     with alone(store):
         plan = plan_drop(Cache(store), unwanted, encoding)
     lines = [f"{cache}: segment {s.name}" for s in plan.gone]
     lines += [f"{cache}: of these, views {describe(list(new.views))} move to {new.name}" for _, new in plan.kept]
-    lines += [f"{cache}: {name}, which no record vouches for" for name in plan.leftovers]
+    lines += [f"{cache}: {name}, which no record names" for name in plan.leftovers]
 
     def drop() -> None:
         with showing("moving") as on_task:

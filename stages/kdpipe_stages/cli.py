@@ -1,5 +1,6 @@
 """The command `kdpipe`: one subcommand a stage, errors in one line."""
 
+import copy
 import importlib
 import logging
 import os
@@ -18,9 +19,9 @@ from kdpipe_stages.signals import Stopped, stopping
 COMMANDS = {
     "prepare": ("kdpipe_stages.prepare:prepare", "Make shards from an image folder or the digits."),
     "index": ("kdpipe_stages.index:index", "Index a set of shards."),
-    "view": ("kdpipe_stages.view:view", "Draw a sheet of samples' views: look before you spend."),
+    "view": ("kdpipe_stages.view:view", "Draw a sheet of samples' views."),
     "plan": ("kdpipe_stages.plan:plan", "Forecast a cache's bytes and hours, and what it saves."),
-    "cache-teacher": ("kdpipe_stages.cache_teacher:cache_teacher", "Run a teacher and keep its targets in a cache."),
+    "cache-teacher": ("kdpipe_stages.cache_teacher:cache_teacher", "Run a teacher and store its outputs in a cache."),
     "verify": ("kdpipe_stages.verify:verify", "Check a cache: every byte, and a sample of views run again."),
     "inspect": ("kdpipe_stages.inspect:inspect", "Print what a cache holds."),
     "cache": ("kdpipe_stages.cache:cache", "Look after caches: list, make room, merge, move."),
@@ -33,6 +34,8 @@ COMMANDS = {
 }
 # Names that work and that help doesn't list.
 HIDDEN = {"objectives": "losses"}
+# Others load both when they run.
+_WITHOUT_TORCH = {"prepare", "index", "inspect", "cache", "losses", "report"}
 
 
 class _Remarks(logging.Handler):
@@ -70,7 +73,7 @@ class ErrorGroup(click.Group):
             click.echo(f"error: {e}", err=True)
             ctx.exit(2)
         except BrokenPipeError:
-            # The reader of our output has gone (`| head`): nothing to log, nobody to say it to.
+            # The reader of our output has gone (`| head`): nothing to log, nobody to read a message.
             sys.stdout = None
             ctx.exit(1)
         except OSError as e:
@@ -110,12 +113,27 @@ class Stages(ErrorGroup):
         if cmd_name not in COMMANDS:
             return None
         module, _, attribute = COMMANDS[cmd_name][0].partition(":")
-        return getattr(importlib.import_module(module), attribute)
+        command: click.Command = getattr(importlib.import_module(module), attribute)
+        return command if cmd_name in _WITHOUT_TORCH else _announced(command)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """The list in `kdpipe --help`, without importing a stage."""
         with formatter.section("Commands"):
             formatter.write_dl([(name, summary) for name, (_, summary) in COMMANDS.items()])
+
+
+def _announced(command: click.Command) -> click.Command:
+    """The command, which prints on a terminal that it loads torch and timm before it does, for seconds, in silence."""
+    announced, run = copy.copy(command), command.callback
+    assert run is not None
+
+    def callback(*args: Any, **kwargs: Any) -> Any:
+        if sys.stderr.isatty() and "torch" not in sys.modules:
+            click.echo("loading torch and timm ...", err=True)
+        return run(*args, **kwargs)
+
+    announced.callback = callback
+    return announced
 
 
 @click.group(cls=Stages, context_settings={"help_option_names": ["-h", "--help"]})
@@ -129,7 +147,7 @@ class Stages(ErrorGroup):
 )
 @click.pass_context
 def main(ctx: click.Context, shard_urls: str | None) -> None:
-    """Distil vision models from a cache of what the teacher said about exactly these pixels.
+    """Distil vision models from a cache of the teacher's outputs on exactly the same pixels.
 
     The order of work: index your shards, cache-teacher once, verify, train-student as often as you like.
     """

@@ -8,7 +8,8 @@ import torch
 
 from kdpipe.erf import SHARES, ReceptiveField, Square, log_scale, squares
 from kdpipe.errors import ConfigError
-from kdpipe.models import ModelConfig, build, is_factory, read_header
+from kdpipe.models import ModelConfig, is_factory, read_header
+from kdpipe.models.build import build
 from kdpipe.teacher import TeacherConfig, resolve_device
 from kdpipe.views import Normalize
 

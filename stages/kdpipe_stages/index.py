@@ -1,16 +1,18 @@
 """`kdpipe index`: shards to an index."""
 
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from kdpipe.errors import IndexFileError
-from kdpipe.shards import Index, build_index
+from kdpipe.shards import Index
 from kdpipe.shards.document import MAX_CLASSES
-from kdpipe.shards.samples import Check
 from kdpipe_stages.command import command
 from kdpipe_stages.progress import Progress
+
+if TYPE_CHECKING:
+    from kdpipe.shards.samples import Check
 
 
 @command("index", "  kdpipe index 'shards/train-{0000..0019}.tar' --out runs/train.index --num-classes 1000")
@@ -40,7 +42,7 @@ def index(
     label_key: str | None,
     split: str | None,
     skip_bad: bool,
-    check: Check,
+    check: "Check",
     limit: int | None,
     workers: int | None,
     overwrite: bool,
@@ -53,6 +55,8 @@ def index(
     them alone. The index keeps no user, password or query of a URL: later commands take credentials from the
     environment, or fresh URLs by `kdpipe --shard-urls`.
     """
+    from kdpipe.shards import build_index
+
     before = _digest(out)
     bar: Progress | None = None
 

@@ -1,14 +1,8 @@
-"""`kdpipe inspect`: identity, completeness and size of a cache, and statistics of the teacher's outputs."""
+"""`kdpipe inspect`: what a cache holds, and statistics of the teacher's outputs."""
 
 import json
-from contextlib import ExitStack
 
 import click
-
-from kdpipe.cache import Cache, Store
-from kdpipe.cache.tools.describe import describe_cache, describe_outputs
-from kdpipe_stages.inspect_tables import print_records, print_statistics
-from kdpipe_stages.progress import Progress
 
 
 @click.command()
@@ -30,28 +24,28 @@ def inspect(
     no_statistics: bool,
     as_json: bool,
 ) -> None:
-    """Print identity, completeness and size of a cache, and statistics of the teacher's outputs.
+    """Print a cache's identity, completeness, bytes and teacher statistics.
 
-    The statistics are read from the logits: accuracy and calibration by view, probability inside the first k
-    classes, confidence, confused classes, and the samples whose label the teacher contradicts most confidently, where
-    wrong labels are found. What needs labels is left out without an index.
+    The statistics are read from the logits: accuracy and calibration by view, probability of the first k classes,
+    confidence, confused classes, and samples whose label the teacher contradicts, which may be labelled wrongly.
+    What needs labels is left out without an index.
     """
+    from kdpipe.cache import Cache, Store
+    from kdpipe.cache.tools.describe import describe_cache, describe_outputs
+    from kdpipe.cache.tools.statistics import choose_blocks
+    from kdpipe_stages.inspect_tables import print_records, print_statistics
+    from kdpipe_stages.progress import Progress
+
     held = Cache(Store(cache))
     for name in held.foreign:
         do = "kdpipe cache-teacher makes it anew"
-        click.echo(f"{cache}: {name} doesn't count, it is of another cache or segment: {do}", err=True)
+        click.echo(f"{cache}: {name} is ignored, it is of another cache or segment: {do}", err=True)
     report = describe_cache(held)
     if not no_statistics:
-        bar: Progress | None = None
-        with ExitStack() as stack:
-
-            def show(read: int, total: int) -> None:
-                nonlocal bar
-                bar = bar or stack.enter_context(Progress(total, "samples", "reading"))
-                bar.advance(read)
-
+        blocks = choose_blocks(held, samples, seed)
+        with Progress(sum(len(block.rows) for block in blocks), "samples", "reading") as progress:
             report["statistics"] = describe_outputs(
-                held, index_path, samples=samples, seed=seed, top=top, on_samples=show
+                held, index_path, blocks, seed=seed, top=top, on_samples=progress.advance
             )
     if as_json:
         click.echo(json.dumps(report))

@@ -43,8 +43,8 @@ def print_records(report: dict[str, Any]) -> None:
     for s in report["segments"]:
         for i, (array, size) in enumerate(s["bytes"].items()):
             first = (s["name"], s["span"], f"{s['shards_done']}/{s['shards']}") if i == 0 else ("", "", "")
-            told = (_percent(s["teacher_top1"]), _percent(s["teacher_top5"]), _number(s["retained_mass"], ".5f"))
-            last = (*told, _number(s["encoding_loss"], ".2g")) if i == 0 else ("",) * 4
+            cells = (_percent(s["teacher_top1"]), _percent(s["teacher_top5"]), _number(s["retained_mass"], ".5f"))
+            last = (*cells, _number(s["encoding_loss"], ".2g")) if i == 0 else ("",) * 4
             error = _number(s.get(f"{array}_error"), ".2g")
             table.add_row(*first, array, str(size), f"{size / max(1, s['views']):.1f}", *last, error)
     console.print(table)
@@ -55,7 +55,7 @@ def print_records(report: dict[str, Any]) -> None:
 
 
 def print_statistics(found: dict[str, Any]) -> None:
-    """What the teacher says, by view and altogether."""
+    """Statistics of the teacher's outputs, by view and altogether."""
     console, found = _console(), showable(found)
     part = f" of {found['of_samples']}, chosen with seed {found['seed']}" if found["seed"] is not None else ""
     console.print(f"Read from the arrays: {found['samples']} samples{part}.")
@@ -72,20 +72,20 @@ def print_statistics(found: dict[str, Any]) -> None:
             _print_confidence(console, name, views)
             _print_entropy(console, name, views)
     if found["confusions"]:
-        table = Table("label", "said", "views", "% of views", title="most confused", title_justify="left")
+        table = Table("label", "predicted", "views", "% of views", title="most confused", title_justify="left")
         for c in found["confusions"]:
             share = f"{100 * c['views'] / found['unmixed']:.2f}"
-            table.add_row(str(c["label"]), str(c["said"]), str(c["views"]), share)
+            table.add_row(str(c["label"]), str(c["predicted"]), str(c["views"]), share)
         console.print(table)
     if found["contradictions"]:
-        table = Table("shard", "key", "label", "said", "p", "p of label", "views")
+        table = Table("shard", "key", "label", "predicted", "p", "p of label", "views")
         table.title, table.title_justify = (
             "the label contradicted: probability as the mean over a sample's views",
             "left",
         )
         for c in found["contradictions"]:
             p = (f"{c['p']:.4f}", f"{c['p_label']:.2g}")
-            table.add_row(c["shard"], c["key"], str(c["label"]), str(c["said"]), *p, str(c["views"]))
+            table.add_row(c["shard"], c["key"], str(c["label"]), str(c["predicted"]), *p, str(c["views"]))
         console.print(table)
     if found["confusions"] and any(v["mixed"] for v in found["views"]):
         console.print("Mixed views: their label is that of the larger share; the last two tables leave them out.")
@@ -160,11 +160,11 @@ def _print_confidence(console: Console, name: str, views: Sequence[dict[str, Any
         table.add_column(column)
     for i, count in _filled(counts):
         total, right, sure = bins[i].tolist()
-        told: tuple[str, ...] = (
+        cells: tuple[str, ...] = (
             (f"{total:.0f}", _percent(sure / total), _percent(right / total)) if total else ("", "", "")
         )
-        told = told if labelled else ()
-        table.add_row(f"{i / BINS:.2f} to {(i + 1) / BINS:.2f}", str(count), _bar(count, counts.max()), *told)
+        cells = cells if labelled else ()
+        table.add_row(f"{i / BINS:.2f} to {(i + 1) / BINS:.2f}", str(count), _bar(count, counts.max()), *cells)
     console.print(table)
 
 

@@ -2,7 +2,6 @@
 
 import click
 
-from kdpipe.shards.prepare import prepare_digits, prepare_folder
 from kdpipe_stages.command import command
 
 
@@ -32,6 +31,8 @@ def folder(
 
     Classes are numbered in the order of their folders' names; classes.json keeps the names.
     """
+    from kdpipe.shards.prepare import prepare_folder
+
     paths = prepare_folder(
         source,
         out,
@@ -56,6 +57,8 @@ def digits(
     out: str, val_fraction: float, labelled: float, full: bool, samples_per_shard: int, size: int, seed: int
 ) -> None:
     """Shards of scikit-learn's 1,797 handwritten digits, a small set to try things on."""
+    from kdpipe.shards.prepare import prepare_digits
+
     written = prepare_digits(
         out,
         val_fraction=val_fraction,

@@ -3,11 +3,11 @@
 import sys
 import time
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
-from rich.console import Console
-from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
-from rich.progress import Progress as Bar
+if TYPE_CHECKING:
+    from rich.progress import Progress as Bar
+
 
 _SECONDS_A_LINE = 10.0
 
@@ -23,16 +23,19 @@ class Progress:
 
     def __init__(self, total: int, unit: str, label: str) -> None:
         self.total, self.unit, self.label, self.done = total, unit, label, 0
-        self._began = self._said = time.monotonic()
+        self._began = self._logged = time.monotonic()
         self._bar: Bar | None = None
         if sys.stderr.isatty():
+            from rich import progress as rich
+            from rich.console import Console
+
             columns = (
-                TextColumn("{task.description}"),
-                BarColumn(),
-                TextColumn("{task.fields[text]}", markup=False),
-                TimeRemainingColumn(),
+                rich.TextColumn("{task.description}"),
+                rich.BarColumn(),
+                rich.TextColumn("{task.fields[text]}", markup=False),
+                rich.TimeRemainingColumn(),
             )
-            self._bar = Bar(*columns, console=Console(stderr=True), transient=True)
+            self._bar = rich.Progress(*columns, console=Console(stderr=True), transient=True)
             self._task = self._bar.add_task(label, total=total, text="")
             self._bar.start()
 
@@ -53,8 +56,8 @@ class Progress:
         text = f"{self.done}/{self.total} {self.unit}, {speed:.0f}/s{extra}"
         if self._bar is not None:
             self._bar.update(self._task, completed=self.done, text=text)
-        elif now - self._said >= _SECONDS_A_LINE and self.done < self.total:
-            self._said = now
+        elif now - self._logged >= _SECONDS_A_LINE and self.done < self.total:
+            self._logged = now
             left = (self.total - self.done) / speed
             print(f"{self.label}: {text}, {_clock(left)} left", file=sys.stderr, flush=True)
 

@@ -11,7 +11,7 @@ import torch
 import zarr
 from PIL import Image
 
-from kdpipe.cache import ArrayReader, Cache, CacheReader, Store, Want
+from kdpipe.cache import ArrayReader, Cache, CacheReader, CacheRequest, Store
 from kdpipe.cache.locks import alone
 from kdpipe.errors import CacheError, IdentityError, IndexFileError, TargetsError
 from kdpipe.loader import Loader
@@ -249,11 +249,13 @@ def test_a_limited_cache_serves_limited_training(world, tmp_path):
 
 def test_dense_is_asked_for_where_it_is_needed(world, cache_path, tmp_path):
     with pytest.raises(TargetsError, match=r"needs every class.*--targets dense"):
-        CacheReader(cache_path, world.index, VIEWS, want=Want(dense=True))
+        CacheReader(cache_path, world.index, VIEWS, request=CacheRequest(dense=True))
     make_cache(world, tmp_path / "c", views=(0,))
     make_cache(world, tmp_path / "c", views=(0,), targets=TargetsConfig(kind="dense"))
     assert CacheReader(str(tmp_path / "c"), world.index, VIEWS).encoding.kind == "topk"
-    assert CacheReader(str(tmp_path / "c"), world.index, VIEWS, want=Want(dense=True)).encoding.kind == "dense"
+    assert (
+        CacheReader(str(tmp_path / "c"), world.index, VIEWS, request=CacheRequest(dense=True)).encoding.kind == "dense"
+    )
 
 
 def test_a_cache_can_live_behind_fsspec(world):

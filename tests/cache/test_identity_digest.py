@@ -54,7 +54,7 @@ def test_a_task_of_another_cache_does_not_count(world, copied, other):
     assert cache.foreign == [name]
     assert (cache.segments[0].name, "shard-0001.tar") not in cache.commits
     assert problems(copied) == [(name, "it is of another cache: its identity_digest differs")]
-    assert f"{name} doesn't count" in kdpipe("inspect", copied).err
+    assert f"{name} is ignored" in kdpipe("inspect", copied).err
     assert kdpipe(*caching(world, copied, "--views", "0:3,center", "--k", 4)).code == 0
     assert tree(copied) == before
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from kdpipe.cache import Cache, CacheReader, Store, Want
+from kdpipe.cache import Cache, CacheReader, CacheRequest, Store
 from kdpipe.cache.tools.merge import merge
 from kdpipe.errors import IdentityError
 from kdpipe.targets import TargetsConfig
@@ -29,7 +29,7 @@ def halves(folder: Path, targets: TargetsConfig) -> tuple[list[World], list[str]
 def reads_first(url: str, world: World) -> CacheReader:
     """A reader of log-probabilities and maps from a cache's first encoding."""
     encoding = Cache(Store(url)).segments[0].encoding
-    return CacheReader(url, world.index, VIEWS, want=Want(map=True), only=encoding)
+    return CacheReader(url, world.index, VIEWS, request=CacheRequest(map=True), only=encoding)
 
 
 def served_as_held(worlds: list[World], cache: Cache, sources: list[str]) -> None:

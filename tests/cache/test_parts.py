@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from kdpipe.cache import Cache, CacheReader, Store, Want
+from kdpipe.cache import Cache, CacheReader, CacheRequest, Store
 from kdpipe.cache.layout import part_file, part_record
 from kdpipe.cache.modules import put_calibration, put_part, read_part
 from kdpipe.cache.tools.drop_views import drop_views
@@ -179,7 +179,7 @@ class TestMoving:
         before = tree(tmp_path / "d")
         transfer(featured, str(tmp_path / "d"), views)
         assert tree(tmp_path / "d") == before
-        reader = CacheReader(str(tmp_path / "d"), world.index, VIEWS, want=Want(map=True, head=True))
+        reader = CacheReader(str(tmp_path / "d"), world.index, VIEWS, request=CacheRequest(map=True, head=True))
         assert reader.decode({n: r[:5] for n, r in rows.items()}).map.shape == (5, 5, 4, 4)
 
     def test_a_damaged_part_is_not_copied(self, copied, tmp_path):

@@ -6,7 +6,7 @@ import pytest
 
 from kdpipe.cache import Cache, Store
 from kdpipe.cache.manifest import CacheRecord, open_reader, place
-from kdpipe.cache.select import Want
+from kdpipe.cache.select import CacheRequest
 from kdpipe.caching import CachingConfig, cache_views
 from kdpipe.errors import CacheError, IdentityError, TargetsError
 from kdpipe.shards import Index
@@ -65,7 +65,7 @@ def test_a_store_that_lost_a_task_is_refused(tmp_path, index):
     cache(tmp_path, index, [1])
     lost = next((tmp_path / "cache.zarr" / "commits").glob("*v0-1/*.tar.json"))
     lost.unlink()
-    with pytest.raises(IdentityError, match="other targets than its record says"):
+    with pytest.raises(IdentityError, match="other targets than its record names"):
         open_reader(path, index, tiny.VIEWS)
 
 
@@ -74,7 +74,7 @@ def test_a_record_of_the_top_k_does_not_serve_a_dense_loss(tmp_path, index):
     record(cache(tmp_path, index, [0]), [0]).write(path)
     cache(tmp_path, index, [0], kind="dense")
     with pytest.raises(TargetsError, match="top2-float16"):
-        open_reader(path, index, tiny.VIEWS, want=Want(dense=True))
+        open_reader(path, index, tiny.VIEWS, request=CacheRequest(dense=True))
 
 
 @pytest.mark.parametrize("text", [None, "{", "[]", '{"cache": "x"}'])

@@ -87,7 +87,7 @@ def histogram(values):
 
 
 def expected(encoding, p, order, labels, mixed):
-    """A `Tally.summary` by loops."""
+    """A `ViewSums.summary` by loops."""
     known, confidence = labels >= 0, p.max(axis=1)
     entropy = np.array([-sum(x * np.log(x) for x in row if x > 0) for row in p])
     gap = 0.0
@@ -114,13 +114,13 @@ def expected(encoding, p, order, labels, mixed):
 def test_each_view_against_loops(cache, half):
     found = read_statistics(cache, committed_blocks(cache), ViewLabels(cache, half.index))
     assert found.samples == 94
-    tallies = {(t.segment, t.view): t.summary() for t in found.tallies}
-    assert len(tallies) == sum(len(s.views) for s in cache.segments)
+    view_sums = {(t.segment, t.view): t.summary() for t in found.view_sums}
+    assert len(view_sums) == sum(len(s.views) for s in cache.segments)
     for segment in cache.segments:
         for view in segment.views:
             parts = [(*stored(cache, segment, i, view), *by_hand(cache, half.index, i, view)) for i in range(3)]
             want = expected(segment.encoding, *(np.concatenate(part) for part in zip(*parts, strict=True)))
-            got = tallies[segment.name, view]
+            got = view_sums[segment.name, view]
             assert {n: got[n] for n in NUMBERS} == {n: want[n] for n in NUMBERS}
             # `decode` is float32, and what float16 log-probabilities add up to is not quite 1
             assert {n: got[n] for n in MEANS} == pytest.approx({n: want[n] for n in MEANS}, rel=1e-5)
@@ -131,12 +131,12 @@ def test_each_view_against_loops(cache, half):
 def test_sums_are_those_of_the_records(cache, half):
     found = read_statistics(cache, committed_blocks(cache), ViewLabels(cache, half.index))
     for segment in cache.segments:
-        tallies = [t for t in found.tallies if t.segment == segment.name]
+        view_sums = [t for t in found.view_sums if t.segment == segment.name]
         said = cache.quality(segment)
         for name in ("views", "labelled", "top1", *(["top5"] if segment.encoding.k >= 5 else [])):
-            assert sum(getattr(t, name) for t in tallies) == getattr(said, name), (segment.name, name)
+            assert sum(getattr(t, name) for t in view_sums) == getattr(said, name), (segment.name, name)
         rounding = 1e-3 if segment.encoding.dtype == "float16" else 1e-6
-        assert sum(t.mass[-1] for t in tallies) == pytest.approx(said.retained_mass, rel=rounding)
+        assert sum(t.mass[-1] for t in view_sums) == pytest.approx(said.retained_mass, rel=rounding)
 
 
 def test_confusions_and_contradictions_against_loops(cache, half):
@@ -163,7 +163,7 @@ def test_confusions_and_contradictions_against_loops(cache, half):
     assert len(samples) > 7  # the tiny teacher is often wrong
     samples.sort(key=lambda s: -s[5])
     got = found.contradictions
-    assert [tuple(c[n] for n in ("shard", "key", "label", "said", "views")) for c in got] == [
+    assert [tuple(c[n] for n in ("shard", "key", "label", "predicted", "views")) for c in got] == [
         s[:5] for s in samples[:7]
     ]
     assert [c["p"] for c in got] == pytest.approx([s[5] for s in samples[:7]], rel=1e-5)
@@ -179,7 +179,7 @@ def test_calibration_is_the_evaluators(cache, half):
         labels = half.index.labels[shard.first : shard.first + shard.samples]
         sums.add(torch.from_numpy(logits), torch.from_numpy(labels.astype(np.int64)), None)
     found = read_statistics(cache, committed_blocks(cache), ViewLabels(cache, half.index))
-    got = next(t for t in found.tallies if t.segment == segment.name).summary()
+    got = next(t for t in found.view_sums if t.segment == segment.name).summary()
     want = sums.metrics()
     assert got["ece"] == pytest.approx(want["ece"], rel=1e-9)
     assert (got["teacher_top1"], got["teacher_top5"]) == (want["top1"], want["top5"])
@@ -208,7 +208,7 @@ def test_without_labels_the_rest_is_there(cache, half):
     blocks = committed_blocks(cache)
     blind, seeing = read_statistics(cache, blocks), read_statistics(cache, blocks, ViewLabels(cache, half.index))
     assert (blind.unmixed, len(blind.confusions), blind.contradictions) == (0, 0, [])
-    for one, other in zip(blind.tallies, seeing.tallies, strict=True):
+    for one, other in zip(blind.view_sums, seeing.view_sums, strict=True):
         assert one.summary()["teacher_top1"] is None
         assert one.summary()["ece"] is None
         for name in ("views", "mean_confidence", "mean_entropy", "retained_mass", "confidence", "entropy"):
@@ -228,7 +228,7 @@ def test_a_choice_of_blocks(cache, half):
     assert one.samples + other.samples == whole.samples == 94
     assert one.confusions + other.confusions == whole.confusions
     assert len(one.contradictions) + len(other.contradictions) == len(whole.contradictions)
-    for a, b, c in zip(one.tallies, other.tallies, whole.tallies, strict=True):
+    for a, b, c in zip(one.view_sums, other.view_sums, whole.view_sums, strict=True):
         assert a.top1 + b.top1 == c.top1
         assert (a.confidence + b.confidence).tolist() == c.confidence.tolist()
 
@@ -261,10 +261,10 @@ def test_unfinished_segments(cache_path, world, tmp_path):
     blocks = choose_blocks(cache)
     found = read_statistics(cache, blocks, ViewLabels(cache, world.index))
     assert found.samples == sum(len(b.rows) for b in blocks) == 73
-    assert [t.views for t in found.tallies] == [73, 73, 73, 33]
+    assert [t.views for t in found.view_sums] == [73, 73, 73, 33]
     cache.commits.clear()
     assert choose_blocks(cache) == []
-    assert [t.views for t in read_statistics(cache, []).tallies] == [0, 0, 0, 0]
+    assert [t.views for t in read_statistics(cache, []).view_sums] == [0, 0, 0, 0]
 
 
 @pytest.mark.parametrize("name", list(POLICIES))
@@ -277,7 +277,7 @@ def test_a_limited_cache_and_the_whole_index(half, tmp_path, name):
         found = read_statistics(cache, committed_blocks(cache), ViewLabels(cache, index))
         said = cache.quality(cache.segments[0])
         for field in ("views", "labelled", "top1", "top5"):
-            assert sum(getattr(t, field) for t in found.tallies) == getattr(said, field)
+            assert sum(getattr(t, field) for t in found.view_sums) == getattr(said, field)
 
 
 def test_labels_of_other_samples_are_refused(cache_path, world, tmp_path):

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from kdpipe.cache import Cache, CacheReader, Store, Want
+from kdpipe.cache import Cache, CacheReader, CacheRequest, Store
 from kdpipe.cache.layout import part_file, part_record
 from kdpipe.cache.tools.drop_views import drop_views
 from kdpipe.cache.tools.merge import merge
@@ -97,7 +97,7 @@ class TestBorrowed:
         assert len(cache.segments) == 1
         assert check_integrity(cache.store)[0] == []
         served_as_held(worlds, cache, sources)
-        reader = CacheReader(cache.store.url, worlds[2].index, VIEWS, want=Want(map=True))
+        reader = CacheReader(cache.store.url, worlds[2].index, VIEWS, request=CacheRequest(map=True))
         assert reader.calibration().components.shape[0] == 2
 
     def test_another_teacher_or_policy_is_refused_by_name(self, halves, tmp_path):

@@ -10,7 +10,8 @@ from kdpipe.cache import ArrayReader, Cache, read_canaries
 from kdpipe.cache.modules import read_calibration, read_part
 from kdpipe.caching import CachingConfig, cache_views
 from kdpipe.errors import CacheError, TargetsError, TeacherError
-from kdpipe.targets import Calibration, Encoding, TargetsConfig, quality
+from kdpipe.targets import Calibration, Encoding, TargetsConfig
+from kdpipe.targets.quality import quality
 from kdpipe.teacher import load_head, load_tail
 from kdpipe.verification import check_integrity
 from tests.caching.featured import TINY, giving, live, settings, stored

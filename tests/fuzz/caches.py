@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from kdpipe._util.fingerprint import sha256
-from kdpipe.cache import CacheReader, Store, Want, read_canaries
+from kdpipe.cache import CacheReader, CacheRequest, Store, read_canaries
 from kdpipe.cache.commit import read_provenance
 from kdpipe.cache.manifest import CacheRecord
 from kdpipe.cache.sealed import seal
@@ -72,8 +72,8 @@ class SmallCache:
 
     def read(self) -> dict[str, Any]:
         """What training, inspect and verify read of it."""
-        want = Want(pooled=True, map=True, head=True, tail=True)
-        reader = CacheReader(str(self.path), self.index, want=want)
+        want = CacheRequest(pooled=True, map=True, head=True, tail=True)
+        reader = CacheReader(str(self.path), self.index, request=want)
         cache = reader.cache
         rows = {}
         for shard in self.index.shards:

@@ -10,7 +10,8 @@ import torch
 from safetensors.torch import save_file
 
 from kdpipe._util.tensors import write
-from kdpipe.models import ModelConfig, build
+from kdpipe.models import ModelConfig
+from kdpipe.models.build import build
 from kdpipe.models.weights import METADATA_KEY
 from kdpipe.trainer import TrainingJob, TrainingProgress, train
 from kdpipe.trainer.files import BEST, RunFolder

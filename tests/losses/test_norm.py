@@ -13,7 +13,8 @@ from kdpipe.errors import TargetsError, TrainingError
 from kdpipe.losses.config import NormConfig
 from kdpipe.losses.inputs import Context, FeatureShapes, TeacherInfo
 from kdpipe.losses.norm import Norm, norm
-from kdpipe.models import ModelConfig, build
+from kdpipe.models import ModelConfig
+from kdpipe.models.build import build
 from kdpipe.models.hooks import StudentHooks
 from kdpipe.models.wrappers.norm import NormStudent
 from kdpipe.targets import Targets

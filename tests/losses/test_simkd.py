@@ -13,7 +13,8 @@ from kdpipe.losses.config import SimkdConfig
 from kdpipe.losses.fitnets import squared_error
 from kdpipe.losses.inputs import TeacherInfo
 from kdpipe.losses.simkd import Simkd
-from kdpipe.models import ModelConfig, build
+from kdpipe.models import ModelConfig
+from kdpipe.models.build import build
 from kdpipe.models.hooks import StudentHooks
 from kdpipe.models.wrappers.simkd import SimkdStudent
 from kdpipe.targets import Targets

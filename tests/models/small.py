@@ -7,7 +7,7 @@ import timm
 import torch
 from torch import nn
 
-import kdpipe.models  # noqa: F401  (registers the networks)
+import kdpipe.models.build  # noqa: F401  (registers the networks)
 from tests.models import layouts, reference
 from tests.models.layouts import State
 

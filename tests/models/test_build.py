@@ -6,7 +6,8 @@ import pytest
 from torch import nn
 
 from kdpipe.errors import TeacherError
-from kdpipe.models import ModelConfig, build
+from kdpipe.models import ModelConfig
+from kdpipe.models.build import build
 
 
 def bad(num_classes: int) -> nn.Module:

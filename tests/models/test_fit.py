@@ -9,7 +9,8 @@ import torch
 from safetensors.torch import save_file
 
 from kdpipe.errors import TeacherError
-from kdpipe.models import ModelConfig, build, load_weights, weights_digest
+from kdpipe.models import ModelConfig, load_weights, weights_digest
+from kdpipe.models.build import build
 from tests.models import layouts
 from tests.models.small import CLASSES, FAMILIES, difference, images, shuffled
 

@@ -9,7 +9,8 @@ import timm
 import torch
 
 from kdpipe.errors import TeacherError
-from kdpipe.models import ModelConfig, build
+from kdpipe.models import ModelConfig
+from kdpipe.models.build import build
 from kdpipe.models.converters import from_published
 from kdpipe.models.shapes import on_meta
 from tests.models import layouts, reference

@@ -5,7 +5,7 @@ import timm
 import torch
 from torch import nn
 
-import kdpipe.models  # noqa: F401  (registers the networks)
+import kdpipe.models.build  # noqa: F401  (registers the networks)
 from kdpipe.models.shapes import on_meta
 
 # Millions of parameters as trained and billions of multiply-adds for an image of a side. `within` is half a unit of

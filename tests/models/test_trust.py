@@ -13,8 +13,9 @@ import torch
 
 from kdpipe.caching.worker import TeacherPlugin
 from kdpipe.errors import KdpipeError, TeacherError
-from kdpipe.models import ModelConfig, build
+from kdpipe.models import ModelConfig
 from kdpipe.models.bounded import outline
+from kdpipe.models.build import build
 from kdpipe.models.class_map import read_class_map
 from kdpipe.teacher import TeacherConfig, load_tail, resolve_device
 from tests.marking import Code, code, weights

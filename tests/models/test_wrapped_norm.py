@@ -9,7 +9,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from kdpipe.errors import TrainingError
-from kdpipe.models import ModelConfig, build
+from kdpipe.models import ModelConfig
+from kdpipe.models.build import build
 from kdpipe.models.wrappers.logits import standardised
 from kdpipe.models.wrappers.norm import EXPANDED, NormStudent
 from tests.models.small import difference, images, shuffled

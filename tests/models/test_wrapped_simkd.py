@@ -10,7 +10,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from kdpipe.errors import TrainingError
-from kdpipe.models import ModelConfig, ModelSpec, build
+from kdpipe.models import ModelConfig, ModelSpec
+from kdpipe.models.build import build
 from kdpipe.models.weights import METADATA_KEY
 from kdpipe.models.wrappers.simkd import PROJECTED, SimkdStudent, kept, simkd_student
 from tests.models.small import difference, images, shuffled

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from kdpipe.models import build
+from kdpipe.models.build import build
 from kdpipe_stages.demo_run import TEACHER, Demo
 from tests.stages.running import kdpipe
 

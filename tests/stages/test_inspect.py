@@ -63,7 +63,7 @@ def test_what_the_teacher_says(mixed_path, world):
     for c in found["contradictions"]:
         shard = next(s for s in world.index.shards if s.name == c["shard"])
         row = shard.first + world.index.keys(shard.first, shard.first + shard.samples).index(c["key"])
-        assert world.index.labels[row] == c["label"] != c["said"]
+        assert world.index.labels[row] == c["label"] != c["predicted"]
 
 
 def test_the_tables(mixed_path):

@@ -11,7 +11,7 @@ def test_keys_in_tables_are_neither_markup_nor_commands_to_the_terminal(capsys) 
         "shard": "[/red].tar",
         "key": "a\x1b[31m[bold]b",
         "label": 1,
-        "said": 2,
+        "predicted": 2,
         "p": 0.5,
         "p_label": 0.1,
         "views": 1,

@@ -5,7 +5,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from kdpipe.models import ModelConfig, ModelSpec, build, weights_digest
+from kdpipe.models import ModelConfig, ModelSpec, weights_digest
+from kdpipe.models.build import build
 from kdpipe.teacher import Tail, load_tail, tail_parts
 
 CLASSES = 10

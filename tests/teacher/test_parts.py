@@ -10,7 +10,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from kdpipe.errors import CacheError, IdentityError, TeacherError
-from kdpipe.models import ModelConfig, build
+from kdpipe.models import ModelConfig
+from kdpipe.models.build import build
 from kdpipe.teacher import head_parts, load_head, load_tail, tail_parts
 from tests.teacher.networks import CLASSES, images, network, parts_of, tail_of
 

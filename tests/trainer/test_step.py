@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 
-from kdpipe.cache import CacheReader, Want
+from kdpipe.cache import CacheReader, CacheRequest
 from kdpipe.loader import Loader, LoaderConfig
 from kdpipe.models import ModelConfig
 from kdpipe.targets import Targets
@@ -41,7 +41,7 @@ def test_a_live_teacher_gives_the_losses_of_the_cache(index, cache, batches):
         return Targets.live(teacher(batch.images.numpy(), batch.erased))
 
     loss = {"name": "kd", "temperature": 4.0}
-    reader = CacheReader(cache, index, tiny.VIEWS, want=Want(dense=True))
+    reader = CacheReader(cache, index, tiny.VIEWS, request=CacheRequest(dense=True))
     live, cached = make_step(loss, ask), make_step(loss, lambda b: reader.decode(b.targets))
     for number, batch in enumerate(batches):
         a, b = live(batch, number)["loss"], cached(batch, number)["loss"]

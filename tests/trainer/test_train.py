@@ -8,7 +8,8 @@ from safetensors import safe_open
 
 from kdpipe.evaluation import evaluate
 from kdpipe.loader import Loader
-from kdpipe.models import METADATA_KEY, ModelConfig, build, read_metadata
+from kdpipe.models import METADATA_KEY, ModelConfig, read_metadata
+from kdpipe.models.build import build
 from kdpipe.trainer import train
 from kdpipe.views import Normalize
 from tests.trainer import tiny

@@ -7,7 +7,7 @@ are used for reading and kept nowhere else: not in a file, a message or a log.
 import re
 from typing import Any
 
-# The environment variable that says where shards are now. Its value may hold secrets.
+# The environment variable with the places where shards are now. Its value may hold secrets.
 SHARD_URLS = "KDPIPE_SHARD_URLS"
 
 _URL = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*)://(?P<rest>(?:(?!::[A-Za-z][A-Za-z0-9+.-]*://)[^\s\"<>])*)")

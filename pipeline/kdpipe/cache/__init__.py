@@ -5,7 +5,7 @@ from kdpipe.cache.commit import add_segment, commit_task, create, read_canaries
 from kdpipe.cache.layout import Segment
 from kdpipe.cache.read import ArrayReader
 from kdpipe.cache.reader import CacheReader, require_match
-from kdpipe.cache.select import Selection, Want
+from kdpipe.cache.select import CacheRequest, Selection
 from kdpipe.cache.several import MultiCacheReader
 from kdpipe.cache.store import Store
 
@@ -13,11 +13,11 @@ __all__ = [
     "ArrayReader",
     "Cache",
     "CacheReader",
+    "CacheRequest",
     "MultiCacheReader",
     "Segment",
     "Selection",
     "Store",
-    "Want",
     "add_segment",
     "check_files",
     "commit_task",

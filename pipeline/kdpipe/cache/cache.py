@@ -73,16 +73,16 @@ class Cache:
     @property
     def views_config(self) -> ViewsConfig:
         """The policy of its views, as needed to render them again."""
-        said = self.identity["views"]
-        if said["version"] != POLICY_VERSION:
+        recorded = self.identity["views"]
+        if recorded["version"] != POLICY_VERSION:
             raise IdentityError(
                 "its views are of another policy version",
                 where=self.store,
-                found=said["version"],
+                found=recorded["version"],
                 allowed=POLICY_VERSION,
                 do="Use the release that cached it, or cache anew",
             )
-        return ViewsConfig.model_validate({name: said[name] for name in ViewsConfig.model_fields})
+        return ViewsConfig.model_validate({name: recorded[name] for name in ViewsConfig.model_fields})
 
     @property
     def size(self) -> int:

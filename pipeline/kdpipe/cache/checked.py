@@ -65,7 +65,7 @@ def check_identity(identity: Content, where: object) -> None:
 
 
 def parse_canaries(files: dict[str, bytes], identity: Content, store: Store) -> list[Content]:
-    """The labels of the canaries, of files that the store's record vouches for; raises CorruptionError."""
+    """The labels of the canaries, of files that match the store's record; raises CorruptionError."""
     where = f"{store}/{CANARY_LABELS}"
     content = unseal(files[CANARY_LABELS], where)
     validated(CanaryLabels, content, where)

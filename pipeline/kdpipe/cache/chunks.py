@@ -92,7 +92,7 @@ def decoded(data: bytes, shape: tuple[int, ...], dtype: str) -> np.ndarray:
     """The array of a chunk's bytes: of this size, by blosc with zstd, and with a crc32c behind it.
 
     Raises:
-        ChecksumError: it is anything else. No memory is taken for what it says of itself.
+        ChecksumError: it is anything else. No memory is allocated by sizes that it gives.
     """
     body, size = _checked(data), math.prod(shape) * np.dtype(dtype).itemsize
     sizes = struct.unpack("<III", body[4:_HEADER]) if len(body) >= _HEADER else None

@@ -1,18 +1,14 @@
 """Writing: create a cache, add a segment, commit a task. The order of the steps is the protocol.
 
 A missing chunk reads as its fill value, silently; so presence never comes from arrays, only from records, and
-a record is written when everything it vouches for is on disk. Records are made, never replaced: of two runs that write
-one at the same moment, the second finds the first one's. Zarr lays out files in memory; `Store` writes them.
+a record is written when all the files that it names are on disk. Records are made, never replaced: of two runs that
+write one at the same moment, the second finds the first one's. Zarr lays out files in memory; `Store` writes them.
 """
 
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import zarr
-from zarr.buffer.cpu import Buffer
-from zarr.codecs import BloscCodec, Crc32cCodec
-from zarr.storage import MemoryStore
 
 from kdpipe._util.fingerprint import canonical_json, fingerprint, sha256
 from kdpipe._util.untrusted import load_json
@@ -22,15 +18,12 @@ from kdpipe.cache.chunks import ChecksumError, decoded
 from kdpipe.cache.layout import (
     CANARY_CHUNK,
     CANARY_LABELS,
-    CANARY_PIXELS,
     FORMAT,
     OF_STORE,
     PROVENANCE,
     ROOT,
     STORE_RECORD,
     Segment,
-    fill_value,
-    padded_rows,
     part_file,
     part_record,
 )
@@ -47,8 +40,6 @@ from kdpipe.errors import CacheError, CorruptionError
 from kdpipe.targets import Quality
 from kdpipe.views.canaries import Canary
 
-# Of zstd. Features are large and nearly noise: more than the least effort takes them several times as long for 3 %.
-_LEVEL, _FAST = 5, 1
 _REPEAT = "Let that run end, then repeat the command: finished tasks are kept"
 _SEGMENTS = "segments/zarr.json"
 
@@ -62,28 +53,15 @@ def create(store: Store, identity: dict[str, Any], canaries: list[Canary]) -> Ca
         CacheError: something else is there, it can't be written, the identity is none that a cache can have, or another
             run has created a cache meanwhile.
     """
+    from kdpipe.cache.arrays import root_files
+
     require_names(identity["shards"])
     check_identity(load_json(canonical_json(identity)), store)
     require_empty(store, "Choose another --out")
     canaries = canaries[: max(1, MOST_BYTES // canaries[0].pixels.nbytes)]
-    memory: dict[str, Any] = {}
-    group = zarr.create_group(
-        MemoryStore(memory),
-        zarr_format=3,
-        attributes={"kdpipe": {"format": FORMAT, "identity": identity}},
-    )
     pixels = np.stack([c.pixels for c in canaries])
-    array = group.create_array(
-        CANARY_PIXELS,
-        shape=pixels.shape,
-        chunks=pixels.shape,
-        dtype="uint8",
-        compressors=_codecs("noshuffle"),
-        dimension_names=("canary", "y", "x", "channel"),
-        config={"write_empty_chunks": True},  # black ones too
-    )
-    array[:] = pixels
-    files = {**_laid_out(memory), CANARY_LABELS: seal({"canaries": [c.label() for c in canaries]})}
+    labels = seal({"canaries": [c.label() for c in canaries]})
+    files = {**root_files(identity, pixels), CANARY_LABELS: labels}
     assert {*files} == {*OF_STORE}
     put_store(store, files, {"format": FORMAT, "identity_digest": fingerprint(identity)})
     cache = Cache(store)
@@ -92,7 +70,7 @@ def create(store: Store, identity: dict[str, Any], canaries: list[Canary]) -> Ca
 
 
 def put_store(store: Store, files: dict[str, bytes], about: dict[str, Any]) -> None:
-    """Write the files that make an empty cache, and last the record that says so, with `about` in it.
+    """Write the files that make an empty cache, and last the record of these files, with `about` in it.
 
     Raises:
         CacheError: they can't be written, or another run has made a cache meanwhile.
@@ -134,7 +112,7 @@ def require_empty(store: Store, do: str) -> None:
 
 
 def sweep(cache: Cache) -> None:
-    """Delete what interrupted writes left: temporary files, arrays that no record vouches for, parts of no segment.
+    """Delete what interrupted writes left: temporary files, arrays that no record names, parts of no segment.
 
     Only for the one process that writes; see `locks`.
     """
@@ -173,13 +151,18 @@ def add_segment(cache: Cache, segment: Segment) -> None:
         CacheError: it can't be written, or there are records of another segment of this name.
         IdentityError: see `Cache.require_current`.
     """
+    from kdpipe.cache.arrays import segment_files
+
     store = cache.store
-    files = _empty_arrays(cache, segment)
+    files = segment_files(cache, segment)
+    # That of all segments stays as it is: records of segments that are there have its digest.
+    there = store.read_if(_SEGMENTS)
+    files |= {} if there is None else {_SEGMENTS: there}
     content = {"segment": segment.json(), "identity_digest": cache.identity_digest}
     record = seal({**content, "files": {name: sha256(data) for name, data in files.items()}})
     cache.require_current()
     if store.read_if(segment.record) != record:
-        # Records of tasks would vouch for arrays that are about to be made anew.
+        # Records of tasks would name arrays that are about to be made anew.
         _require_unknown(store, segment)
         for name, data in files.items():
             if not store.put_new(name, data):
@@ -192,38 +175,13 @@ def add_segment(cache: Cache, segment: Segment) -> None:
     cache.refresh()
 
 
-def _empty_arrays(cache: Cache, segment: Segment) -> dict[str, bytes]:
-    """The metadata of a segment's arrays by path, and of the groups above them."""
-    shards, block = cache.shards, int(cache.identity["block_size"])
-    rows = padded_rows(shards, block)
-    memory: dict[str, Any] = {}
-    group = zarr.create_group(MemoryStore(memory), zarr_format=3)
-    features = segment.encoding.fields(("pooled", "map"))
-    for field in segment.encoding.fields():
-        group.create_array(
-            segment.array(field.name),
-            shape=(len(segment.views), len(shards), rows, *field.shape),
-            chunks=(1, 1, segment.rows_a_chunk(field.name, block), *field.shape),
-            shards=(len(segment.views), 1, rows, *field.shape),
-            dtype=field.dtype,
-            compressors=_codecs("bitshuffle", _FAST if field in features else _LEVEL),
-            fill_value=fill_value(field.dtype),
-            dimension_names=("view", "shard", "row", *segment.encoding.dimensions(field.name)),
-        )
-    files = _laid_out(memory)
-    del files[ROOT]
-    # That of all segments stays as it is: records of segments that are there have its digest.
-    there = cache.store.read_if(_SEGMENTS)
-    return files if there is None else {**files, _SEGMENTS: there}
-
-
 def _require_unknown(store: Store, segment: Segment) -> None:
     there = [name for name in store.files(f"commits/{segment.name}") if not name.endswith(PARTIAL)]
     if there:
         raise CacheError(
             f"there are records of segment {segment.name} already",
             where=f"{store}/{there[0]}",
-            do="Repeat the command: if another run has added it, this one goes on with it",
+            do="Repeat the command: if another run has added it, this one continues with it",
         )
 
 
@@ -240,7 +198,7 @@ def require_added(store: Store, segment: Segment) -> None:
             where=f"{store}/{segment.record}",
             found=f"digest {found[:16]}",
             allowed=segment.digest[:16],
-            do="Let that run end, then repeat the command, which adds a segment of its own or says what differs",
+            do="Let that run end, then repeat the command, which adds a segment of its own or names what differs",
         )
 
 
@@ -264,26 +222,9 @@ def commit_task(
         fields: by field name, (views, rows, ...) in the segment's dtypes.
         quality: what was measured on the way.
     """
-    return commit_files(cache, segment, shard, lay_out(cache, segment, shard, fields), quality)
+    from kdpipe.cache.arrays import task_files
 
-
-def lay_out(cache: Cache, segment: Segment, shard: int, fields: dict[str, np.ndarray]) -> dict[str, bytes]:
-    """The one file of each field of a task, by its path."""
-    samples, files = cache.shards[shard]["samples"], {}
-    for field in segment.encoding.fields():
-        data = fields[field.name]
-        expected = (len(segment.views), samples, *field.shape)
-        assert data.shape == expected, f"{field.name}: {data.shape} is not {expected}"
-        path, name = segment.array(field.name), segment.chunk(field.name, shard)
-        metadata = f"{path}/zarr.json"
-        memory: dict[str, Any] = {metadata: Buffer.from_bytes(cache.store.read(metadata))}
-        # By its own path: the group's metadata name every shard, which is long to read for each task.
-        array = zarr.open_array(MemoryStore(memory), path=path, mode="r+")
-        padded = np.full((len(segment.views), *array.shape[2:]), fill_value(field.dtype), field.dtype)
-        padded[:, :samples] = data
-        array[:, shard] = padded
-        files[name] = memory[name].to_bytes()
-    return files
+    return commit_files(cache, segment, shard, task_files(cache, segment, shard, fields), quality)
 
 
 def commit_files(
@@ -388,12 +329,3 @@ def read_provenance(store: Store) -> list[dict[str, Any]]:
     content = read_record(store, PROVENANCE)
     validated(Provenance, content, f"{store}/{PROVENANCE}")
     return list(content["runs"])
-
-
-def _laid_out(memory: dict[str, Any]) -> dict[str, bytes]:
-    """Files by path, those above before those below: a root that is there makes the rest known as a cache."""
-    return {name: memory[name].to_bytes() for name in sorted(memory, key=lambda name: (name.count("/"), name))}
-
-
-def _codecs(shuffle: str, level: int = _LEVEL) -> tuple[Any, ...]:
-    return (BloscCodec(cname="zstd", clevel=level, shuffle=shuffle), Crc32cCodec())  # type: ignore[arg-type]

@@ -29,7 +29,7 @@ STORE_RECORD = "commits/store.json"
 CANARY_LABELS = "canaries/labels.json"
 CANARY_PIXELS = "canaries/pixels"
 CANARY_CHUNK = f"{CANARY_PIXELS}/c/0/0/0/0"
-# What the store's record vouches for.
+# Files whose digests the store's record holds.
 OF_STORE = (ROOT, f"canaries/{ROOT}", CANARY_LABELS, f"{CANARY_PIXELS}/{ROOT}", CANARY_CHUNK)
 PROVENANCE = "provenance.json"
 CALIBRATION = "calibration-"  # begins the name of such a part
@@ -65,7 +65,7 @@ class Segment:
 
     @property
     def metadata(self) -> tuple[str, ...]:
-        """Paths of the zarr.json files that its record vouches for."""
+        """Paths of the zarr.json files whose digests its record holds."""
         folder = f"segments/{self.name}"
         arrays = (self.array(field.name) for field in self.encoding.fields())
         return tuple(f"{path}/{ROOT}" for path in ("segments", folder, *arrays))
@@ -106,7 +106,7 @@ class Segment:
         return fingerprint(self.json())
 
     def owns(self, task: dict[str, Any]) -> bool:
-        """Whether the record of a task of this name says that it was done for this segment.
+        """Whether the record of a task of this name is of this segment.
 
         Where there are no locks, two runs may add segments of one name that differ. Records without the digest are
         older than it is.
@@ -137,7 +137,7 @@ def part_file(name: str) -> str:
 
 
 def part_record(name: str) -> str:
-    """Path of the record that vouches for a part."""
+    """Path of a part's record."""
     return f"commits/{name}.json"
 
 
@@ -149,7 +149,7 @@ def part_named(record: str) -> str | None:
 
 
 def span(views: tuple[View, ...]) -> str:
-    """Views as part of a name: v0-4 (end exclusive, like the --views that asked for it), or an evaluation view."""
+    """Views as part of a name: v0-4 (end exclusive, like in --views), or an evaluation view."""
     return f"v{views[0]}-{int(views[-1]) + 1}" if isinstance(views[0], int) else str(views[0])
 
 

@@ -3,7 +3,7 @@
 A lease is a numbered file that only one process can have made (`Store.put_new`), and a file beside it that its holder
 rewrites while it lives. Who waits watches both by its own monotonic clock: a lease that hasn't changed for `LEASE`
 seconds belongs to a process that was killed, and the next number is free. Clocks are never compared, so none has to be
-right. A holder that was stopped for longer than that finds a higher number when it asks, and must not go on.
+right. A holder that was stopped for longer than that finds a higher number, and must stop.
 
     locks/<lease>/<number>.json         its owner
     locks/<lease>/<number>-beat.json    rewritten by its owner
@@ -39,7 +39,7 @@ class Watch:
         self._changed: set[str] = set()
 
     def dead(self, name: str, state: bytes) -> bool:
-        """Whether nothing about `name` has changed for LEASE seconds; asked again and again."""
+        """Whether nothing about `name` has changed for LEASE seconds; to be called repeatedly."""
         now = time.monotonic()
         known = self._seen.get(name)
         if known is None or known[0] != state:
@@ -105,7 +105,7 @@ class Lease:
         return True
 
     def require(self) -> None:
-        """Refuse to go on if the lease has ended, because this process was stopped for too long.
+        """Refuse to continue if the lease has ended, because this process was stopped for too long.
 
         Raises:
             CacheError: another process holds it, or may have held it.

@@ -91,7 +91,7 @@ def committing(store: Store, segment: str, shard: str, folder: str) -> Iterator[
         store: where.
         segment, shard: the task.
         folder: one of its own, for a `flock`. That doesn't end while its holder is stopped; after LEASE seconds who
-            waits goes on beside it, as with a lease.
+            waits continues beside it, as with a lease.
     """
     with _exclusive(store, folder, f"tasks/{segment}/{shard}", lambda: leases.LEASE) as held:
         yield held
@@ -204,7 +204,7 @@ def _either(lock: FolderLock) -> str | None:
 
 
 def _patiently(store: Store, attempt: Callable[[], T], beside: Callable[[], float] | None = None) -> T:
-    """The first truthy answer of an attempt to lock; or the last one, after so many seconds, to go on beside others."""
+    """The first truthy result of an attempt to lock; or, after `beside()` seconds, the last one."""
     began = time.monotonic()
     while not (got := attempt()):
         if beside is not None and time.monotonic() - began > beside():

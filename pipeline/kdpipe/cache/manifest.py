@@ -1,7 +1,7 @@
-"""A small file that says which cached targets are meant: where they are, which, and a digest of them.
+"""A small file that names cached targets: where they are, which, and a digest of them.
 
 A store outlives its users: it gets more views and encodings, and others read it meanwhile. Whoever trains from a
-record reads exactly what was asked for when it was written, whatever else has come since.
+record reads exactly the targets of that time, whatever was added since.
 """
 
 import json
@@ -20,7 +20,7 @@ from kdpipe.cache.reader import CacheReader
 from kdpipe.cache.schema import validated
 from kdpipe.cache.schemas import CacheRecordFile
 from kdpipe.cache.sealed import JSON_BYTES
-from kdpipe.cache.select import Want
+from kdpipe.cache.select import CacheRequest
 from kdpipe.cache.store import Store
 from kdpipe.errors import CacheError, CorruptionError, IdentityError, TargetsError
 from kdpipe.shards import Index
@@ -33,14 +33,14 @@ _SUFFIX = ".json"
 
 @dataclass(frozen=True)
 class CacheRecord:
-    """What a cache holds of the views that were asked for. No path but the cache's own, no time, no host.
+    """What a cache holds of some views. No path but the cache's own, no time, no host.
 
     Attributes:
         cache: folder or URL of the store, without user, password and query.
         teacher: its name.
         identity: digest of what it is a cache of.
         encoding: of the targets, as `Encoding.json`.
-        views: those asked for, numbers first.
+        views: those, numbers first.
         root: digest over identity and the finished tasks that hold them; equal for equal content.
         samples: of the cache.
         bytes: stored, of those tasks.
@@ -126,34 +126,40 @@ def open_reader(
     index: Index,
     views: ViewsConfig | None = None,
     *,
-    want: Want | None = None,
+    request: CacheRequest | None = None,
     num_classes: int | None = None,
     begun: list[dict[str, Any]] | None = None,
     trust: tuple[str, ...] = (),
 ) -> CacheReader:
-    """A reader of a cache, or of what a record (a name that ends in .json) says of one. Arguments as `CacheReader`'s.
+    """A reader of a cache, or of the targets that a manifest (a name that ends in .json) names.
+
+    Arguments are those of `CacheReader`.
 
     Raises:
-        CacheError, IdentityError, TargetsError: as `CacheReader`, or the store is not what the record says.
+        CacheError, IdentityError, TargetsError: as `CacheReader`, or the store doesn't match the manifest.
     """
     if not where.endswith(_SUFFIX):
-        return CacheReader(where, index, views, want=want, num_classes=num_classes, begun=begun, trust=trust)
-    said = CacheRecord.read(where)
-    encoding = Encoding.parse(said.encoding)
+        return CacheReader(where, index, views, request=request, num_classes=num_classes, begun=begun, trust=trust)
+    named = CacheRecord.read(where)
+    encoding = Encoding.parse(named.encoding)
     try:
-        reader = CacheReader(said.cache, index, views, want=want, num_classes=num_classes, only=encoding, trust=trust)
+        reader = CacheReader(
+            named.cache, index, views, request=request, num_classes=num_classes, only=encoding, trust=trust
+        )
     except TargetsError as e:
-        do = f"A record is of one run of kdpipe cache-teacher: write one of a run with all fields, or pass {said.cache}"
+        do = (
+            f"A record is of one run of kdpipe cache-teacher: write one of a run with all fields, or pass {named.cache}"
+        )
         raise TargetsError(e.what, where=where, found=e.found, allowed=e.allowed, do=do) from e
-    segments = _segments(reader.cache, encoding, said.views)
-    if fingerprint(reader.cache.identity) != said.identity or _root(reader.cache, segments) != said.root:
+    segments = _segments(reader.cache, encoding, named.views)
+    if fingerprint(reader.cache.identity) != named.identity or _root(reader.cache, segments) != named.root:
         raise IdentityError(
-            "the cache holds other targets than its record says",
+            "the cache holds other targets than its record names",
             where=where,
-            found=said.cache,
+            found=named.cache,
             do="Repeat the kdpipe cache-teacher that wrote the record",
         )
-    reader.keep(said.views)
+    reader.keep(named.views)
     return reader
 
 

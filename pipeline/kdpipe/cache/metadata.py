@@ -1,4 +1,4 @@
-"""What zarr.json files must log: no more than a segment, the canaries and the identity imply.
+"""What zarr.json files must hold: no more than a segment, the canaries and the identity imply.
 
 Zarr makes codecs by their names and takes sizes as they come, so metadata are compared before it reads any.
 """

@@ -1,18 +1,16 @@
 """Parts: what is stored once beside the segments that need it. A teacher's classifier, its last stage, calibrations.
 
-A part is parts/<name>.safetensors and, written last, the record commits/<name>.json that vouches for it.
+A part is parts/<name>.safetensors and, written last, the record commits/<name>.json with its digest.
 """
+
+from __future__ import annotations
 
 import json
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import Any
-
-import torch
-from safetensors.torch import save
+from typing import TYPE_CHECKING, Any
 
 from kdpipe._util.fingerprint import sha256
-from kdpipe._util.tensors import parse
 from kdpipe._util.untrusted import load_json
 from kdpipe.cache.cache import Cache
 from kdpipe.cache.checked import check_part, read_part_record
@@ -21,6 +19,9 @@ from kdpipe.cache.names import is_file
 from kdpipe.cache.sealed import seal
 from kdpipe.errors import CacheError, CorruptionError
 from kdpipe.targets import Calibration, Encoding
+
+if TYPE_CHECKING:
+    import torch
 
 _REPEAT = "Repeat the kdpipe cache-teacher that made it"
 _MEND = "Delete its record, and repeat the kdpipe cache-teacher that made it"
@@ -68,7 +69,7 @@ def _stored(cache: Cache, name: str) -> bool:
 
 
 def read_part(cache: Cache, name: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """A part's tensors, on the CPU, and what was said about it.
+    """A part's tensors, on the CPU, and the `about` of its record.
 
     Raises:
         CorruptionError: its bytes are not those that were written.
@@ -80,6 +81,8 @@ def read_part(cache: Cache, name: str) -> tuple[dict[str, torch.Tensor], dict[st
 
 def load_tensors(data: bytes, where: object) -> dict[str, torch.Tensor]:
     """The tensors of a part's file; raises CorruptionError if it isn't one."""
+    from kdpipe._util.tensors import parse
+
     try:
         return parse(data)
     except ValueError as e:
@@ -116,6 +119,8 @@ def read_calibration(cache: Cache, encoding: Encoding) -> Calibration | None:
     if name is None:
         return None
     assert encoding.map is not None
+    import torch
+
     tensors, about = read_part(cache, name)
     width, rank = encoding.map.shape[-1], encoding.map.rank
     shapes = {"mean": (width,), "std": (width,)} | ({} if rank is None else {"components": (rank, width)})
@@ -169,4 +174,6 @@ def copy_part(source: Cache, target: Cache, name: str) -> int:
 
 
 def _bytes(tensors: dict[str, torch.Tensor]) -> bytes:
+    from safetensors.torch import save
+
     return save({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()})

@@ -1,22 +1,27 @@
 """What a training run reads of a cache: checked against its samples, chosen by what it needs, decoded."""
 
+from __future__ import annotations
+
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import nn
 
 from kdpipe.cache.cache import Cache, require_identity
 from kdpipe.cache.modules import read_calibration, read_part
 from kdpipe.cache.read import ArrayReader
-from kdpipe.cache.select import HEAD, TAIL, ViewSource, Want, select
+from kdpipe.cache.select import HEAD, TAIL, CacheRequest, ViewSource, select
 from kdpipe.cache.store import Store
 from kdpipe.errors import CacheError, IdentityError
 from kdpipe.shards import Index
 from kdpipe.targets import ArrayField, Calibration, Encoding, Targets
-from kdpipe.teacher import Tail, load_head, load_tail
 from kdpipe.views import View, ViewsConfig
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from kdpipe.teacher import Tail
 
 
 class CacheReader:
@@ -25,17 +30,17 @@ class CacheReader:
     Args:
         url: the cache.
         index: the samples; a limited index reads a part of the cache.
-        views: the policy, which must be the cache's own; None to take the cache's word for it.
-        want: what is asked of it; log-probabilities by default.
+        views: the policy, which must be the cache's own; None to use the cache's.
+        request: what to read; log-probabilities by default.
         num_classes: the student's; must be the teacher's.
         only: the encoding to read from, where a record names it.
-        begun: what the run to go on with reads, see `select`.
+        begun: what the resumed run reads, see `select`.
         trust: which names of models its parts may give, see `require_trusted`.
 
     Raises:
         IdentityError: the cache is of other pixels, draws, labels or classes; the field is named.
         CacheError: no view is complete for all of the index's shards.
-        TargetsError: the cache keeps too little for what is asked.
+        TargetsError: the cache keeps too little for the request.
     """
 
     def __init__(
@@ -44,7 +49,7 @@ class CacheReader:
         index: Index,
         views: ViewsConfig | None = None,
         *,
-        want: Want | None = None,
+        request: CacheRequest | None = None,
         num_classes: int | None = None,
         only: Encoding | None = None,
         begun: list[dict[str, Any]] | None = None,
@@ -54,14 +59,14 @@ class CacheReader:
         self.cache = Cache(Store(url))
         self.config = views or self.cache.views_config
         require_match(self.cache, index, self.config, num_classes)
-        self.want = want or Want()
-        self.selection = select(self.cache, [shard.name for shard in index.shards], self.want, only, begun)
+        self.request = request or CacheRequest()
+        self.selection = select(self.cache, [shard.name for shard in index.shards], self.request, only, begun)
         self._arrays = ArrayReader(self.cache)
         self._parts: dict[str, Any] = {}
 
     @property
     def encoding(self) -> Encoding:
-        """How the log-probabilities are encoded; where they are not asked for, what else is read."""
+        """How the log-probabilities are encoded; where they are not read, what else is read."""
         return self.selection.logits or self.selection.sources[0].encoding
 
     @property
@@ -99,14 +104,16 @@ class CacheReader:
         found: dict[str, Any] = {}
         for source in self.selection.sources:
             own = {field.name: fields[field.name] for field in source.fields}
-            said = vars(source.encoding.decode(own, self.calibration(source)))
-            found |= {name: value for name, value in said.items() if value is not None and value is not False}
+            decoded = vars(source.encoding.decode(own, self.calibration(source)))
+            found |= {name: value for name, value in decoded.items() if value is not None and value is not False}
         if self.selection.by_head:
             pooled = found["pooled"]
+            import torch
+
             with torch.autocast(pooled.device.type, enabled=False):
                 logits = self.head.to(pooled.device)(pooled)
-            found |= {"log_probs": torch.log_softmax(logits, dim=1), "dense": True}
-            if not self.want.pooled:
+            found |= {"log_probs": logits.log_softmax(dim=1), "dense": True}
+            if not self.request.pooled:
                 del found["pooled"]
         return Targets(**found)
 
@@ -119,10 +126,12 @@ class CacheReader:
         """The teacher's classifier, frozen, checked on its probes.
 
         Raises:
-            IdentityError: it is another teacher's, or says something else of its probes than is stored.
+            IdentityError: it is another teacher's, or its outputs on its probes aren't those stored.
             CacheError: its file is damaged.
         """
         if HEAD not in self._parts:
+            from kdpipe.teacher import load_head
+
             tensors, about = read_part(self.cache, HEAD)
             if about["teacher"] != self._weights:
                 raise IdentityError(
@@ -140,6 +149,8 @@ class CacheReader:
     def tail(self) -> Tail:
         """The teacher's last stage, frozen, checked on its probes; raises as `head`."""
         if TAIL not in self._parts:
+            from kdpipe.teacher import load_tail
+
             tensors, about = read_part(self.cache, TAIL)
             where = f"{self.url} part {TAIL}"
             self._parts[TAIL] = load_tail(tensors, about, where, self._weights, self._trust)

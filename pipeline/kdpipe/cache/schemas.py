@@ -1,4 +1,4 @@
-"""What the records of a cache may hold. A digest says who wrote a record as little as a name does: content is checked.
+"""What the records of a cache may hold. Neither a digest nor a name shows who wrote a record: content is checked.
 
 Types are strict, numbers bounded, and unknown keys refused, so that a record is either of this shape or an error that
 names the key. Where a record must agree with another one or with its own name, see `kdpipe.cache.checked`.
@@ -247,7 +247,7 @@ class MeansEntry(Record):
 
 
 class CacheRecordFile(Record):
-    """A file that says which cached targets are meant, see `kdpipe.cache.manifest`."""
+    """A file that names cached targets, see `kdpipe.cache.manifest`."""
 
     cache: Text
     teacher: Annotated[str, StringConstraints(max_length=2**16)]

@@ -15,8 +15,8 @@ HEAD, TAIL = "head", "tail"
 
 
 @dataclass(frozen=True)
-class Want:
-    """What is asked of a cache.
+class CacheRequest:
+    """What to read of a cache.
 
     Attributes:
         logits: log-probabilities, be they of the top k.
@@ -58,7 +58,7 @@ class Selection:
 
     Attributes:
         sources: one or more; a group of fields comes from one of them.
-        logits: the encoding of the log-probabilities; None where they are not asked for.
+        logits: the encoding of the log-probabilities; None where they are not read.
         by_head: whether log-probabilities are computed from pooled features.
         unread: names of other encodings that would have served, over no fewer views.
     """
@@ -86,20 +86,20 @@ Choice = tuple[Encoding, str, bool]
 def select(
     cache: Cache,
     shards: list[str],
-    want: Want,
+    request: CacheRequest,
     only: Encoding | None = None,
     begun: list[dict[str, Any]] | None = None,
 ) -> Selection:
-    """The encodings with most complete views that serve what is asked; the smallest among equals.
+    """The encodings with most complete views that serve a request; the smallest among equals.
 
     Log-probabilities from pooled features in int8 come last.
 
     Args:
         cache: open.
         shards: that must be complete.
-        want: what is asked.
+        request: what to read.
         only: the encoding to read from, where a record names it.
-        begun: `Selection.json` of the run to go on with, which comes first whatever the cache has got since.
+        begun: `Selection.json` of the run to resume, which comes first whatever was added to the cache since.
 
     Raises:
         CacheError: no view is complete.
@@ -124,17 +124,17 @@ def select(
             " finished shards",
         )
     for name in (HEAD, TAIL):
-        if getattr(want, name) and name not in cache.parts:
+        if getattr(request, name) and name not in cache.parts:
             _refuse(
                 cache, f"the teacher's {name}", "no such part", "--pooled float16" if name == HEAD else "--last-stage"
             )
     best: tuple[tuple[Any, ...], Selection] | None = None
-    fit = list(_choices(cache, want, found))
+    fit = list(_choices(cache, request, found))
     for choices in itertools.product(*fit):
         selection = _joined(choices, found)
         size = sum(field.nbytes for source in selection.sources for field in source.fields)
         wider = sum(source.encoding.dtype != "float16" for source in selection.sources)
-        # Rounded to int8, features give worse logits than were kept: for want of others only.
+        # Rounded to int8, features give worse logits than were kept: where there are no others.
         sound = not (selection.by_head and selection.logits and _rounded(selection.logits))
         rank = (selection.json() == begun, len(selection.views), sound, -size, -wider)
         if selection.views and (best is None or rank > best[0]):
@@ -153,20 +153,20 @@ def select(
     return replace(selection, unread=tuple(e.name for e in others))
 
 
-def _choices(cache: Cache, want: Want, found: dict[Encoding, dict[View, Segment]]) -> Iterator[list[Choice]]:
-    if want.logits or want.dense:
+def _choices(cache: Cache, request: CacheRequest, found: dict[Encoding, dict[View, Segment]]) -> Iterator[list[Choice]]:
+    if request.logits or request.dense:
         fit: list[Choice] = [
-            (e, "logits", False) for e in found if "logits" in e.groups and (e.dense or not want.dense)
+            (e, "logits", False) for e in found if "logits" in e.groups and (e.dense or not request.dense)
         ]
         if HEAD in cache.parts:
             fit += [(e, "pooled", True) for e in found if "pooled" in e.groups]
         if not fit:
             names = ", ".join(sorted(e.name for e in found))
-            what = "every class and the cache keeps the top k" if want.dense else "logits and the cache keeps none"
+            what = "every class and the cache keeps the top k" if request.dense else "logits and the cache keeps none"
             _refuse(cache, what, names, "--targets dense, or --pooled float16")
         yield fit
     for name in ("pooled", "map"):
-        if getattr(want, name):
+        if getattr(request, name):
             having: list[Choice] = [(e, name, False) for e in found if name in e.groups]
             if not having:
                 held = ", ".join(sorted(e.name for e in found))

@@ -5,7 +5,6 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import torch
 
 from kdpipe.cache.layout import describe
 from kdpipe.cache.reader import CacheReader
@@ -70,7 +69,7 @@ class MultiCacheReader:
 
     def decode(self, fields: dict[str, Any]) -> tuple[Targets, ...]:
         """Rows as `read` gives them -> Targets of each teacher."""
-        own: list[dict[str, torch.Tensor]] = [{} for _ in self.readers]
+        own: list[dict[str, Any]] = [{} for _ in self.readers]
         for name, rows in fields.items():
             number, _, field = name.partition("/")
             own[int(number)][field] = rows

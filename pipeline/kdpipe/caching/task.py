@@ -14,7 +14,8 @@ from kdpipe.caching.output_checks import require_finite, require_fit
 from kdpipe.errors import TargetsError
 from kdpipe.shards import BlockReader, Index
 from kdpipe.shards.index import Shard
-from kdpipe.targets import Calibration, Quality, quality
+from kdpipe.targets import Calibration, Quality
+from kdpipe.targets.quality import quality
 from kdpipe.teacher import Teacher
 from kdpipe.views import View, ViewsConfig
 from kdpipe.views.block import Rendered, paired_index, render_rows

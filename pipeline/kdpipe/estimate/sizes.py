@@ -17,7 +17,8 @@ from kdpipe.caching.identity import scratch_identity
 from kdpipe.estimate.candidates import keeping
 from kdpipe.estimate.interval import Estimate
 from kdpipe.estimate.sampling import SampledOutputs
-from kdpipe.targets import Calibration, Encoding, Quality, quality
+from kdpipe.targets import Calibration, Encoding, Quality
+from kdpipe.targets.quality import quality
 from kdpipe.views import View
 from kdpipe.views.canaries import Canary
 

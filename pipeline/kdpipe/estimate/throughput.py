@@ -15,7 +15,8 @@ from kdpipe.errors import TeacherError
 from kdpipe.estimate.interval import Estimate
 from kdpipe.estimate.sampling import SampledOutputs, choose_blocks, choose_views, cut
 from kdpipe.shards import BlockReader, Index
-from kdpipe.targets import Calibration, Encoding, quality
+from kdpipe.targets import Calibration, Encoding
+from kdpipe.targets.quality import quality
 from kdpipe.teacher import Teacher, TeacherOutput
 from kdpipe.views import View, ViewsConfig
 from kdpipe.views.block import Rendered, paired_index, render_rows

@@ -1,7 +1,19 @@
 """The loader: blocks, views and targets to batches."""
 
-from kdpipe.loader.batch import Batch
-from kdpipe.loader.config import LoaderConfig
-from kdpipe.loader.loader import Loader
+from typing import TYPE_CHECKING
 
-__all__ = ["Batch", "Loader", "LoaderConfig"]
+from kdpipe._util.lazy import exports
+
+if TYPE_CHECKING:
+    from kdpipe.loader.batch import Batch
+    from kdpipe.loader.config import LoaderConfig
+    from kdpipe.loader.loader import Loader
+else:
+    __getattr__ = exports(
+        __name__,
+        {
+            "batch": "Batch",
+            "config": "LoaderConfig",
+            "loader": "Loader",
+        },
+    )

@@ -14,6 +14,7 @@ from torch import nn
 
 from kdpipe._util.suggest import did_you_mean
 from kdpipe.errors import KdpipeError, TeacherError
+from kdpipe.models import replknet, slak, unireplknet  # noqa: F401 - registers them with timm
 from kdpipe.models.bounded import outline, require_size
 from kdpipe.models.class_map import keep_classes, read_class_map
 from kdpipe.models.config import CLASSES, CLASSES_OF_FILE, ModelConfig

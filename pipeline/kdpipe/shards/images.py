@@ -21,11 +21,6 @@ warnings.filterwarnings("ignore", module=r"PIL\.")
 
 Exif = Literal["ignore", "apply"]
 
-# The pixels' definition, part of a cache's identity: libjpeg's slow integer DCT with fancy upsampling, then
-# Pillow's conversion to RGB. The number changes when these pixels do; libraries' releases are provenance, and
-# a cache's canaries notice the release that changes a pixel against its promise.
-DECODER: dict[str, str | int] = {"name": "pillow-rgb", "version": 1}
-
 # Names that promise an image; whether it is one of the formats read here, its content tells.
 EXTENSIONS = frozenset(
     {"jpg", "jpeg", "jpe", "jfif", "png", "webp", "img", "image"}

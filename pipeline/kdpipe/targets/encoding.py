@@ -1,4 +1,4 @@
-"""Targets: what is kept of a teacher's answer, and how it is read back.
+"""Targets: what is kept of a teacher's outputs, and how it is read back.
 
 Log-probabilities come from a float32 log-softmax and are quantised after it (raw fp16 logits lose a thousand
 times as much). A top-k set is never renormalised: what it leaves out is spread evenly over the other classes. What
@@ -6,19 +6,24 @@ that does to a student's gradient, and what renormalising would, `python -m benc
 nearly all of the mass an even spread is nearer, with small k neither is.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
-import torch
 
 from kdpipe.errors import TargetsError
 from kdpipe.targets.config import TargetsConfig
 from kdpipe.targets.decoded import Targets
 from kdpipe.targets.features import ArrayField, Calibration, Feature
-from kdpipe.teacher import TeacherOutput
+
+if TYPE_CHECKING:
+    import torch
+
+    from kdpipe.teacher import TeacherOutput
 
 # What is left for the tail is a difference of rounded numbers; below this it is rounding, not probability.
 _LEAST_TAIL = 1e-12
@@ -39,8 +44,8 @@ class Encoding:
     @classmethod
     def of(
         cls, config: TargetsConfig, num_classes: int, shapes: Mapping[str, tuple[int, ...]] | None = None
-    ) -> "Encoding":
-        """The encoding that a config asks for; `k` is cut to the number of classes, because its default may be more.
+    ) -> Encoding:
+        """The encoding of a config; `k` is at most the number of classes, because its default may be more.
 
         Args:
             config: what to keep.
@@ -140,10 +145,12 @@ class Encoding:
     def encode(
         self, output: TeacherOutput, labels: torch.Tensor, calibration: Calibration | None = None
     ) -> dict[str, np.ndarray]:
-        """Teacher's answer on N views and their labels (int64, -1 = none) -> one array a field, N rows each.
+        """Outputs on N views and their labels (int64, -1 = none) -> one array a field, N rows each.
 
         `calibration` is that of the map, where it is kept on a basis.
         """
+        import torch
+
         fields = {}
         if self.kind == "dense":
             fields["logits"] = output.logits.to(getattr(torch, self.dtype)).cpu().numpy()
@@ -151,16 +158,18 @@ class Encoding:
             fields = self._encode_top(output.logits, labels)
         for feature, x in ((self.pooled, output.pooled), (self.map, output.map)):
             if feature is not None:
-                assert x is not None, f"the teacher gave no {feature.name}"
+                assert x is not None, f"no {feature.name} in the teacher's output"
                 # Maps have their channels first, as networks do; tokens of the cache have them last.
                 fields |= feature.encode(x.movedim(1, -1), calibration if feature.name == "map" else None)
         return fields
 
     def _encode_top(self, logits: torch.Tensor, labels: torch.Tensor) -> dict[str, np.ndarray]:
-        log_probs = torch.log_softmax(logits.float(), dim=1)
+        import torch
+
+        log_probs = logits.float().log_softmax(dim=1)
         top, index = log_probs.topk(self.k, dim=1)
         at_label = log_probs.gather(1, labels.clamp(min=0)[:, None])[:, 0]
-        at_label = torch.where(labels >= 0, at_label, torch.nan)
+        at_label = at_label.masked_fill(labels < 0, torch.nan)
         dtype = getattr(torch, self.dtype)
         return {
             "index": index.cpu().numpy().astype(self._logits()[0].dtype),
@@ -174,19 +183,19 @@ class Encoding:
         Only some groups' fields may be there; `calibration` as in `encode`.
         """
         pooled = self.pooled.decode(fields, None) if self.pooled and "pooled" in fields else None
-        # Contiguous as a live teacher's is: another layout would be summed in another order.
+        # Contiguous as the teacher's output is: another layout would be summed in another order.
         final = (
             self.map.decode(fields, calibration).movedim(-1, 1).contiguous() if self.map and "map" in fields else None
         )
         if "logits" in fields:
-            log_probs = torch.log_softmax(fields["logits"].float(), dim=1)
+            log_probs = fields["logits"].float().log_softmax(dim=1)
             return Targets(log_probs, dense=True, pooled=pooled, map=final)
         if "log_prob" not in fields:
             return Targets(pooled=pooled, map=final)
         top = fields["log_prob"].float()
-        index = fields["index"].to(torch.int64)
+        index = fields["index"].long()
         if self.dense:
-            log_probs = torch.empty(len(top), self.num_classes, device=top.device)
+            log_probs = top.new_empty(len(top), self.num_classes)
         else:
             rest = (1 - top.exp().sum(dim=1, keepdim=True)).clamp(min=_LEAST_TAIL)
             log_probs = (rest.log() - math.log(self.num_classes - self.k)).repeat(1, self.num_classes)

@@ -4,14 +4,18 @@ A token is the vector of one position of a map, or a whole pooled feature. int8 
 losses such as ScaleKD's are not invariant to scale, so that tokens can't be normalised before they are stored.
 """
 
+from __future__ import annotations
+
 import math
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
-import torch
 
 from kdpipe.targets.config import FeatureDtype
+
+if TYPE_CHECKING:
+    import torch
 
 # -128 marks rows that were never written.
 _LARGEST = 127
@@ -51,6 +55,8 @@ class Calibration:
     @classmethod
     def fit(cls, tokens: torch.Tensor, rank: int | None) -> Self:
         """Fit to tokens, float (n, D)."""
+        import torch
+
         x = tokens.double().cpu()
         mean = x.mean(dim=0)
         x, degrees = x - mean, max(1, len(x) - 1)
@@ -89,7 +95,7 @@ class Feature:
 
     Attributes:
         name: pooled or map.
-        shape: (D,) of a pooled feature, (h, w, D) of a map, as the teacher gives it.
+        shape: (D,) of a pooled feature, (h, w, D) of a map, of the teacher.
         dtype: of the array.
         rank: components of the basis; None for the feature as it is.
         calibration: name of the part of the cache that holds the basis and the channels' statistics; of a map.
@@ -115,6 +121,8 @@ class Feature:
 
     def encode(self, x: torch.Tensor, calibration: Calibration | None) -> dict[str, np.ndarray]:
         """float (N, ..., D) -> arrays; what is too large for them is not finite there."""
+        import torch
+
         z = x.float() if calibration is None or self.rank is None else calibration.project(x.float())
         if self.dtype != "int8":
             return {self.name: z.to(getattr(torch, self.dtype)).cpu().numpy()}

@@ -1,16 +1,21 @@
 """How good a teacher is, and what its encoding loses."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from kdpipe.targets.encoding import Encoding
 from kdpipe.targets.features import Calibration
-from kdpipe.teacher import TeacherOutput
 
-# Views of a map that are read back at a time: it is the largest of what is kept.
+if TYPE_CHECKING:
+    import torch
+
+    from kdpipe.teacher import TeacherOutput
+
+# Views of a map that are decoded at a time: it is the largest of what is kept.
 _AT_ONCE = 64
 _COUNTS = ("views", "labelled", "top1", "top5")
 
@@ -21,9 +26,9 @@ class Quality:
 
     Attributes:
         views, labelled, top1, top5: counts; the last two of labelled views.
-        retained_mass, kl: probability of the kept classes, and nats between what was said and what reading gives
-            back; None where no logits are kept.
-        pooled_error, map_error: squared error of what reading gives back, relative to the squared values of a view;
+        retained_mass, kl: probability of the kept classes, and KL divergence in nats of the teacher's distribution
+            from the decoded one; None where no logits are kept.
+        pooled_error, map_error: squared error of the decoded feature, relative to the squared values of a view;
             None where that feature isn't kept.
     """
 
@@ -36,13 +41,13 @@ class Quality:
     pooled_error: float | None = None
     map_error: float | None = None
 
-    def add(self, other: "Quality") -> None:
+    def add(self, other: Quality) -> None:
         """Accumulate another part."""
         for name, value in vars(other).items():
             own = getattr(self, name)
             setattr(self, name, value if own is None else own if value is None else own + value)
 
-    def part(self, views: int, whole: int) -> "Quality":
+    def part(self, views: int, whole: int) -> Quality:
         """The share that so many of the `whole` views have in the sums: the same means, but for rounding."""
         if views == whole:
             return self
@@ -72,14 +77,16 @@ class Quality:
 
 def kl(p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
     """KL(p || q) in nats of rows of natural log-probabilities, (N, C) each -> float64 (N,); q is normalised."""
-    p, q = p.double(), torch.log_softmax(q.double(), dim=1)
+    p, q = p.double(), q.double().log_softmax(dim=1)
     return (p.exp() * (p - q)).sum(dim=1)
 
 
-def relative_error(kept: torch.Tensor, said: torch.Tensor) -> torch.Tensor:
+def relative_error(kept: torch.Tensor, original: torch.Tensor) -> torch.Tensor:
     """Squared error of each row relative to the row's squared values, (N, ...) each -> float64 (N,); 0 for zeros."""
-    kept, said = kept.double().flatten(1), said.double().flatten(1)
-    lost, whole = (kept - said).square().sum(dim=1), said.square().sum(dim=1)
+    import torch
+
+    kept, original = kept.double().flatten(1), original.double().flatten(1)
+    lost, whole = (kept - original).square().sum(dim=1), original.square().sum(dim=1)
     return torch.where(lost == 0, lost, lost / whole.clamp(min=torch.finfo(torch.float64).tiny))
 
 
@@ -90,11 +97,13 @@ def quality(
     fields: dict[str, np.ndarray],
     calibration: Calibration | None = None,
 ) -> Quality:
-    """How good the teacher is on N views, and how far what `fields` give back is from what it said.
+    """How good the teacher is on N views, and how far its decoded `fields` are from its outputs.
 
     `calibration` is that of the map, where it is kept on a basis.
     """
-    full = torch.log_softmax(output.logits.double(), dim=1)
+    import torch
+
+    full = output.logits.double().log_softmax(dim=1)
     ranked = full.topk(min(5, encoding.num_classes), dim=1).indices == labels[:, None]
     found = Quality(
         views=len(full),
@@ -108,13 +117,13 @@ def quality(
         found.retained_mass = float(full.topk(encoding.k, dim=1).values.exp().sum(dim=1).sum())
         found.kl = float(kl(full, back).sum())
     for feature in encoding.features:
-        said: torch.Tensor | None = getattr(output, feature.name)
-        assert said is not None, f"the teacher gave no {feature.name}"
+        original: torch.Tensor | None = getattr(output, feature.name)
+        assert original is not None, f"no {feature.name} in the teacher's output"
         total = 0.0
-        for start in range(0, len(said), _AT_ONCE):
+        for start in range(0, len(original), _AT_ONCE):
             rows = slice(start, start + _AT_ONCE)
-            own = {f.name: torch.from_numpy(fields[f.name][rows]).to(said.device) for f in feature.fields()}
+            own = {f.name: torch.from_numpy(fields[f.name][rows]).to(original.device) for f in feature.fields()}
             kept = getattr(encoding.decode(own, calibration), feature.name)
-            total += float(relative_error(kept, said[rows]).sum())
+            total += float(relative_error(kept, original[rows]).sum())
         setattr(found, f"{feature.name}_error", total)
     return found

@@ -9,8 +9,9 @@ from pydantic import Field
 from torch import nn
 
 from kdpipe.errors import CacheError, IdentityError, TeacherError
-from kdpipe.models import ModelConfig, build, first_line, require_trusted, runs_code
+from kdpipe.models import ModelConfig, first_line, require_trusted, runs_code
 from kdpipe.models.bounded import outline, require_size
+from kdpipe.models.build import build
 from kdpipe.models.config import CLASSES_OF_FILE, SIDE
 from kdpipe.models.header import ModelDescription, Text, parsed
 

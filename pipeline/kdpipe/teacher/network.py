@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from kdpipe.errors import TeacherError
-from kdpipe.models import ModelConfig, ModelSpec, build, is_factory, weights_digest
+from kdpipe.models import ModelConfig, ModelSpec, is_factory, weights_digest
+from kdpipe.models.build import build
 from kdpipe.teacher.config import Form, TeacherConfig
 from kdpipe.teacher.outputs import TeacherOutput, WithFeatures
 from kdpipe.teacher.reparameterisation import check_merged, merge

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from kdpipe.errors import TeacherError
-from kdpipe.models import crop, croppable, first_line, merged
+from kdpipe.models import croppable, first_line, merged
+from kdpipe.models.crop import crop
 from kdpipe.teacher.outputs import WithFeatures
 from kdpipe.teacher.tune.plan import noise, on_cpu, require_same
 

@@ -14,7 +14,8 @@ from kdpipe._util.fingerprint import fingerprint
 from kdpipe.errors import KdpipeError, TrainingError
 from kdpipe.loader import Batch
 from kdpipe.losses import Context
-from kdpipe.models import ModelConfig, ModelSpec, build, first_line
+from kdpipe.models import ModelConfig, ModelSpec, first_line
+from kdpipe.models.build import build
 from kdpipe.models.wrappers.logits import standardised
 from kdpipe.teacher import resolve_device
 from kdpipe.trainer.config import TrainConfig

@@ -5,7 +5,7 @@ from typing import Any
 
 from kdpipe._util.fingerprint import fingerprint
 from kdpipe._util.redact import redact
-from kdpipe.cache import CacheReader, MultiCacheReader, Want
+from kdpipe.cache import CacheReader, CacheRequest, MultiCacheReader
 from kdpipe.cache.manifest import open_reader
 from kdpipe.caching.identity import check_readers_canaries
 from kdpipe.errors import ConfigError, IdentityError, TargetsError, TrainingError
@@ -99,12 +99,12 @@ class Teachers:
                     allowed="sum: a loss for each teacher",
                     do="Pass --set loss.teachers=sum",
                 )
-            want = Want.of(requirements)
+            want = CacheRequest.of(requirements)
             before = begun if len(begun) == len(caches) else [None] * len(caches)
             for where, was in zip(caches, before, strict=True):
                 encodings = None if was is None else was["encodings"]
                 reader = open_reader(
-                    where, index, views, want=want, num_classes=num_classes, begun=encodings, trust=trust
+                    where, index, views, request=want, num_classes=num_classes, begun=encodings, trust=trust
                 )
                 if was is not None and encodings == reader.selection.json() and set(was["views"]) <= set(reader.views):
                     reader.keep(was["views"])

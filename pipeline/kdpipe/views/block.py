@@ -1,18 +1,22 @@
 """From the bytes of a block to its views, with errors that name the sample."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from kdpipe.errors import ImageError, ShardError
 from kdpipe.shards import BlockReader, Index
-from kdpipe.shards.images import decode
 from kdpipe.views.draws import View
 from kdpipe.views.erasing import Erased
 from kdpipe.views.policy import ViewsConfig
-from kdpipe.views.render import BlockViews
+
+if TYPE_CHECKING:
+    from kdpipe.views.render import BlockViews
 
 
 def decode_sample(index: Index, row: int, data: bytes | memoryview, config: ViewsConfig) -> np.ndarray:
@@ -21,6 +25,9 @@ def decode_sample(index: Index, row: int, data: bytes | memoryview, config: View
     Raises:
         ShardError: the bytes are no usable image; names shard, key and byte offset.
     """
+    # Here, because what is read of a cache alone needs no OpenCV and torch.
+    from kdpipe.shards.images import decode
+
     try:
         return decode(data, config.exif)
     except ImageError as e:
@@ -49,6 +56,8 @@ def labelling_index(index: Index, config: ViewsConfig) -> Index:
 
 def block_views(index: Index, config: ViewsConfig, block: int, view: View) -> BlockViews:
     """A view's draws for a whole block of `paired_index`."""
+    from kdpipe.views.render import BlockViews
+
     rows = index.rows(block)
     return BlockViews(config, index.shard_of(rows.start).name, index.keys(rows.start, rows.stop), view)
 

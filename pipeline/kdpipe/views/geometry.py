@@ -47,7 +47,7 @@ class Geometry:
         log_low, log_high = math.log(self._ratio[0]), math.log(self._ratio[1])
         self._areas = (low + (high - low) * u[:, 0 : 2 * _ATTEMPTS : 2]).tolist()
         self._log_ratios = (log_low + (log_high - log_low) * u[:, 1 : 2 * _ATTEMPTS : 2]).tolist()
-        # rkrc and rkrr take the first area and ratio, each if a coin says so, and maybe place the crop.
+        # rkrc and rkrr take the first area and ratio, each by a coin, and maybe place the crop.
         self._coins = (u[:, 2:4] < _RESIZED_PROB).tolist()
         self._places = u[:, 2 * _ATTEMPTS :].tolist()
         flips = uniform(words(hashes, DrawStage.FLIP, 2))

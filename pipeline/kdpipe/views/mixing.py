@@ -8,7 +8,6 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import cv2
 import numpy as np
 
 from kdpipe.views.distributions import BETA_WORDS, beta
@@ -41,6 +40,8 @@ class Mix:
         """Mix two unmixed views, uint8 (S, S, 3), in place."""
         box = self.pixels(len(first))
         if box is None:
+            import cv2
+
             own = first.copy()
             cv2.addWeighted(first, self.lam, second, 1 - self.lam, 0, dst=first)
             cv2.addWeighted(second, self.lam, own, 1 - self.lam, 0, dst=second)

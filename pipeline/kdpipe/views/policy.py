@@ -5,11 +5,14 @@ from typing import Any, Literal
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from kdpipe.config import Config
-from kdpipe.shards.images import DECODER
 from kdpipe.views.rand_augment import RandAugmentSpec
 
 # Raised whenever the same settings would give other draws or other pixels.
 POLICY_VERSION = 2
+# How `kdpipe.shards.images` makes pixels of files: libjpeg's slow integer DCT with fancy upsampling, then Pillow's
+# conversion to RGB. The number is raised when these pixels change; libraries' releases are provenance, and a cache's
+# canaries notice the release that changes a pixel against its promise.
+_DECODER: dict[str, str | int] = {"name": "pillow-rgb", "version": 1}
 
 Range = tuple[float, float]
 Interpolation = Literal["bilinear", "bicubic"]
@@ -198,7 +201,7 @@ class ViewsConfig(Config):
         effective = {name: getattr(plain, name) for name, unused in idle.items() if unused}
         effective |= {"scale": policy.crop_scale, "ratio": policy.crop_ratio, "color_jitter": jitter}
         settings = policy.model_copy(update=effective).model_dump(mode="json")
-        return {"version": POLICY_VERSION, **settings, "decoder": DECODER}
+        return {"version": POLICY_VERSION, **settings, "decoder": _DECODER}
 
     def student_identity(self) -> dict[str, Any]:
         """What more decides a student's batches: how it mixes where the cached views are unmixed."""

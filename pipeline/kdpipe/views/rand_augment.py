@@ -100,25 +100,25 @@ class RandAugmentSpec:
         """Read timm's syntax; strict where timm guesses.
 
         Raises:
-            ValueError: it says something that timm has no meaning for, or says it twice.
+            ValueError: a part has no meaning in timm, or comes twice.
         """
         first, *sections = text.split("-")
         if first != "rand":
             raise ValueError(f"auto_augment must be RandAugment ({_SYNTAX}), found {text}")
-        said: dict[str, str] = {}
+        given: dict[str, str] = {}
         for section in sections:
             number = re.fullmatch(r"(mstd|mmax|inc|m|n|p)(\d{1,4}(?:\.\d{1,9})?)", section)
             key, value = number.groups() if number else (section[:1], section[1:])
-            if key in said or not (number or (key == "t" and value in _SETS)):
+            if key in given or not (number or (key == "t" and value in _SETS)):
                 raise ValueError(f"auto_augment: {section!r} in {text}; allowed: {_SYNTAX}, once each")
-            said[key] = value
-        whole = {k: int(said[k]) for k in ("m", "n", "mmax", "inc") if _whole(text, said, k)}
-        chosen = _SETS.get(said.get("t", ""))
+            given[key] = value
+        whole = {k: int(given[k]) for k in ("m", "n", "mmax", "inc") if _whole(text, given, k)}
+        chosen = _SETS.get(given.get("t", ""))
         spec = cls(
             magnitude=whole.get("m", 10),
             layers=whole.get("n", 2),
-            prob=float(said.get("p", 0.5)),
-            std=float(said.get("mstd", 0)),
+            prob=float(given.get("p", 0.5)),
+            std=float(given.get("mstd", 0)),
             top=float(whole.get("mmax", 0) or _TOP),
             names=tuple(chosen) if chosen else _INCREASING if whole.get("inc") else _PLAIN,
             weights=tuple(chosen.values()) if chosen and len(set(chosen.values())) > 1 else None,
@@ -129,10 +129,10 @@ class RandAugmentSpec:
         return spec
 
 
-def _whole(text: str, said: dict[str, str], key: str) -> bool:
-    if key in said and "." in said[key]:
-        raise ValueError(f"auto_augment: {key} must be a whole number, found {said[key]} in {text}")
-    return key in said
+def _whole(text: str, given: dict[str, str], key: str) -> bool:
+    if key in given and "." in given[key]:
+        raise ValueError(f"auto_augment: {key} must be a whole number, found {given[key]} in {text}")
+    return key in given
 
 
 class Operation(NamedTuple):

@@ -6,8 +6,9 @@ from random import Random
 
 from safetensors.torch import load_file
 
-from kdpipe.models import ModelConfig, build
+from kdpipe.models import ModelConfig
 from kdpipe.models import matching as fit
+from kdpipe.models.build import build
 from kdpipe.models.weights import METADATA_KEY, read_metadata
 from tests.fuzz.mutate import mutate_bytes, mutate_tree
 from tests.fuzz.target import Target

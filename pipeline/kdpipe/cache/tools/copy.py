@@ -1,6 +1,6 @@
 """Finished tasks on their way to another segment or another cache; no stored value changes.
 
-A task's files lie in it as its segment's views and its cache's padded rows say. Where both are the same on the
+A task's files lie in it by its segment's views and its cache's padded rows. Where both are the same on the
 other side, bytes are copied; where not, values are read and written anew, which gives the bytes that caching them
 there would have given.
 """
@@ -11,7 +11,7 @@ import numpy as np
 
 from kdpipe._util.fingerprint import sha256
 from kdpipe.cache.cache import Cache
-from kdpipe.cache.commit import commit_files, lay_out
+from kdpipe.cache.commit import commit_files
 from kdpipe.cache.layout import Segment, padded_rows
 from kdpipe.cache.read import ArrayReader
 from kdpipe.cache.store import Store
@@ -58,7 +58,9 @@ class CopySource:
             if digests:
                 for name, entry in record["files"].items():
                     read_checked(self.cache.store, name, entry["sha256"])
-            files = lay_out(target, into, there, self._read(segment, shard, into.views))
+            from kdpipe.cache.arrays import task_files
+
+            files = task_files(target, into, there, self._read(segment, shard, into.views))
             quality = quality.part(len(into.views), len(segment.views))
         committed = commit_files(target, into, there, files, quality)
         return sum(int(entry["bytes"]) for entry in committed["files"].values())

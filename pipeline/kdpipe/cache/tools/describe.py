@@ -1,6 +1,6 @@
-"""A cache for people: its records, and statistics of the teacher's outputs."""
+"""What a cache holds, as JSON: identity, completeness, bytes by array, and statistics of the teacher's outputs."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from kdpipe._util.redact import redact
@@ -8,13 +8,13 @@ from kdpipe.cache.cache import Cache
 from kdpipe.cache.commit import read_provenance
 from kdpipe.cache.layout import describe
 from kdpipe.cache.tools.label_statistics import ViewLabels
-from kdpipe.cache.tools.statistics import choose_blocks, committed_blocks, read_statistics, with_logits
+from kdpipe.cache.tools.statistics import Block, committed_blocks, read_statistics, with_logits
 from kdpipe.errors import CacheError, KdpipeError
 from kdpipe.shards import Index
 
 
 def describe_cache(cache: Cache) -> dict[str, Any]:
-    """Identity, completeness by shard and segment, bytes by array, the teacher's quality on what is there, parts."""
+    """Identity, completeness by shard and segment, bytes by array, the teacher's quality, modules."""
     segments: list[dict[str, Any]] = []
     for segment in cache.segments:
         names = cache.committed(segment)
@@ -67,26 +67,26 @@ def _by_what_is_there(cache: Cache) -> list[dict[str, Any]]:
 
 def describe_outputs(
     cache: Cache,
-    index_path: str | None = None,
+    index_path: str | None,
+    blocks: Sequence[Block],
     *,
-    samples: int | None = None,
-    seed: int = 0,
-    top: int = 10,
-    on_samples: Callable[[int, int], None] = lambda read, total: None,
+    seed: int,
+    top: int,
+    on_samples: Callable[[int], None] = lambda _: None,
 ) -> dict[str, Any]:
-    """Statistics of the teacher's outputs in a cache; JSON-able.
+    """Statistics of the teacher's outputs, read from the logits of these blocks; JSON-able.
 
     Args:
         cache: open.
-        index_path: for the labels; by default the index with which it was made. Without one, what needs labels is None.
-        samples: to read, in whole blocks; all by default, up to 4 million views.
-        seed: of their choice.
-        top: confused pairs and contradictions to keep.
-        on_samples: called after each block with its number of samples, and that of all blocks.
+        index_path: of its samples, for the labels; None for the index it was cached from. What needs labels is left
+            out where that one can't be used, and `remark` gives the reason.
+        blocks: from `choose_blocks` with this seed.
+        seed: recorded where `blocks` are a part of the cache.
+        top: confused pairs and contradicted labels to keep.
+        on_samples: called with the number of samples after each block.
 
     Raises:
-        CacheError: no index is known where one is needed.
-        CorruptionError: a chunk is damaged.
+        KdpipeError: the given index is of other samples, or a chunk is damaged.
     """
     remark, labels = None, None
     try:
@@ -97,10 +97,8 @@ def describe_outputs(
         remark = f"without labels: {e}"
     if cache.segments and not with_logits(cache):
         remark = "features alone are kept: there are no logits to read"
-    blocks = choose_blocks(cache, samples, seed)
     all_samples = sum(len(block.rows) for block in committed_blocks(cache))
-    total = sum(len(block.rows) for block in blocks)
-    found = read_statistics(cache, blocks, labels, top=top, on_samples=lambda read: on_samples(read, total))
+    found = read_statistics(cache, blocks, labels, top=top, on_samples=on_samples)
     unknown = {} if labels else {"labelled": None, "mixed": None}
     pairs = sorted(found.confusions.items(), key=lambda item: (-item[1], item[0]))[:top]
     return {
@@ -109,9 +107,9 @@ def describe_outputs(
         "seed": seed if found.samples < all_samples else None,
         "labels": str(labels.index.path) if labels else None,
         "remark": remark,
-        "views": [tally.summary() | unknown for tally in found.tallies if tally.views],
+        "views": [sums.summary() | unknown for sums in found.view_sums if sums.views],
         "unmixed": found.unmixed,
-        "confusions": [{"label": label, "said": said, "views": n} for (label, said), n in pairs],
+        "confusions": [{"label": label, "predicted": predicted, "views": n} for (label, predicted), n in pairs],
         "contradictions": found.contradictions,
     }
 

@@ -1,4 +1,4 @@
-"""Making room: files that no record vouches for, caches that nothing refers to, views that nobody wants any more.
+"""Making room: files that no record names, caches that nothing refers to, views that nobody wants any more.
 
 Records go first, data after them: a kill at any instant leaves a valid cache with less in it, and repeating the
 command finishes.
@@ -23,7 +23,7 @@ from kdpipe.errors import CacheError, ConfigError
 
 
 def orphans(cache: Cache) -> dict[str, int]:
-    """Files that nothing needs and their bytes: what interrupted writes left, anything foreign, spare calibrations.
+    """Files that nothing needs and their bytes: leftovers, unexpected ones, unreferenced calibrations.
 
     Only true while nobody writes: see `locks`.
     """
@@ -78,7 +78,7 @@ def remove_cache(store: Store) -> int:
 
 
 def _turn(name: str) -> tuple[int, str]:
-    """Task records, segment records, data, the store's record, what it vouches for, the root, locks."""
+    """Task records, segment records, data, the store's record, the files that it names, the root, locks."""
     if name.startswith(LOCKS):
         return 6, name
     if name == ROOT:
@@ -114,7 +114,7 @@ class Wanted:
         """Whether something refers to a cache, by its place or by its content.
 
         Raises:
-            CacheError: its place is not among those, and its content can't be told.
+            CacheError: its place is not among those, and its content can't be read.
         """
         if place_of(store.url) in self.places:
             return True
@@ -144,20 +144,20 @@ def wanted(keep: Sequence[str]) -> Wanted:
                     raise ConfigError("not a cache: nothing was deleted", where=f"--keep {name}")
                 places.add(place_of(name))
                 continue
-            said = _reference(Path(name))
-            digests |= {said["root"]} if "root" in said else set()
-            if "cache" in said:
-                starts = [Path.cwd(), *Path(name).absolute().parents] if "://" not in said["cache"] else []
-                places |= {place_of(said["cache"]), *(place_of(str(start / said["cache"])) for start in starts)}
+            named = _reference(Path(name))
+            digests |= {named["root"]} if "root" in named else set()
+            if "cache" in named:
+                starts = [Path.cwd(), *Path(name).absolute().parents] if "://" not in named["cache"] else []
+                places |= {place_of(named["cache"]), *(place_of(str(start / named["cache"])) for start in starts)}
     return Wanted(frozenset(places), frozenset(digests))
 
 
 def _reference(path: Path) -> dict[str, Any]:
     try:
-        said = load_json(path.read_text())
+        content = load_json(path.read_text())
     except (OSError, ValueError) as e:
         raise ConfigError("can't be read as JSON: nothing was deleted", where=f"--keep {path}") from e
-    named = {k: said[k] for k in ("cache", "root") if isinstance(said, dict) and isinstance(said.get(k), str)}
+    named = {k: content[k] for k in ("cache", "root") if isinstance(content, dict) and isinstance(content.get(k), str)}
     if not named:
         raise ConfigError(
             "names no cache: nothing was deleted",

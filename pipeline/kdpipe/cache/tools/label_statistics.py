@@ -1,4 +1,4 @@
-"""What a cache says against the labels of its samples: confused classes and contradicted labels."""
+"""The teacher's outputs against the labels of its samples: confused classes and contradicted labels."""
 
 from collections import Counter
 from typing import Any
@@ -68,32 +68,32 @@ class LabelStatistics:
         self._total = np.zeros((len(labels), num_classes))
         self._count = np.zeros(len(labels))
 
-    def add(self, view: View, said: ViewStatistics, mixed: np.ndarray) -> None:
+    def add(self, view: View, outputs: ViewStatistics, mixed: np.ndarray) -> None:
         """Count a view; nothing if another encoding of it was."""
         if view in self._seen:
             return
         self._seen.add(view)
-        judged = (self._labels >= 0) & ~mixed
-        first = said.first[:, 0]
-        wrong = judged & (first != self._labels)
-        self.views += int(judged.sum())
+        counted = (self._labels >= 0) & ~mixed
+        first = outputs.first[:, 0]
+        wrong = counted & (first != self._labels)
+        self.views += int(counted.sum())
         self.confusions.update(zip(self._labels[wrong].tolist(), first[wrong].tolist(), strict=True))
-        said.add_to(self._total, judged.astype(np.float64))
-        self._count += judged
+        outputs.add_to(self._total, counted.astype(np.float64))
+        self._count += counted
 
     def worst(self, top: int) -> list[tuple[int, dict[str, Any]]]:
-        """Row and facts of the samples whose mean answer is another than their label, surest first."""
+        """Row and facts of samples whose mean distribution contradicts their label, most confident first."""
         mean = self._total / np.maximum(self._count, 1)[:, None]
-        said = mean.argmax(axis=1)
-        p = mean[np.arange(len(mean)), said]
-        wrong = np.flatnonzero((self._count > 0) & (said != self._labels))
+        predicted = mean.argmax(axis=1)
+        p = mean[np.arange(len(mean)), predicted]
+        wrong = np.flatnonzero((self._count > 0) & (predicted != self._labels))
         rows = wrong[np.argsort(-p[wrong], kind="stable")[:top]].tolist()
         return [
             (
                 row,
                 {
                     "label": int(self._labels[row]),
-                    "said": int(said[row]),
+                    "predicted": int(predicted[row]),
                     "p": float(p[row]),
                     "p_label": float(mean[row, self._labels[row]]),
                     "views": int(self._count[row]),

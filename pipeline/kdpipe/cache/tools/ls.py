@@ -49,7 +49,7 @@ def find_caches(place: str) -> Iterator[str]:
 
 
 def is_cache(store: Store) -> bool:
-    """Whether the root says that it is a cache of kdpipe's, whole or not."""
+    """Whether the root is that of a cache of kdpipe's, whole or not."""
     try:
         return "kdpipe" in dict(load_json(store.read(ROOT, JSON_BYTES))["attributes"])
     except (CacheError, ValueError, KeyError, TypeError):

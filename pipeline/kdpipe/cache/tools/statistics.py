@@ -1,6 +1,6 @@
-"""What a cache says, by reading its logits through once, a block at a time: memory doesn't grow with the cache.
+"""Statistics of the teacher's outputs: a cache's logits are read once, a block at a time, in constant memory.
 
-Segments that keep features alone say nothing here, and of the others their features aren't read.
+Segments that keep features alone are left out, and of the others their features aren't read.
 """
 
 import copy
@@ -14,10 +14,10 @@ from kdpipe.cache.cache import Cache
 from kdpipe.cache.layout import Segment
 from kdpipe.cache.read import ArrayReader
 from kdpipe.cache.tools.label_statistics import LabelStatistics, ViewLabels
-from kdpipe.cache.tools.view_statistics import Tally, ViewStatistics
+from kdpipe.cache.tools.view_statistics import ViewStatistics, ViewSums
 from kdpipe.views.draws import permutation
 
-# Read unless told otherwise: less than a minute where the top 16 are kept, minutes for 1,000 dense classes.
+# Read by default: less than a minute where the top 16 are kept, minutes for 1,000 dense classes.
 _MOST_VIEWS = 4_000_000
 
 
@@ -35,15 +35,15 @@ class Statistics:
 
     Attributes:
         samples: read; of each, all committed views.
-        tallies: one for each view of each segment that has logits.
+        view_sums: one for each view of each segment that has logits.
         unmixed: labelled views that the next two are about; a view that is kept in two encodings counts once.
         confusions: how often the teacher's first class was another than the label, by (label, class).
         contradictions: the samples with the largest probability of a wrong first class, taking the mean
-            distribution over a sample's unmixed views: shard, key, label, said, p, p_label, views.
+            distribution over a sample's unmixed views: shard, key, label, predicted, p, p_label, views.
     """
 
     samples: int
-    tallies: list[Tally]
+    view_sums: list[ViewSums]
     unmixed: int = 0
     confusions: Counter[tuple[int, int]] = field(default_factory=Counter)
     contradictions: list[dict[str, Any]] = field(default_factory=list)
@@ -100,30 +100,32 @@ def read_statistics(
         CorruptionError: a chunk is damaged.
     """
     segments = with_logits(cache)
-    tallies = {(s.name, view): Tally(s.name, view, s.encoding) for s in segments for view in s.views}
-    found = Statistics(sum(len(block.rows) for block in blocks), list(tallies.values()))
+    view_sums = {(s.name, view): ViewSums(s.name, view, s.encoding) for s in segments for view in s.views}
+    found = Statistics(sum(len(block.rows) for block in blocks), list(view_sums.values()))
     reader = ArrayReader(cache)
     for position, group in itertools.groupby(blocks, lambda block: block.shard):
         shard = cache.shards[position]["name"]
         views = [(s, view) for s in segments if (s.name, shard) in cache.commits for view in s.views]
         arrays = copy.copy(reader)  # with no files open: their tables of chunks would add up over the shards
         for _, number, rows in group:
-            judged = None if labels is None else LabelStatistics(labels.own(shard, number), cache.num_classes)
+            against_labels = None if labels is None else LabelStatistics(labels.own(shard, number), cache.num_classes)
             for segment, view in views:
                 fields = segment.encoding.fields(("logits",))
                 read = arrays.read(segment, shard, view, rows.start, rows.stop, fields)
-                said = ViewStatistics.of(segment.encoding, read)
-                tally = tallies[segment.name, view]
-                if labels is None or judged is None:
-                    tally.add(said)
+                outputs = ViewStatistics.of(segment.encoding, read)
+                sums = view_sums[segment.name, view]
+                if labels is None or against_labels is None:
+                    sums.add(outputs)
                     continue
                 of_view, mixed = labels.of(shard, number, view)
-                tally.add(said, of_view, mixed)
-                judged.add(view, said, mixed)
-            if labels is not None and judged is not None:
-                found.unmixed += judged.views
-                found.confusions.update(judged.confusions)
-                worst = [{"shard": shard, "key": labels.key(shard, rows[r]), **of} for r, of in judged.worst(top)]
+                sums.add(outputs, of_view, mixed)
+                against_labels.add(view, outputs, mixed)
+            if labels is not None and against_labels is not None:
+                found.unmixed += against_labels.views
+                found.confusions.update(against_labels.confusions)
+                worst = [
+                    {"shard": shard, "key": labels.key(shard, rows[r]), **of} for r, of in against_labels.worst(top)
+                ]
                 found.contradictions = sorted([*found.contradictions, *worst], key=lambda c: -c["p"])[:top]
             on_samples(len(rows))
     return found

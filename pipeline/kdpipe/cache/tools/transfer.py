@@ -43,7 +43,7 @@ def transfer(
 
     Records are checked when the source is opened, and each file's sha256 on its way. A segment that holds other
     views too is cut: of its files only the wanted chunks are read, each under its own checksum. Tasks that are
-    there are skipped, so repeating goes on, and asking for more adds it.
+    there are skipped, so repeating resumes, and a wider choice adds to it.
 
     Args:
         source, target: folders or URLs.

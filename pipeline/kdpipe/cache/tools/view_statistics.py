@@ -1,11 +1,10 @@
-"""What a cache says of one view, row by row and as sums: accuracy, retained mass, entropy, confidence, calibration."""
+"""Outputs on one view, row by row and as sums: accuracy, retained mass, entropy, confidence, calibration."""
 
 import math
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import torch
 
 from kdpipe.targets import Encoding
 from kdpipe.views import View
@@ -23,7 +22,7 @@ class ViewStatistics:
 
     Attributes:
         first: int64 (n, m), the likeliest classes in order; m is 5 or, where fewer are kept, k.
-        mass: float64 (n, len(sizes)), probability of the first classes, as many as `sizes` says.
+        mass: float64 (n, len(sizes)), probability of the first classes, as many as in `sizes`.
         entropy: float64 (n,), nats.
         index: int64 (n, k), the kept classes; None where all are.
         p: float64 (n, k) of the kept classes, or (n, C) of all.
@@ -43,8 +42,7 @@ class ViewStatistics:
         last, most = np.array(sizes(encoding)) - 1, min(5, encoding.k)
         if encoding.kind == "dense":
             logits = fields["logits"].astype(np.float32)
-            # Equal values in the order in which kdpipe.targets.quality has them.
-            first = torch.from_numpy(logits).topk(most, dim=1).indices.numpy()
+            first = np.argsort(-logits, axis=1, kind="stable")[:, :most]  # of equal ones the lowest class first
             log_p = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
             p = np.exp(log_p)
             total = p.sum(axis=1, keepdims=True)
@@ -70,12 +68,12 @@ class ViewStatistics:
 
 
 def sizes(encoding: Encoding) -> list[int]:
-    """The numbers of classes whose retained mass is told: powers of two below k, and k."""
+    """The numbers of classes whose retained mass is given: powers of two below k, and k."""
     return [*(2**i for i in range(encoding.k.bit_length()) if 2**i < encoding.k), encoding.k]
 
 
 @dataclass
-class Tally:
+class ViewSums:
     """Sums over rows of one view of one segment.
 
     Attributes:
@@ -104,21 +102,21 @@ class Tally:
     def __post_init__(self) -> None:
         self.mass = np.zeros(len(sizes(self.encoding)))
 
-    def add(self, said: ViewStatistics, labels: np.ndarray | None = None, mixed: np.ndarray | None = None) -> None:
+    def add(self, outputs: ViewStatistics, labels: np.ndarray | None = None, mixed: np.ndarray | None = None) -> None:
         """Count n rows; labels int64 (n,) with -1 for none, mixed bool (n,)."""
-        confidence = said.mass[:, 0]
+        confidence = outputs.mass[:, 0]
         # bin i is (i / BINS, (i + 1) / BINS], as in kdpipe.evaluation
         bins = np.searchsorted(_EDGES, confidence)
-        spread = said.entropy / math.log(max(2, self.encoding.num_classes))
+        spread = outputs.entropy / math.log(max(2, self.encoding.num_classes))
         self.views += len(bins)
-        self.mass += said.mass.sum(axis=0)
-        self.total_entropy += float(said.entropy.sum())
+        self.mass += outputs.mass.sum(axis=0)
+        self.total_entropy += float(outputs.entropy.sum())
         self.confidence += np.bincount(bins, minlength=BINS)
         self.entropy += np.bincount(np.searchsorted(_EDGES, spread), minlength=BINS)
         if labels is None or mixed is None:
             return
         known = labels >= 0
-        ranked = said.first == labels[:, None]
+        ranked = outputs.first == labels[:, None]
         self.labelled += int(known.sum())
         self.mixed += int(mixed.sum())
         self.top1 += int(ranked[:, 0].sum())
@@ -156,5 +154,5 @@ class Tally:
 
 
 def calibration_error(bins: np.ndarray) -> float:
-    """Expected calibration error (Guo et al. 2017) of a `Tally.calibration` or a sum of them."""
+    """Expected calibration error (Guo et al. 2017) of a `ViewSums.calibration` or a sum of them."""
     return float(np.abs(bins[:, 1] - bins[:, 2]).sum() / max(1.0, bins[:, 0].sum()))
