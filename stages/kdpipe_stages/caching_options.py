@@ -14,7 +14,7 @@ _GROUPS = (
         "teacher.model --teacher",
         "teacher: weights checkpoint_key key_prefix class_map pretrained model_kwargs num_classes input_size",
         "teacher: batch_size amp_dtype",
-        "caching: allow_nondeterministic",
+        "caching: allow_nondeterministic strict",
         TRUST,
     ),
     section(
