@@ -70,7 +70,7 @@ def cache_teacher(
 
     Finished tasks are skipped: repeat the command after an interruption, or with more views. Tasks that fail are
     listed at the end (exit code 1), and all others are kept. Signs of a poor teacher are remarks at the end; with
-    --strict they refuse the run where they are known before it, else they end it with exit code 2 and the cache is kept.
+    --strict those known before the run refuse it; the others end it with exit code 2, and the cache is kept.
     """
     limit_malloc_arenas()
     from kdpipe.cache.manifest import CacheRecord
