@@ -69,12 +69,14 @@ def cache_teacher(
     """Run a teacher over augmented views and store its outputs in a cache.
 
     Finished tasks are skipped: repeat the command after an interruption, or with more views. Tasks that fail are
-    listed at the end (exit code 1), and all others are kept.
+    listed at the end (exit code 1), and all others are kept. Signs of a poor teacher are remarks at the end; with
+    --strict those known before the run refuse it; the others end it with exit code 2, and the cache is kept.
     """
     limit_malloc_arenas()
     from kdpipe.cache.manifest import CacheRecord
     from kdpipe.caching import cache_views
     from kdpipe.caching.open_backend import open_backend
+    from kdpipe.caching.poor_teacher import refuse
     from kdpipe.caching.summary import summarise
     from kdpipe.shards import Index
 
@@ -115,14 +117,18 @@ def cache_teacher(
     assert encoding is not None
     if manifest and not report.failed:
         CacheRecord.of(cache, encoding, wanted).write(manifest)
-    summary = summarise(cache, report, encoding, wanted)
+    summary = summarise(cache, report, encoding, wanted, settings.teacher)
     click.echo(json.dumps(summary) if as_json else _text(summary))
+    for remark in summary["remarks"]:
+        click.echo(f"remark: {remark}", err=True)
     if report.failed:
         for outcome in report.failed:
             log(f"failed: {showable(f'{outcome.task.shard.name}: {outcome.error}')}")
         count = f"{len(report.failed)} of {report.tasks + len(report.failed)} tasks failed"
         log(f"{count}; the others are kept. When the cause is mended, resume with: {resume()}")
         raise SystemExit(1)
+    if settings.caching.strict:
+        refuse(summary["remarks"], summary["cache"])
 
 
 def _text(s: dict[str, Any]) -> str:

@@ -12,8 +12,9 @@ _GROUPS = (
     section(
         "Teacher",
         "teacher.model --teacher",
-        "teacher: weights checkpoint_key class_map pretrained model_kwargs num_classes input_size batch_size amp_dtype",
-        "caching: allow_nondeterministic",
+        "teacher: weights checkpoint_key key_prefix class_map pretrained model_kwargs num_classes input_size",
+        "teacher: batch_size amp_dtype",
+        "caching: allow_nondeterministic strict",
         TRUST,
     ),
     section(

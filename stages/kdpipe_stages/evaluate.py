@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 
 # Settings of --config that describe another model where the weights' own header describes theirs.
 _OF_MODEL = ("model", "model_kwargs", "num_classes", "input_size", "mean", "std")
-_OF_OTHERS = tuple(f"teacher.{name}" for name in (*_OF_MODEL, "pretrained", "checkpoint_key", "class_map", "layers"))
+_OF_OTHERS = tuple(
+    f"teacher.{name}" for name in (*_OF_MODEL, "pretrained", "checkpoint_key", "key_prefix", "class_map", "layers")
+)
 
 
 @command("evaluate", "  kdpipe evaluate runs/student/best.safetensors --index runs/val.index")

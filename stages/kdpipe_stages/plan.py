@@ -51,7 +51,8 @@ def plan(
     Takes the options of cache-teacher, and of train-student with --student. Ranges come from the spread of what was
     measured.
     """
-    from kdpipe.estimate.forecast import forecast, sampled
+    from kdpipe.caching.poor_teacher import after_run, before_run, refuse
+    from kdpipe.estimate.forecast import forecast, quality_of, sampled
     from kdpipe.estimate.measure import measure
     from kdpipe.shards import Index
     from kdpipe.teacher import Teacher
@@ -79,6 +80,7 @@ def plan(
     began = time.monotonic()
     teacher = Teacher(settings.teacher, index.num_classes)
     loading = time.monotonic() - began
+    poor = before_run(settings.teacher, teacher.num_classes, index, strict=settings.caching.strict)
     seconds = max(1.0, seconds - loading)
     measured = measure(
         index,
@@ -103,11 +105,15 @@ def plan(
         job = TrainingJob(index, settings.views, settings.student, settings.loss, settings.train, settings.loader)
         alone = forecast(index, measured, encoding, wanted, [1], loading)["machines"][0]["seconds"]
         report["student"] = forecast_student(job, measured, encoding, teacher.built, alone, 0.25 * seconds)
-    report["remarks"] = _remarks(report, measured, settings.teacher.form, settings.views.remarks())
+    total = quality_of(measured, encoding)
+    poor += after_run(total.means(), total.labelled, settings.teacher, teacher.num_classes)
+    report["remarks"] = poor + _remarks(report, measured, settings.teacher.form, settings.views.remarks())
     if as_json:
         click.echo(json.dumps(report))
     else:
         show(report)
+    if settings.caching.strict:
+        refuse(poor, teacher.built.name)
 
 
 # Seconds of the device from which on the search for the fastest form has the minute that compiling takes.

@@ -67,7 +67,7 @@ def _texts(names: str) -> frozenset[str]:
 
 _SET = ("--set", "teacher.device=cpu", "--set", "teacher.threads=1", "--set", "caching.render_threads=1")
 _TEACHER = {"index_path": "{index}", "weights": "{weights}", "batch_size": "4", "out": "{out}"}
-_CACHING = _texts("teacher checkpoint_key model_kwargs views sets")
+_CACHING = _texts("teacher checkpoint_key key_prefix model_kwargs views sets")
 _KWARGS = "channels=[8,8,8,8]"
 _STUDENT = {"student": "resnet10t", "model_kwargs": _KWARGS, "num_classes": "3", "input_size": "32"}
 _TRAIN = {"index_path": "{index}", **_STUDENT, "epochs": "1", "batch_size": "4", "out": "{out}"}
@@ -88,7 +88,7 @@ TABLE = {
     "plan": Line(
         {"index_path": "{index}", "weights": "{weights}", "batch_size": "4", "seconds": "1"},
         {"index_path": ("index",), "weights": ("weights",), "class_map": ("class map",), "config_file": ("params",)},
-        _texts("teacher checkpoint_key model_kwargs views student machines sets"),
+        _texts("teacher checkpoint_key key_prefix model_kwargs views student machines sets"),
         words=_SET,
     ),
     "cache-teacher": Line(

@@ -115,7 +115,9 @@ class TestForeignCode:
 
     def test_a_whole_model(self, tmp_path):
         torch.save(tiny.model(4), tmp_path / "w.pth")
-        assert "refers to torch.nn.modules.container.Sequential" in refusal(tmp_path / "w.pth")
+        assert "an object of the class torch.nn.modules.container.Sequential, such as a whole model" in refusal(
+            tmp_path / "w.pth"
+        )
 
     @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning", "ignore::FutureWarning")
     def test_a_torchscript_archive(self, tmp_path):
@@ -255,4 +257,4 @@ def test_the_pickle_is_read_as_pytorch_reads_it():
 
     from kdpipe.models.pickles import _CALLED
 
-    assert _CALLED - _get_allowed_globals().keys() == {"argparse.Namespace"}
+    assert _get_allowed_globals().keys() >= _CALLED

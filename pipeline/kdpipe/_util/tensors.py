@@ -28,7 +28,7 @@ Tensors = dict[str, torch.Tensor]
 # The safetensors library itself stops at 100 MB; a header of this size describes some hundred thousand tensors.
 HEADER_BYTES = 2**24
 _TENSORS, _HEADER = "tensors_sha256", "header_sha256"
-_remarked: set[str] = set()
+_remarked: set[tuple[str, str]] = set()
 _log = logging.getLogger("kdpipe")
 
 
@@ -107,15 +107,20 @@ def parse(data: bytes) -> Tensors:
 
 
 def remark_unchecked(path: str | os.PathLike[str]) -> None:
-    """Log once for a file that nothing tells whether its content is what was written.
+    """Log once for a file that nothing tells whether its content is what was written."""
+    remark(path, "no digest: its content can't be checked")
+
+
+def remark(path: str | os.PathLike[str], text: str) -> None:
+    """Log once what a user should know about how a file of weights is read.
 
     It goes to the logger "kdpipe", and so to stderr unless a program configures logging otherwise.
     """
-    name = os.path.abspath(path)
+    key = (os.path.abspath(path), text)
     # Of processes under torchrun one is enough.
-    if name not in _remarked and os.environ.get("RANK", "0") == "0":
-        _remarked.add(name)
-        _log.warning("%s: no digest: its content can't be checked", os.fspath(path))
+    if key not in _remarked and os.environ.get("RANK", "0") == "0":
+        _remarked.add(key)
+        _log.warning("%s: %s", os.fspath(path), text)
 
 
 def _header(metadata: Mapping[str, str], key: str) -> Header:

@@ -19,3 +19,4 @@ class CachingConfig(Config):
     allow_nondeterministic: bool = Field(
         False, description="Cache one output of a stochastic teacher; verify then compares averages only."
     )
+    strict: bool = Field(False, description="Signs of a poor teacher are errors (exit code 2).")

@@ -16,8 +16,13 @@ _CHECK = "check the weights, teacher.mean and teacher.std"
 _REMEDY = {
     "float16": f"Use --amp-dtype bfloat16 or float32; if that fails too, {_CHECK}",
     "bfloat16": f"Use --amp-dtype float32; if that fails too, {_CHECK}",
-    "float32": f"{_CHECK.capitalize()}: it is computed in float32 already",
+    "float32": "The weights are broken, or teacher.mean and teacher.std wrong: it is computed in float32 already",
 }
+
+
+def remedy(amp_dtype: str) -> str:
+    """What to do about NaN or infinity in outputs computed with this autocast dtype."""
+    return _REMEDY[amp_dtype]
 
 
 def require_finite(output: TeacherOutput, index: Index, rows: range, view: View, amp_dtype: str) -> None:
@@ -29,7 +34,7 @@ def require_finite(output: TeacherOutput, index: Index, rows: range, view: View,
         raise TeacherError(
             "the teacher answered with NaN or infinity",
             where=f"{index.shard_of(rows[bad]).name} key {index.key(rows[bad])} view {view}",
-            do=_REMEDY[amp_dtype],
+            do=remedy(amp_dtype),
         )
 
 

@@ -23,10 +23,11 @@ from kdpipe.caching.calibration import BasisReuse, calibrated, have_calibration,
 from kdpipe.caching.config import CachingConfig
 from kdpipe.caching.identity import check_canaries, make_identity, render_canaries
 from kdpipe.caching.modules import parts_of
+from kdpipe.caching.poor_teacher import before_run
 from kdpipe.caching.segments import layers_asked, segments_for, with_plan
 from kdpipe.shards import Index, images
 from kdpipe.targets import Encoding, Quality, TargetsConfig
-from kdpipe.teacher import Teacher
+from kdpipe.teacher import Teacher, TeacherConfig
 from kdpipe.views import View, ViewsConfig
 from kdpipe.views.block import labelling_index
 
@@ -35,7 +36,8 @@ from kdpipe.views.block import labelling_index
 class CachingReport:
     """What `cache_views` did: committed tasks, those that were there, views, quality, bytes, seconds; what failed.
 
-    `encoding` is that of the segments that hold what was asked for.
+    `encoding` is that of the segments that hold what was asked for; `remarks` are what was known before of the teacher,
+    see `poor_teacher.before_run`.
     """
 
     tasks: int = 0
@@ -45,6 +47,7 @@ class CachingReport:
     seconds: float = 0.0
     failed: list[Outcome] = field(default_factory=list)
     encoding: Encoding | None = None
+    remarks: list[str] = field(default_factory=list)
 
     def add(self, outcome: Outcome) -> None:
         """Count a task that ended."""
@@ -100,7 +103,7 @@ def cache_views(
     Raises:
         IdentityError: the cache there, or the one to take a calibration from, is of something else, or a segment was
             begun with other numerics.
-        TeacherError: the teacher can't do the first batch: see `trial.try_batch`.
+        TeacherError: the teacher can't do the first batch: see `trial.try_batch`; or `strict`, and it is poor.
         CacheError: it can't be written, a calibration can't be had, or the workers are gone.
     """
     caching = caching or CachingConfig()
@@ -112,11 +115,12 @@ def cache_views(
     described = backend.describe(targets.features)
     num_classes = int(described.identity["num_classes"])
     labelling_index(index, config).check_labels(num_classes)
+    remarks = before_run(TeacherConfig.model_validate(described.config), num_classes, index, strict=caching.strict)
     encoding = Encoding.of(targets, num_classes, described.shapes)
     size, chance = int(described.identity["input_size"]), caching.allow_nondeterministic
     identity = make_identity(index, config, described.identity, size, nondeterministic=chance)
     loan = reuse_basis(caching.calibration_from, identity, encoding, views) if caching.calibration_from else None
-    store, report = Store(place(url, identity)), CachingReport()
+    store, report = Store(place(url, identity)), CachingReport(remarks=remarks)
     batches = -(-len(index) // int(described.numerics["batch_size"]))  # of each view
     where = store.url, fingerprint(identity)
     job_of = partial(CachingJob, *where, index, config, size, caching.render_threads, backend.beside)

@@ -5,25 +5,31 @@ from typing import Any
 from kdpipe._util.redact import redact
 from kdpipe.cache import Cache
 from kdpipe.cache.layout import describe
+from kdpipe.caching.poor_teacher import after_run
 from kdpipe.caching.run import CachingReport
 from kdpipe.targets import Encoding, Quality
+from kdpipe.teacher import TeacherConfig
 from kdpipe.views import View
 
 
-def summarise(cache: Cache, report: CachingReport, encoding: Encoding, wanted: list[View]) -> dict[str, Any]:
+def summarise(
+    cache: Cache, report: CachingReport, encoding: Encoding, wanted: list[View], teacher: TeacherConfig
+) -> dict[str, Any]:
     """What a run did, and what the cache now holds in the segments of the wanted views; JSON-able."""
     quality, size = Quality(), 0
     for segment in cache.segments:
         if segment.encoding == encoding and set(segment.views) & set(wanted):
             quality.add(cache.quality(segment))
             size += cache.bytes(segment)
+    means = quality.means()
     return {
         "cache": redact(cache.store.url),
         "cached": describe(cache.views()),
         "input_size": cache.size,
         "tasks": report.tasks,
         "skipped": report.skipped,
-        **quality.means(),
+        **means,
+        "remarks": [*report.remarks, *after_run(means, quality.labelled, teacher, encoding.num_classes)],
         "encoding": encoding.name,
         "calibration": _calibration(cache, encoding),
         "parts": list(cache.parts),

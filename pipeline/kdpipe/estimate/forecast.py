@@ -65,10 +65,8 @@ def forecast(
 
 def sampled(index: Index, measured: SampleMeasurements) -> dict[str, Any]:
     """How much was looked at, and how good the teacher was there."""
-    sample, total = measured.sample, Quality()
-    for said in measured.weights[0].quality:
-        total.add(said or Quality())
-    rows, means = sum(len(a.rows) for a in sample), total.means()
+    sample = measured.sample
+    rows, means = sum(len(a.rows) for a in sample), quality_of(measured, measured.weights[0].encoding).means()
     return {
         "samples": rows,
         "share": rows / len(index),
@@ -77,6 +75,14 @@ def sampled(index: Index, measured: SampleMeasurements) -> dict[str, Any]:
         "seconds": measured.seconds,
         **{name: means[name] for name in ("teacher_top1", "teacher_top5")},
     }
+
+
+def quality_of(measured: SampleMeasurements, encoding: Encoding) -> Quality:
+    """How good the teacher was on the sample, and what this encoding, one of those measured, loses."""
+    total = Quality()
+    for part in next(weight for weight in measured.weights if weight.encoding == encoding).quality:
+        total.add(part or Quality())
+    return total
 
 
 def _alone(index: Index, measured: SampleMeasurements, encoding: Encoding, views: Sequence[View]) -> dict[str, float]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
+from kdpipe.caching.output_checks import remedy
 from kdpipe.caching.task import one_ahead, views_a_step
 from kdpipe.errors import TeacherError
 from kdpipe.estimate.interval import Estimate
@@ -243,6 +244,6 @@ def _ask(
     labels = torch.from_numpy(rendered.labels[view]).to(teacher.device)
     output: TeacherOutput = teacher(rendered.pixels[view], rendered.erased[view])
     if not all(bool(torch.isfinite(said).all()) for said in output.parts().values()):
-        raise TeacherError("the teacher answered with NaN or infinity", do="Use --amp-dtype bfloat16 or float32")
+        raise TeacherError("the teacher answered with NaN or infinity", do=remedy(teacher.config.amp_dtype))
     quality(output, labels, encoding, encoding.encode(output, labels, calibration), calibration)
     return TeacherOutput(**{name: said.cpu() for name, said in output.parts().items()})

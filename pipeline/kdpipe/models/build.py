@@ -20,7 +20,7 @@ from kdpipe.models.class_map import keep_classes, read_class_map
 from kdpipe.models.config import CLASSES, CLASSES_OF_FILE, ModelConfig
 from kdpipe.models.converters import implied_kwargs
 from kdpipe.models.header import Header, read_header
-from kdpipe.models.matching import fit, fitted
+from kdpipe.models.matching import classes_of, fit, fitted
 from kdpipe.models.state import read_state
 from kdpipe.models.trust import HUB, WRAPPERS, is_factory, require_trusted, runs_code
 from kdpipe.models.wrappers.logits import standardised
@@ -67,8 +67,9 @@ def build(config: ModelConfig, *, num_classes: int | None = None, extra: dict[st
     Raises:
         TeacherError: unknown name, impossible arguments, or weights that don't fit.
     """
-    if config.checkpoint_key and not config.weights:
-        raise TeacherError("checkpoint_key is about a file of weights, and none is given", do="Pass --weights FILE")
+    for key in ("checkpoint_key", "key_prefix"):
+        if getattr(config, key) and not config.weights:
+            raise TeacherError(f"{key} is about a file of weights, and none is given", do="Pass --weights FILE")
     if config.class_map and not (config.weights or config.pretrained):
         raise TeacherError(
             "class_map is about trained weights, and there are none", do="Pass --weights or --pretrained"
@@ -87,13 +88,17 @@ def build(config: ModelConfig, *, num_classes: int | None = None, extra: dict[st
     if classes is not None and config.num_classes is None and classes > CLASSES_OF_FILE:
         do = f"If it is right, set num_classes, to {CLASSES} at most"
         raise TeacherError("impossible number of classes", where=name, found=classes, allowed=CLASSES_OF_FILE, do=do)
-    state = read_state(config.weights, config.checkpoint_key) if config.weights else {}
+    state = read_state(config.weights, config.checkpoint_key, config.key_prefix) if config.weights else {}
     # Spelled out by the user first, then what the weights were trained as.
     kwargs = {**implied_kwargs(name, state), **said.model_kwargs, **config.model_kwargs}
     if config.weights and not runs_code(name, kwargs):
         # Whether the tensors are those of the network that a file may have described, before that takes memory. A
         # factory that the user trusts may do what can't be done on the meta device.
         drawn = outline(lambda: _create(name, kwargs, classes, False), config.weights)
+        found = None if config.num_classes or said.num_classes or rows else classes_of(drawn, state, config.weights)
+        if found is not None and found != classes:
+            classes = found
+            drawn = outline(lambda: _create(name, kwargs, classes, False), config.weights)
         fitted(drawn, state, config.weights, rows)
         require_size(drawn, state, config.weights)
     # timm would put a random head of so many classes on published weights.

@@ -26,6 +26,9 @@ class ModelConfig(Config):
     checkpoint_key: str | None = Field(
         None, description="Entry of the weights' file, such as model or model_ema; by default the first one found."
     )
+    key_prefix: str | None = Field(
+        None, description="What names in the weights' file begin with, such as student.; by default found by fit."
+    )
     class_map: str | None = Field(
         None, description="File that lists which rows of the weights' classifier are the classes."
     )

@@ -7,9 +7,11 @@ import timm
 import torch
 from torch import nn
 
+from kdpipe._util.tensors import remark
 from kdpipe.errors import TeacherError
 from kdpipe.models.class_map import classifier_keys, take_classes
 from kdpipe.models.converters import from_published
+from kdpipe.models.prefixes import aligned
 from kdpipe.models.shapes import on_meta
 
 Shapes = dict[str, tuple[int, ...]]
@@ -31,7 +33,8 @@ def fitted(
 
     Args:
         model: stays as it is; one on the meta device will do.
-        state: under the model's names, or in a published layout of a large-kernel network or ConvNeXt.
+        state: under the model's names, with or without a prefix, or in a published layout of a large-kernel network
+            or ConvNeXt.
         where: the file, for messages.
         rows: a class map; see `take_classes`.
 
@@ -40,7 +43,9 @@ def fitted(
     """
     own = _shapes(model.state_dict())
     if state.keys() != own.keys():
-        state = from_published(state)
+        state, remarks = aligned(own, from_published(state), classifier_keys(model), where)
+        for text in remarks:
+            remark(where, text)
     if rows is not None:
         state = dict(state)
         take_classes(state, model, rows, where)
@@ -66,13 +71,19 @@ def fitted(
     )
 
 
+def classes_of(model: nn.Module, state: dict[str, torch.Tensor], where: str | Path) -> int | None:
+    """Rows of the classifier in weights that fit `model` but for it; None where they have none."""
+    state, _ = aligned(_shapes(model.state_dict()), from_published(state), classifier_keys(model), where)
+    return next((len(state[key]) for key in classifier_keys(model) if key in state and state[key].ndim), None)
+
+
 def _advice(model: nn.Module, own: Shapes, got: Shapes) -> str:
     head = set(classifier_keys(model))
     if own.keys() == got.keys() and all(got[key] == own[key] or key in head for key in own):
         classes = next(got[key][0] for key in head if key in got)
         return f"They are of {classes} classes: pass that number, or a class map that says which of them are yours"
     like = _looks_like(model, own, got)
-    return like or "Check the model's name, --model-kwargs and the number of classes"
+    return like or "Check the model's name, --model-kwargs, --checkpoint-key, --key-prefix and the number of classes"
 
 
 def _looks_like(model: nn.Module, own: Shapes, got: Shapes) -> str | None:

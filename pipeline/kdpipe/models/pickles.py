@@ -2,7 +2,8 @@
 
 `torch.load(weights_only=True)` runs no code of the file, but it calls what its own list allows with any arguments, a
 bytearray of 100 GB included, and its errors advise to switch the safety off. Here the pickle's instructions are read
-without executing them, against a shorter list, and every refusal has a reason of its own.
+without executing them, against a shorter list, and every refusal has a reason of its own. Classes that aren't on the
+list are named, so that `kdpipe.models.stubs` can stand in for them; they are never imported.
 """
 
 import errno
@@ -16,12 +17,13 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 import torch
+from torch._weights_only_unpickler import _get_allowed_globals
 
 from kdpipe._util.tensors import mistaken
 
-# What state dicts are made of, with what lies beside them in checkpoints of training scripts.
+# What state dicts are made of: the only names that PyTorch calls for real.
 _CALLED = {
-    "argparse.Namespace",
+    "_codecs.encode",
     "builtins.complex",
     "builtins.set",
     "collections.Counter",
@@ -34,15 +36,41 @@ _CALLED = {
     "torch._utils._rebuild_tensor_v3",
     "torch.device",
 }
-# Instances whose attributes a pickle may set.
-_BUILT = {"argparse.Namespace", "collections.OrderedDict"}
+# Instances whose attributes a pickle may set; and those of stubs.
+_BUILT = {"collections.OrderedDict"}
+# Any other class is replaced by a stub. A file that names one of these holds no data but an attack; and PyTorch must
+# not be given what it would call itself.
+_REFUSED = {
+    *("builtins", "ctypes", "importlib", "nt", "os", "posix"),
+    *("pty", "runpy", "shutil", "socket", "subprocess", "sys"),
+}
+_TYPES = {
+    f"builtins.{name}"
+    for name in (
+        "bool",
+        "bytes",
+        "dict",
+        "float",
+        "frozenset",
+        "int",
+        "list",
+        "object",
+        "range",
+        "slice",
+        "str",
+        "tuple",
+    )
+}
+# Uses of stubs and their names: PyTorch looks through all names at each use.
+_STUBS, _STUB_USES = 200, 100_000
 # A tensor takes about 25 instructions and 200 bytes. Values in one tuple count those inside of it: tuples are keys, and
 # hashing one visits them all.
-_INSTRUCTIONS, _PICKLE_BYTES, _TUPLE_VALUES = 2_000_000, 2**26, 10_000
+_INSTRUCTIONS, _PICKLE_BYTES, _TUPLE_VALUES = 2_000_000, 2**28, 10_000
 _ZIP, _TAR = b"PK\x03\x04", b"ustar"
 # A file of before PyTorch 1.6: five pickles, the first of them a number, then the storages.
 _LEGACY, _LEGACY_PICKLES = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.", 5
 _CHUNK = 2**20
+_SHORT = 20  # characters of texts that are looked at
 
 
 class ForeignCode(ValueError):
@@ -53,35 +81,47 @@ class _Value(NamedTuple):
     """What is known of a value on the pickle machine's stack.
 
     Attributes:
-        kind: "mark", "global", "made" (by calling a global), "tuple" or "other".
-        name: of the global.
+        kind: "mark", "global", "made" (by calling a global), "text", "tuple" or "other".
+        name: of the global, or the text if it is short.
         values: of a tuple, itself and all inside of it; else 1.
+        names: of the values in a short tuple.
     """
 
     kind: str
     name: str = ""
     values: int = 1
+    names: tuple[str, ...] = ()
+
+
+class Content(NamedTuple):
+    """What is known of a torch.save before it is loaded.
+
+    Attributes:
+        checked: whether checksums show that the content is what was written.
+        foreign: the classes, by full name, that must be replaced by stubs, and what is done with their instances:
+            "object", "list" (values are appended) or "dict" (items are set).
+    """
+
+    checked: bool
+    foreign: dict[str, str]
 
 
 _OTHER, _MARK = _Value("other"), _Value("mark")
 _PLAIN = (
-    *("NONE", "NEWTRUE", "NEWFALSE", "BININT", "BININT1", "BININT2", "BINFLOAT", "LONG1", "BINUNICODE"),
-    *("SHORT_BINSTRING", "EMPTY_LIST", "EMPTY_DICT", "EMPTY_SET"),
+    *("NONE", "NEWTRUE", "NEWFALSE", "BININT", "BININT1", "BININT2", "BINFLOAT", "LONG1"),
+    *("EMPTY_LIST", "EMPTY_DICT", "EMPTY_SET"),
 )
 # What instructions leave on the stack, and how many values they take from it.
 _PUSHED = {**dict.fromkeys(_PLAIN, _OTHER), "EMPTY_TUPLE": _Value("tuple"), "MARK": _MARK}
 _POPPED = {"APPEND": 1, "SETITEM": 2, "STOP": 1}
 
 
-def check(path: Path) -> bool:
-    """Refuse what torch.load shouldn't be given.
-
-    Returns:
-        Whether checksums show that the content is what was written.
+def check(path: Path) -> Content:
+    """Refuse what torch.load shouldn't be given, even with stubs in the place of foreign classes.
 
     Raises:
         OSError: the file can't be read.
-        ForeignCode: there is more in it than tensors and plain values; names it.
+        ForeignCode: it would have to be executed; names what is called.
         ValueError: no torch.save, or a damaged one.
     """
     with path.open("rb") as file:
@@ -99,9 +139,10 @@ def check(path: Path) -> bool:
             pickled = start[:1] == b"\x80"
             raise ValueError("a pickle, but not one that torch.save wrote" if pickled else "not what torch.save writes")
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+            foreign: dict[str, str] = {}
             for _ in range(_LEGACY_PICKLES):
-                _check_pickle(mapped)
-        return False
+                foreign |= _check_pickle(mapped)
+        return Content(False, foreign)
 
 
 def is_zip(path: Path) -> bool:
@@ -110,7 +151,7 @@ def is_zip(path: Path) -> bool:
         return file.read(len(_ZIP)) == _ZIP
 
 
-def _check_zip(path: Path, file: BinaryIO) -> bool:
+def _check_zip(path: Path, file: BinaryIO) -> Content:
     try:
         with zipfile.ZipFile(file) as archive:
             entries = archive.infolist()
@@ -128,8 +169,7 @@ def _check_zip(path: Path, file: BinaryIO) -> bool:
         raise ValueError("a damaged or incomplete torch.save: PyTorch can't find its data.pkl") from e
     if len(data) > _PICKLE_BYTES:
         raise ValueError(f"its pickle has {len(data)} bytes beside the tensors, at most {_PICKLE_BYTES} are read")
-    _check_pickle(io.BytesIO(data))
-    return all(checked)
+    return Content(all(checked), _check_pickle(io.BytesIO(data)))
 
 
 def _check_entries(entries: list[zipfile.ZipInfo]) -> None:
@@ -159,57 +199,97 @@ def _crc(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> bool:
     return True
 
 
-def _check_pickle(file: Any) -> None:
+def _check_pickle(file: Any) -> dict[str, str]:
     try:
-        _simulate(file)
+        return _Simulation().run(file)
     except (IndexError, KeyError):
         raise ValueError("a damaged pickle: an instruction takes what isn't there") from None
 
 
-def _simulate(file: Any) -> None:
-    """Follow the pickle's instructions on values of which only the kind is kept."""
-    stack: list[_Value] = []
-    memo: dict[int, _Value] = {}
-    for name, argument in _instructions(file):
-        if name in _PUSHED:
-            stack.append(_PUSHED[name])
-        elif name in _POPPED:
-            for _ in range(_POPPED[name]):
-                _pop(stack)
-        elif name in ("APPENDS", "SETITEMS"):
-            _pop_mark(stack)
-        elif name in ("BINPUT", "LONG_BINPUT"):
-            memo[argument] = stack[-1]
-        elif name in ("BINGET", "LONG_BINGET"):
-            stack.append(memo[argument])
-        elif name in ("TUPLE1", "TUPLE2", "TUPLE3"):
-            stack.append(_tuple([_pop(stack) for _ in range(int(name[-1]))]))
-        elif name == "TUPLE":
-            stack.append(_tuple(_pop_mark(stack)))
-        elif name == "PROTO":
-            if argument != 2:
-                raise ValueError(f"a pickle of protocol {argument}, and torch.save writes protocol 2")
+class _Simulation:
+    """Follows a pickle's instructions on values of which only the kind is kept."""
+
+    def __init__(self) -> None:
+        self.stack: list[_Value] = []
+        self.foreign: dict[str, str] = {}
+        self.uses = 0
+
+    def run(self, file: Any) -> dict[str, str]:
+        """The foreign classes, as `Content` has them."""
+        stack, memo = self.stack, dict[int, _Value]()
+        for name, argument in _instructions(file):
+            if name in _PUSHED:
+                stack.append(_PUSHED[name])
+            elif name in ("BINUNICODE", "SHORT_BINSTRING"):
+                stack.append(_Value("text", argument) if len(argument) <= _SHORT else _OTHER)
+            elif name in _POPPED:
+                for _ in range(_POPPED[name]):
+                    _pop(stack)
+                self._filled(name)
+            elif name in ("APPENDS", "SETITEMS"):
+                _pop_mark(stack)
+                self._filled(name)
+            elif name in ("BINPUT", "LONG_BINPUT"):
+                memo[argument] = stack[-1]
+            elif name in ("BINGET", "LONG_BINGET"):
+                stack.append(memo[argument])
+            elif name.startswith("TUPLE"):
+                taken = _pop_mark(stack) if name == "TUPLE" else [_pop(stack) for _ in range(int(name[-1]))]
+                stack.append(_tuple(taken[::-1]))
+            elif name == "PROTO":
+                if argument != 2:
+                    raise ValueError(f"a pickle of protocol {argument}, and torch.save writes protocol 2")
+            else:
+                self._use_global(name, argument)
+        return self.foreign
+
+    def _use_global(self, name: str, argument: Any) -> None:
+        stack = self.stack
+        if name == "GLOBAL":
+            full, known = _allowed(argument)
+            if not known:
+                self.foreign.setdefault(full, "object")
+                self._count()
+            stack.append(_Value("global", full))
+        elif name in ("REDUCE", "NEWOBJ"):
+            arguments, called = _pop(stack), _pop(stack)
+            callable_ = called.kind == "global" and (called.name in _CALLED or called.name in self.foreign)
+            if not callable_ or arguments.kind != "tuple":
+                raise ForeignCode(f"its pickle calls {called.name or 'a value'}")
+            # Python's pickles of bytes. Other codecs are modules, which would be imported.
+            if called.name == "_codecs.encode" and arguments.names[1:] != ("latin1",):
+                raise ForeignCode("its pickle calls _codecs.encode for something else than bytes")
+            self._count(called.name)
+            stack.append(_Value("made", called.name))
+        elif name == "BUILD":
+            _pop(stack)
+            if stack[-1].kind != "made" or not (stack[-1].name in _BUILT or stack[-1].name in self.foreign):
+                raise ForeignCode(f"its pickle sets attributes of {stack[-1].name or 'a value'}")
+            self._count(stack[-1].name)
+        elif name == "BINPERSID":
+            names = _pop(stack).names
+            if names[:1] == ("module",):
+                raise ForeignCode(f"it holds a whole model, of the class {names[1]}")
+            stack.append(_OTHER)
         else:
-            _use_global(name, argument, stack)
+            raise ForeignCode(f"its pickle has the instruction {name}, which torch.save doesn't write")
 
+    def _filled(self, name: str) -> None:
+        """Remember of a foreign class whether its instances are lists or mappings."""
+        if name == "STOP" or self.stack[-1].name not in self.foreign or self.stack[-1].kind != "made":
+            return
+        kind = "list" if name in ("APPEND", "APPENDS") else "dict"
+        made = self.stack[-1].name
+        if self.foreign[made] not in ("object", kind):
+            raise ForeignCode(f"its pickle fills {made} as a list and as a mapping")
+        self.foreign[made] = kind
 
-def _use_global(name: str, argument: Any, stack: list[_Value]) -> None:
-    if name == "GLOBAL":
-        stack.append(_Value("global", _allowed(argument)))
-    elif name in ("REDUCE", "NEWOBJ"):
-        arguments, called = _pop(stack), _pop(stack)
-        if called.kind != "global" or called.name not in _CALLED or arguments.kind != "tuple":
-            raise ForeignCode(f"its pickle calls {called.name or 'a value'}")
-        stack.append(_Value("made", called.name))
-    elif name == "BUILD":
-        _pop(stack)
-        if stack[-1].kind != "made" or stack[-1].name not in _BUILT:
-            raise ForeignCode(f"its pickle sets attributes of {stack[-1].name or 'a value'}")
-    elif name == "BINPERSID":
-        _pop(stack)
-        stack.append(_OTHER)
-    else:
-        raise ForeignCode(f"its pickle has the instruction {name}, which torch.save doesn't write")
+    def _count(self, name: str | None = None) -> None:
+        if name is None or name in self.foreign:
+            self.uses += 1
+        if self.uses > _STUB_USES or len(self.foreign) > _STUBS:
+            first = next(iter(self.foreign))
+            raise ForeignCode(f"its pickle has more than {_STUBS} classes or {_STUB_USES} objects, such as {first}")
 
 
 def _instructions(file: Any) -> Iterator[tuple[str, Any]]:
@@ -224,8 +304,8 @@ def _instructions(file: Any) -> Iterator[tuple[str, Any]]:
         raise ValueError(f"a damaged or incomplete pickle: {_short(e)}") from e
 
 
-def _allowed(argument: str) -> str:
-    """Full name of a global, if a state dict may refer to it."""
+def _allowed(argument: str) -> tuple[str, bool]:
+    """Full name of a global that a checkpoint may refer to, and whether it is kept rather than replaced by a stub."""
     module, _, name = argument.partition(" ")
     # The names of Python 2, as PyTorch writes and reads them.
     module, name = NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name))
@@ -233,15 +313,19 @@ def _allowed(argument: str) -> str:
     plain = module == "torch" and name.isidentifier() and not name.startswith("_")
     storage = full == "torch.storage.UntypedStorage" or (plain and name.endswith("Storage"))
     if full in _CALLED or storage or (plain and isinstance(getattr(torch, name, None), torch.dtype)):
-        return full
-    raise ForeignCode(f"its pickle refers to {full[:100]}")
+        return full, True
+    refused = module == "torch" or (module.partition(".")[0] in _REFUSED and full not in _TYPES)
+    well_formed = len(full) <= 300 and all(part.isidentifier() for part in full.split("."))
+    if refused or not well_formed or full in _get_allowed_globals():
+        raise ForeignCode(f"its pickle refers to {full[:100]}")
+    return full, False
 
 
 def _tuple(inside: list[_Value]) -> _Value:
     values = 1 + sum(value.values for value in inside)
     if values > _TUPLE_VALUES:
         raise ValueError(f"a tuple of more than {_TUPLE_VALUES} values")
-    return _Value("tuple", values=values)
+    return _Value("tuple", values=values, names=tuple(value.name for value in inside) if len(inside) <= 8 else ())
 
 
 def _pop(stack: list[_Value]) -> _Value:

@@ -1,16 +1,18 @@
 """A checkpoint file -> tensors by name, without running code from the file."""
 
-import argparse
 import math
+from collections import OrderedDict
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
-from timm.models import clean_state_dict
 
 from kdpipe._util import tensors
 from kdpipe.errors import TeacherError
 from kdpipe.models import pickles
+from kdpipe.models.prefixes import under, unwrapped
+from kdpipe.models.stubs import Stub, stubs, tensor_of
 
 # Key of our own description in a safetensors header, so that one file says which model it belongs to.
 METADATA_KEY = "kdpipe"
@@ -18,38 +20,47 @@ _NAME_LENGTH = 500
 _FORMS = "a safetensors file, or a torch.save of tensors by name"
 # Where training scripts put weights, in the order in which they are looked for. timm's average comes before its
 # weights, as timm itself has it. In the large-kernel papers' files it is `model` whose accuracy is published.
-ENTRIES = ("state_dict_ema", "state_dict", "model", "model_ema")
+ENTRIES = (
+    *("state_dict_ema", "state_dict", "model", "model_ema", "model_state_dict", "model_state"),
+    *("params_ema", "params", "ema", "net", "network", "module", "weights"),
+)
+# Dictionaries in dictionaries, as {"ema": {"state_dict": ...}}.
+_DEEPEST = 3
+# Values of each dictionary that are looked at for tensors.
+_LOOKED_AT = 1000
 
 
-def read_state(path: str | Path, entry: str | None = None) -> dict[str, torch.Tensor]:
+def read_state(path: str | Path, entry: str | None = None, prefix: str | None = None) -> dict[str, torch.Tensor]:
     """Read a safetensors file, checked against its digest if it has one, or a weights-only pickle.
 
     Args:
-        path: the file. Of a pickle's other contents only argparse.Namespace is let in, and not kept.
-        entry: which entry of the file holds the weights; by default the first there is of ENTRIES, else the
-            whole file.
+        path: the file. Nothing in it is executed; what a pickle holds beside tensors and plain values is not kept.
+        entry: which entry of the file holds the weights; by default the first there is of ENTRIES, the only
+            dictionary of tensors, or the whole file.
+        prefix: only the names that begin with it, which are given without; by default all, without the components
+            that DistributedDataParallel, torch.compile and FSDP add.
 
     Raises:
         TeacherError: unreadable, damaged, no such entry, or something else than tensors by name.
     """
     path = Path(path)
     content = _read(path)
-    weights = _entry(content, entry, path) if isinstance(content, dict) else content
+    weights = _weights(content, entry, path)
     if not (isinstance(weights, dict) and all(map(_is_name, weights))):
-        raise _nothing_named(weights, path)
-    state: dict[str, Any] = clean_state_dict(weights)
+        raise _nothing_named(weights, content, path)
+    state = {key: tensor_of(value) for key, value in weights.items()}
     other = [(key, value) for key, value in state.items() if not isinstance(value, torch.Tensor)]
     if other:
         key, value = other[0]
         raise TeacherError(
             f"the file holds something else than weights ({len(other)} of {len(state)} entries)",
             where=path,
-            found=f"{type(value).__name__} under {key!r}",
+            found=f"{_kind(value)} under {key!r}",
             allowed="tensors by name, bare or under state_dict or model",
-            do="Save model.state_dict()",
+            do=_choose(content) or "Save model.state_dict()",
         )
     _check_room(state, path)
-    return state
+    return unwrapped(state) if prefix is None else under(state, prefix, path)
 
 
 def _read(path: Path) -> Any:
@@ -58,10 +69,11 @@ def _read(path: Path) -> Any:
             raise TeacherError("weights not found", where=path, do="Check the path of --weights")
         if path.suffix == ".safetensors":
             return tensors.read(path, METADATA_KEY)[0]
-        if not pickles.check(path):
+        content = pickles.check(path)
+        if not content.checked:
             tensors.remark_unchecked(path)
         # Mapped, so that an optimizer's state beside the weights is never in memory.
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        with torch.serialization.safe_globals(stubs(content.foreign)):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=pickles.is_zip(path))
     except TeacherError:
         raise
@@ -93,10 +105,20 @@ def _is_name(key: Any) -> bool:
     return isinstance(key, str) and len(key) <= _NAME_LENGTH and key.isprintable()
 
 
-def _nothing_named(weights: Any, path: Path) -> TeacherError:
-    kind = "other keys than names" if isinstance(weights, dict) else f"an object of type {type(weights).__name__}"
+def _kind(value: Any) -> str:
+    name = type(value).__name__[:100]
+    return f"an object of the class {name}" if isinstance(value, Stub) else name
+
+
+def _nothing_named(weights: Any, content: Any, path: Path) -> TeacherError:
+    if isinstance(weights, dict):
+        kind = "other keys than names"
+    elif isinstance(weights, Stub):
+        kind = f"{_kind(weights)}, such as a whole model"
+    else:
+        kind = f"an object of type {_kind(weights)}"
     what = f"the file holds no weights by name but {kind}"
-    return TeacherError(what, where=path, allowed=_FORMS, do="Save model.state_dict()")
+    return TeacherError(what, where=path, allowed=_FORMS, do=_choose(content) or "Save model.state_dict()")
 
 
 def _check_room(state: dict[str, torch.Tensor], path: Path) -> None:
@@ -112,17 +134,57 @@ def _check_room(state: dict[str, torch.Tensor], path: Path) -> None:
             )
 
 
-def _entry(content: Any, entry: str | None, path: str | Path) -> Any:
-    if entry is None:
-        found = next((name for name in ENTRIES if content.get(name) is not None), None)
-        return content if found is None else content[found]
-    if content.get(entry) is None:
-        named = [str(key) for key, value in content.items() if isinstance(value, dict)]
-        raise TeacherError(
-            "the file has no such entry",
-            where=path,
-            found=entry,
-            allowed=", ".join(named)[:300] or "no entry: the weights lie bare",
-            do="Check checkpoint_key",
-        )
-    return content[entry]
+def _weights(content: Any, entry: str | None, path: Path) -> Any:
+    """What lies under the entry; or the file's weights, however deep."""
+    weights = _plain(content)
+    if entry is not None:
+        if not isinstance(weights, dict) or weights.get(entry) is None:
+            found = ", ".join(_entries(weights))[:300]
+            allowed = found or "no entry: the weights lie bare"
+            do = "Check --checkpoint-key"
+            raise TeacherError("the file has no such entry", where=path, found=entry, allowed=allowed, do=do)
+        weights = _plain(weights[entry])
+    for _ in range(_DEEPEST):
+        inner = _inner(weights)
+        if inner is None:
+            break
+        others = [key for key in _entries(weights) if key != inner]
+        if others:
+            tensors.remark(path, f"weights under {inner!r} are taken; --checkpoint-key takes {', '.join(others)[:200]}")
+        weights = _plain(weights[inner])
+    return weights
+
+
+def _inner(weights: Any) -> str | None:
+    """The key under which the weights of this dictionary lie; None where they lie bare, or it isn't known."""
+    if not isinstance(weights, dict):
+        return None
+    for name in ENTRIES:
+        if weights.get(name) is not None and not isinstance(tensor_of(weights[name]), torch.Tensor):
+            return name
+    found = _entries(weights)
+    bare = any(isinstance(value, torch.Tensor) for value in weights.values())
+    return found[0] if len(found) == 1 and not bare else None
+
+
+def _entries(content: Any) -> list[str]:
+    """Keys under which tensors by name lie."""
+    if not isinstance(content, dict):
+        return []
+    items = islice(content.items(), _LOOKED_AT)
+    return [key for key, value in items if _is_name(key) and isinstance(value, dict) and _holds_tensors(value)]
+
+
+def _holds_tensors(value: dict[Any, Any]) -> bool:
+    items = [*islice(_plain(value).items(), _LOOKED_AT)]
+    return all(_is_name(k) for k, _ in items) and any(isinstance(tensor_of(v), torch.Tensor) for _, v in items)
+
+
+def _choose(content: Any) -> str | None:
+    found = ", ".join(_entries(_plain(content)))[:300]
+    return f"Pass --checkpoint-key: {found}" if found else None
+
+
+def _plain(content: Any) -> Any:
+    """A file may give an OrderedDict attributes in the place of its methods."""
+    return dict(OrderedDict.items(content)) if isinstance(content, OrderedDict) else content

@@ -17,7 +17,9 @@ _FREE = {"device", "threads", "checkpoint_epochs", "checkpoint_steps"}
 class TrainConfig(Config):
     """Optimisation of one student. Defaults suit small runs of modern networks; presets hold recipes."""
 
-    epochs: int = Field(100, ge=1, description="Epochs; the schedule depends on them, so a run can't change them.")
+    epochs: int = Field(
+        100, ge=1, le=10**6, description="Epochs; the schedule depends on them, so a run can't change them."
+    )
     batch_size: int = Field(256, ge=1, description="Samples a step, over all processes.")
     opt: str = Field("adamw", description="Optimizer, by timm's name.")
     opt_kwargs: dict[str, Any] = Field(
