@@ -90,19 +90,18 @@ def plan(
         seconds=seconds * (0.75 if student else 1.0),
         log=lambda what: click.echo(f"plan: {what}", err=True) if sys.stderr.isatty() else None,
     )
-    encoding = measured.encoding
     report: dict[str, Any] = {
         "shards": str(index.path),
         "view_spec": views,
         "teacher": {**teacher.built.metadata(), "device": str(teacher.device), "render_threads": measured.threads},
         "sampled": sampled(index, measured),
-        **forecast(index, measured, encoding, wanted, counts, loading),
+        **forecast(index, measured, wanted, counts, loading),
         "student": None,
     }
     if student is not None:
         job = TrainingJob(index, settings.views, settings.student, settings.loss, settings.train, settings.loader)
-        alone = forecast(index, measured, encoding, wanted, [1], loading)["machines"][0]["seconds"]
-        report["student"] = forecast_student(job, measured, encoding, teacher.built, alone, 0.25 * seconds)
+        one = forecast(index, measured, wanted, [1], loading)["machines"][0]["seconds"]
+        report["student"] = forecast_student(job, measured, teacher.built, one, 0.25 * seconds)
     report["remarks"] = _remarks(report, measured, settings.teacher.form, settings.views.remarks())
     if as_json:
         click.echo(json.dumps(report))
