@@ -11,7 +11,7 @@ from tests.imports import ROOT, imports
 ORDER = (
     *("_util", "errors", "config", "presets"),
     *("shards", "views", "models", "teacher", "targets", "cache", "caching", "verify", "estimate"),
-    *("loader", "losses", "evaluation", "erf", "trainer"),
+    *("loader", "losses", "evaluation", "erf", "trainer", "fidelity"),
 )
 LIBRARY = ROOT / "pipeline" / "kdpipe"
 FOREIGN = {"click", "dvc", "kdpipe_stages", "benchmarks", "tests"}

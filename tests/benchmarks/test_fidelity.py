@@ -8,15 +8,15 @@ from typing import Any
 import pytest
 import timm
 import torch
-from safetensors.torch import save_file
-
-from benchmarks.fidelity import command, live, numbers, page
 from benchmarks.fidelity.advice import advice
-from benchmarks.fidelity.run import Size, fidelity
 from benchmarks.fidelity.scene import Scene, make_scene
 from benchmarks.fidelity.student import Probe, Trained
 from benchmarks.fidelity.uses import uses
 from benchmarks.fidelity.ways import renormalised, ways
+from safetensors.torch import save_file
+
+from benchmarks.fidelity import command, live, numbers, page
+from benchmarks.fidelity.run import Size, fidelity
 from kdpipe.losses import LOSSES
 from kdpipe.shards import Index, build_index
 from kdpipe.targets import Targets

@@ -8,14 +8,14 @@ import pytest
 import timm
 import torch
 import yaml
-from safetensors.torch import save_file
-
 from benchmarks.contest.contest import STUDENT, STUDENT_KWARGS, Budget, job
 from benchmarks.contest.material import Material
 from benchmarks.contest.page import draw
 from benchmarks.contest.rows import ALONE, rows
 from benchmarks.contest.runs import Run, run_one
 from benchmarks.contest.table import cells, reading
+from safetensors.torch import save_file
+
 from kdpipe.losses import LOSSES
 from kdpipe.models import ModelConfig
 from kdpipe.shards import build_index

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
 from benchmarks.numbers import NUMBERS, SIZE, _scripts, prepare_numbers
+
 from kdpipe.errors import ShardError
 from kdpipe.shards import BlockReader, Index, build_index
 from kdpipe.shards.images import decode

@@ -4,10 +4,10 @@ import json
 from pathlib import Path
 
 import pytest
+from benchmarks.sections import SECTIONS
 
 from benchmarks import book, every, page
 from benchmarks.cli import bench
-from benchmarks.sections import SECTIONS
 from tests.benchmarks.running import benchmark, refused
 
 ROOT = Path(__file__).parents[2]

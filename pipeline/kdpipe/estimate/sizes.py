@@ -92,9 +92,7 @@ class Sizes:
         if self._calibration is None or encoding.map is None:
             return None
         components, rank = self._calibration.components, encoding.map.rank
-        return replace(
-            self._calibration, components=None if components is None or rank is None else components[:rank]
-        )
+        return replace(self._calibration, components=None if components is None or rank is None else components[:rank])
 
     def encoded(self, encoding: Encoding) -> tuple[list[Fields], Quality]:
         """Arrays (views, rows, ...) by field of parts as large as blocks, where the sample has as many rows."""

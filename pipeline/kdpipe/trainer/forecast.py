@@ -60,10 +60,10 @@ def forecast_student(
     loads: list[float] = []
     steps: list[float] = []
     began = time.perf_counter()
-    for number, (took, given) in enumerate(_batches(job, size)):
-        at = torch.arange(len(given)) % len(outputs)
-        fields = logits.encode(TeacherOutput(outputs[at]), given.labels)
-        given = replace(given, targets={name: torch.from_numpy(array) for name, array in fields.items()})
+    for number, (took, images) in enumerate(_batches(job, size)):
+        at = torch.arange(len(images)) % len(outputs)
+        fields = logits.encode(TeacherOutput(outputs[at]), images.labels)
+        given = replace(images, targets={name: torch.from_numpy(array) for name, array in fields.items()})
         start = time.perf_counter()
         float(step(given, number)["loss"])  # waits for the device
         loads.append(took / len(given))
@@ -74,10 +74,10 @@ def forecast_student(
     # Seconds a row: of reading targets; of the teacher's forward; of its own rendering, on one core.
     reading, forward = 1 / measured.writing.read, speed.forward * (1 / speed.batch)
     other = speed.render / speed.batch * measured.threads if teacher.input_size != size else 0.0
-    images = job.train.epochs * len(job.index)
+    seen = job.train.epochs * len(job.index)
     parallel = step.ranks.device.type == "cuda"
-    cached = _together(stepping, load + reading, job.loader.workers, parallel) * images
-    online = _together(stepping + forward, load + other, job.loader.workers, parallel) * images
+    cached = _together(stepping, load + reading, job.loader.workers, parallel) * seen
+    online = _together(stepping + forward, load + other, job.loader.workers, parallel) * seen
     saved = Estimate(*(max(0.0, a - b) for a, b in zip(vars(online).values(), vars(cached).values(), strict=True)))
     stored = next(c for c in measured.candidates if c.encoding == encoding).bytes.mid
     read = job.index.full.bytes / len(job.index.full) + stored * logits.nbytes / encoding.nbytes
@@ -93,7 +93,7 @@ def forecast_student(
         "seconds_online": online.json(),
         "seconds_saved": saved.json(),
         "break_even_students": Estimate(caching["low"], caching["mid"], caching["high"]).over(saved).json(),
-        "read_bytes_per_second": read * images / cached.mid,
+        "read_bytes_per_second": read * seen / cached.mid,
     }
 
 
