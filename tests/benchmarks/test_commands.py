@@ -47,13 +47,14 @@ def test_a_report_in_lines(no_time):
     assert any(line.startswith("versions: python ") for line in lines)
 
 
-@pytest.mark.parametrize("name", ["workers", "simulated", "memory", "opening", "targets", "teacher"])
+@pytest.mark.parametrize("name", ["workers", "simulated", "memory", "index_open", "targets", "teacher"])
 def test_commands_call_their_bench(name, monkeypatch):
     """With arguments that it takes, and its figures are printed."""
     module = importlib.import_module(f"benchmarks.{name}")
     real = getattr(module, name)
     monkeypatch.setattr(module, name, create_autospec(real, return_value={"ratio": 0.5}))
-    assert figures("cluster" if name == "simulated" else name)["ratio"] == 0.5
+    command = {"simulated": "cluster", "index_open": "index-open"}.get(name, name)
+    assert figures(command)["ratio"] == 0.5
 
 
 def test_help_is_quick():
