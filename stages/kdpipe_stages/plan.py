@@ -109,7 +109,7 @@ def plan(
         show(report)
 
 
-# Seconds of the device from which on the search for the fastest form has the minute that compiling takes.
+# Seconds of the device from which on tuning has the minute that compiling takes.
 _LONG = 3000.0
 
 
@@ -130,17 +130,19 @@ def _remarks(report: dict[str, Any], measured: "SampleMeasurements", form: str, 
 
     gpus = len(devices_here())
     if device != "cpu" and gpus > 1:
-        found.append(f"cache-teacher uses all {gpus} GPUs here: while the teacher binds, as fast as {gpus} machines")
+        found.append(
+            f"cache-teacher uses all {gpus} GPUs here: unless rendering takes longest, as fast as {gpus} machines"
+        )
     alone = report["seconds_alone"]
     if device == "cpu":
         found.append("teacher and rendering share the cores: cache-teacher --workers N on one machine gains little")
     elif alone["rendering"] > alone["teacher"]:
         waits = 100 * (1 - alone["teacher"] / alone["rendering"])
-        found.append(f"render threads bind: the device waits {waits:.0f} % of the time; give it more cores")
+        found.append(f"rendering takes longest: the device waits {waits:.0f} % of the time; give it more cores")
     if form == "fastest" and report["device_seconds"]["mid"] > _LONG:
-        found.append("a run as long as this one tries to compile the teacher, which this forecast has not: it may gain")
+        found.append("so long a run tries to compile the teacher, which this forecast didn't: it may be faster")
     if report["sampled"]["share"] > 0.02:
-        found.append("the set is small: more than 2 % of it was looked at")
+        found.append("the set is small: the sample is more than 2 % of it")
     if len(measured.sample) < 2:
         found.append("a single block: its spread, and so the ranges of bytes, are unknown")
     return found

@@ -65,7 +65,6 @@ def forecast(
         "seconds_alone": alone,
         "binds": max(alone, key=alone.__getitem__),
         "views_per_second": Estimate.exactly(count).over(spread * sum(tasks)).json(),
-        "read_bytes_per_second": speed.read,
         "machines": [{"machines": n, "seconds": (spread * _makespan(tasks, n) + startup).json()} for n in machines],
     }
 

@@ -1,7 +1,7 @@
 """A small seeded part of an index: whole blocks spread over the shards, and the teacher's outputs on them."""
 
-import itertools
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -47,27 +47,22 @@ def choose_blocks(index: Index, seed: int = 0) -> list[range]:
 
     The order is random, so that the first few are a sample too. The short blocks that end a shard come last.
     """
-    most, taken = SHARE * len(index), 0
-    chosen: list[range] = []
-    for rows in _in_random_order(index, seed):
-        if len(chosen) >= _LEAST_BLOCKS and taken + len(rows) > most:
-            break
-        chosen.append(rows)
-        taken += len(rows)
-    return chosen
-
-
-def _in_random_order(index: Index, seed: int) -> Iterator[range]:
-    """One block of each shard, then another of each, and so on; short ones after that."""
     sizes = np.diff(index.block_first)
-    shards = [index.shards[i] for i in permutation(len(index.shards), "plan", seed).tolist()]
-    for short in (False, True):
-        left = []
-        for shard in shards:
-            of_shard = shard.first_block + permutation(shard.blocks, "plan", seed, shard.name)
-            left.append(of_shard[(sizes[of_shard] < sizes.max() / 2) == short].tolist())
-        for turn in itertools.zip_longest(*left):
-            yield from (index.rows(block) for block in turn if block is not None)
+    # One block of each shard, then another of each, and so on.
+    turns: Counter[tuple[bool, int]] = Counter()
+    places: dict[int, tuple[bool, int]] = {}
+    for block in permutation(index.blocks, "plan", seed).tolist():
+        kind = bool(sizes[block] < sizes.max() / 2), int(index.block_shard[block])
+        turns[kind] += 1
+        places[block] = kind[0], turns[kind]
+    chosen: list[range] = []
+    taken = 0
+    for block in sorted(places, key=places.__getitem__):
+        taken += int(sizes[block])
+        if len(chosen) >= _LEAST_BLOCKS and taken > SHARE * len(index):
+            break
+        chosen.append(index.rows(block))
+    return chosen
 
 
 def choose_views(views: Sequence[View], most: int = 4) -> list[View]:

@@ -23,7 +23,8 @@ from kdpipe.views.canaries import Canary
 
 # Parts of the sample that every candidate is measured on.
 _PARTS = 8
-_LOSSES = ("retained_mass", "kl", "pooled_error", "map_error")
+_MEANS = ("retained_mass", "encoding_loss", "pooled_error", "map_error")
+_COUNTS = ("views", "labelled", "top1", "top5")
 
 Fields = dict[str, np.ndarray]
 
@@ -38,9 +39,8 @@ class CandidateSize:
 
     def losses(self) -> dict[str, float | None]:
         """Means of what is lost; None for what isn't stored, and where a value is too large for its dtype."""
-        means = self.quality.means()
-        found = {n: means[n] for n in ("retained_mass", "encoding_loss", "pooled_error", "map_error")}
-        return {n: value if value is not None and math.isfinite(value) else None for n, value in found.items()}
+        means = {n: x for n, x in self.quality.means().items() if n in _MEANS}
+        return {n: x if x is not None and math.isfinite(x) else None for n, x in means.items()}
 
 
 @dataclass(frozen=True)
@@ -81,10 +81,9 @@ class Sizes:
         logits = [replace(encoding, pooled=None, map=None)] if encoding.kind != "none" else []
         size, lost = Estimate.exactly(0), Quality()
         for alone in (*logits, *(with_feature(nothing, feature) for feature in encoding.features)):
-            more, also = self._alone(alone)
-            counts = Quality(also.views, also.labelled, also.top1, also.top5)
-            size, lost = size + more, replace(counts, **{n: getattr(lost, n) for n in _LOSSES})
-            lost.add(Quality(**{n: getattr(also, n) for n in _LOSSES}))
+            more, found = self._alone(alone)
+            size += more
+            lost.add(replace(found, **dict.fromkeys(_COUNTS, 0)) if lost.views else found)
         return CandidateSize(encoding, size, lost)
 
     def calibration_of(self, encoding: Encoding) -> Calibration | None:

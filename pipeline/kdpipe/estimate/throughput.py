@@ -3,8 +3,9 @@
 import itertools
 import math
 import time
-from collections.abc import Iterator, Sequence, Sized
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -19,12 +20,10 @@ from kdpipe.teacher import Teacher, TeacherOutput
 from kdpipe.views import View, ViewsConfig
 from kdpipe.views.block import Rendered, paired_index, render_rows
 
-# Of the outputs that are kept to measure sizes with.
-_SAMPLE_BYTES = 64 * 2**20
-# Views of a row that are kept, and steps beyond which more show nothing new.
-_KEPT, _STEPS = 4, 16
-# Fewer steps than this show no spread; the forwards within them do.
-_SPREAD = 5
+# Of the outputs that are kept to measure sizes with, and of their views.
+_SAMPLE_BYTES, _KEPT = 64 * 2**20, 4
+# More steps show nothing new; fewer than _SPREAD show no spread, but the forwards within them do.
+_STEPS, _SPREAD = 16, 5
 
 
 @dataclass(frozen=True)
@@ -38,7 +37,6 @@ class Throughput:
         encode: of that, encoding, with measuring what the encoding loses.
         batch: rows of a batch.
         views: that were rendered from one decoding.
-        read: bytes a second of the shards, when first read.
     """
 
     whole: Estimate
@@ -47,7 +45,6 @@ class Throughput:
     encode: float
     batch: int
     views: int
-    read: float
 
 
 def measure_throughput(
@@ -61,7 +58,7 @@ def measure_throughput(
 ) -> tuple[Throughput, list[SampledOutputs]]:
     """Do the work of a task on a sample of the index, for about so many seconds.
 
-    However slow the teacher, a batch of two blocks is done (of the only block, where there is one).
+    However slow the teacher, a batch of two blocks is done (of two halves of the only block).
 
     Args:
         index, config, teacher, encoding, views: as for caching.
@@ -75,83 +72,65 @@ def measure_throughput(
         ShardError: a sample can't be read or decoded.
         TeacherError: an output is NaN or infinite.
     """
-    blocks = choose_blocks(index)
+    blocks, batch = choose_blocks(index), teacher.config.batch_size
     with ThreadPoolExecutor(threads) as pool:
         work = _Work(index, config, teacher, encoding, pool)
         try:
-            read = _reading(index, work.reader, blocks)
             for _ in range(2):  # the first time allocates
-                work.output(work.render(blocks[0][: work.batch], views[:1]), 0)
-            affordable = seconds / (work.rendering[-1] + work.forward[-1] + work.encoding[-1])
-            pieces, some = _pieces(blocks, views, views_a_step(index, work.size), work.batch, affordable)
-            work.restart()
-            sample, whole = _steps(work, pieces, some, seconds)
+                work.output(work.render(blocks[0][:batch], views[:1]), 0)
+            # A part of the time is for doing steps again: their mean is what is multiplied.
+            affordable = 0.4 * seconds / sum(times[-1] for times in work.times.values())
+            pieces, some = _pieces(blocks, views, views_a_step(index, teacher.built.input_size), batch, affordable)
+            work.times = {name: [] for name in work.times}
+            sample, steps = _steps(work, pieces, some, seconds)
         finally:
             work.reader.close()
-    forward, step = Estimate.of(work.forward), Estimate.of(whole)
-    if len(whole) < _SPREAD:
-        step = forward * (step.mid / forward.mid)
-    render, encode = (sum(times) / len(times) for times in (work.rendering, work.encoding))
-    return Throughput(step, render, forward, encode, work.batch, len(some), read), sample
+    forward, whole = Estimate.of(work.times["forward"]), Estimate.of(steps)
+    if len(steps) < _SPREAD:
+        whole = forward * (whole.mid / forward.mid)
+    render, encode = (Estimate.of(work.times[name]).mid for name in ("render", "encode"))
+    return Throughput(whole, render, forward, encode, batch, len(some)), sample
 
 
 class _Work:
-    """The parts of a task, timed: seconds a batch of each call of `render` and `output`."""
+    """The parts of a task; `times` has the seconds a batch of each call."""
 
     def __init__(
         self, index: Index, config: ViewsConfig, teacher: Teacher, encoding: Encoding, pool: ThreadPoolExecutor
     ) -> None:
-        self.reader, self.size, self.batch = (
-            BlockReader(paired_index(index, config)),
-            teacher.built.input_size,
-            teacher.config.batch_size,
-        )
+        self.reader = BlockReader(paired_index(index, config))
         self._config, self._teacher, self._encoding, self._pool = config, teacher, encoding, pool
         self._calibration: Calibration | None = None
-        self.restart()
+        self.times: dict[str, list[float]] = {"render": [], "forward": [], "encode": []}
 
-    def restart(self) -> None:
-        """Forget the times so far."""
-        self.rendering: list[float] = []
-        self.forward: list[float] = []
-        self.encoding: list[float] = []
-
-    def batches(self, rows: Sized) -> int:
+    def batches(self, rows: int) -> int:
         """Of the teacher, for a view of so many rows."""
-        return -(-len(rows) // self.batch)
+        return -(-rows // self._teacher.config.batch_size)
+
+    @contextmanager
+    def _timed(self, name: str, batches: int) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.times[name].append((time.perf_counter() - start) / batches)
 
     def render(self, rows: range, views: Sequence[View]) -> Rendered:
         """Views of rows of one block."""
-        start = time.perf_counter()
-        rendered = render_rows(self.reader, self._config, rows, views, self.size, self._pool)
-        self.rendering.append((time.perf_counter() - start) / (self.batches(rows) * len(views)))
-        return rendered
+        with self._timed("render", self.batches(len(rows)) * len(views)):
+            return render_rows(self.reader, self._config, rows, views, self._teacher.built.input_size, self._pool)
 
-    def output(self, rendered: Rendered, view: int) -> TeacherOutput:
+    def output(self, rendered: Rendered, view: int) -> dict[str, torch.Tensor]:
         """The teacher's outputs on a view, on the CPU; they are encoded as in a task."""
-        start = time.perf_counter()
-        output: TeacherOutput = self._teacher(rendered.pixels[view], rendered.erased[view])
-        if not all(bool(torch.isfinite(x).all()) for x in output.parts().values()):  # waits for the device
-            raise TeacherError("an output is NaN or infinite", do="Use --amp-dtype bfloat16 or float32")
-        between = time.perf_counter()
-        encoding, batches = self._encoding, self.batches(output.logits)
-        self.forward.append((between - start) / batches)
+        encoding, batches = self._encoding, self.batches(rendered.labels.shape[1])
+        with self._timed("forward", batches):
+            output: TeacherOutput = self._teacher(rendered.pixels[view], rendered.erased[view])
+            if not all(bool(torch.isfinite(x).all()) for x in output.parts().values()):  # waits for the device
+                raise TeacherError("an output is NaN or infinite", do="Use --amp-dtype bfloat16 or float32")
         labels = torch.from_numpy(rendered.labels[view]).to(self._teacher.device)
         if self._calibration is None and encoding.map is not None and output.map is not None:
             self._calibration = Calibration.fit(output.map.movedim(1, -1).flatten(0, 2), encoding.map.rank)
-            between = time.perf_counter()
-        quality(output, labels, encoding, encoding.encode(output, labels, self._calibration), self._calibration)
-        self.encoding.append((time.perf_counter() - between) / batches)
-        return TeacherOutput(**{name: x.cpu() for name, x in output.parts().items()})
-
-
-def _reading(index: Index, reader: BlockReader, blocks: list[range]) -> float:
-    numbers = [index.block_of(rows.start) for rows in blocks]
-    start = time.perf_counter()
-    for number in numbers:
-        reader.read(number)
-    size = float(sum(index.block_stop[n] - index.block_start[n] for n in numbers))
-    return size / max(time.perf_counter() - start, 1e-9)
+        with self._timed("encode", batches):
+            quality(output, labels, encoding, encoding.encode(output, labels, self._calibration), self._calibration)
+        return {name: x.cpu() for name, x in output.parts().items()}
 
 
 def _pieces(
@@ -172,37 +151,27 @@ def _steps(
     work: _Work, pieces: list[range], views: list[View], seconds: float
 ) -> tuple[list[SampledOutputs], list[float]]:
     """Steps as a task does them, each piece once and again while there is time: outputs, and seconds a batch."""
-    kept = choose_views(range(len(views)), _KEPT)
+    began, kept = time.perf_counter(), [int(v) for v in choose_views(range(len(views)), _KEPT)]
     sample: list[SampledOutputs] = []
     marks: list[float] = []
-    began = time.perf_counter()
 
     def order() -> Iterator[range]:
         for number in range(max(len(pieces), _STEPS)):
             if number < len(pieces) or time.perf_counter() - began < seconds:
                 yield pieces[number % len(pieces)]
 
-    done: list[range] = []
+    batches = []
     for rows, rendered in one_ahead(order(), lambda rows: work.render(rows, views)):
         marks.append(time.perf_counter())
-        done.append(rows)
+        batches.append(work.batches(len(rows)) * len(views))
         outputs = [work.output(rendered, view) for view in range(len(views))]
         if len(sample) < len(pieces):
-            sample.append(_kept(rows, views, rendered, outputs, [int(v) for v in kept], len(pieces)))
+            # Of some of the views, and of as many of the rows as there is memory for.
+            row = 4 * len(kept) * len(pieces) * sum(math.prod(x.shape[1:]) for x in outputs[0].values())
+            few = slice(max(1, _SAMPLE_BYTES // row))
+            stacked = {name: torch.stack([outputs[v][name][few] for v in kept]) for name in outputs[0]}
+            labels = torch.from_numpy(rendered.labels[kept, few])
+            sample.append(SampledOutputs(rows[few], tuple(views[v] for v in kept), labels=labels, **stacked))
     marks.append(time.perf_counter())
-    batches = [work.batches(rows) * len(views) for rows in done]
     times = [(stop - start) / n for (start, stop), n in zip(itertools.pairwise(marks), batches, strict=True)]
-    # Beside the last step nothing is rendered.
-    return sample, times[:-1] or times
-
-
-def _kept(
-    rows: range, views: list[View], rendered: Rendered, outputs: list[TeacherOutput], kept: list[int], pieces: int
-) -> SampledOutputs:
-    """Of some of the views, and of as many of the rows as there is memory for."""
-    some = [outputs[view].parts() for view in kept]
-    row = sum(4 * math.prod(x.shape[1:]) for x in some[0].values())
-    most = max(1, _SAMPLE_BYTES // (row * len(kept) * pieces))
-    stacked = {name: torch.stack([parts[name][:most] for parts in some]) for name in some[0]}
-    labels = torch.from_numpy(rendered.labels[kept][:, :most])
-    return SampledOutputs(rows[:most], tuple(views[view] for view in kept), labels=labels, **stacked)
+    return sample, times[:-1] or times  # beside the last step nothing is rendered
