@@ -14,7 +14,7 @@ class Row:
     """A line of a table.
 
     Attributes:
-        figures: our figure, the peer's, and their ratio: paths into the report (keys joined by dots); one, two or all.
+        figures: ours, the reference's, and their ratio: paths into the report (keys joined by dots); one, or all.
         form: how to write the first two.
         bound: of our figure or of the ratio: "ours ≤ 2", "ratio ≥ 1.8".
     """
@@ -55,9 +55,9 @@ class Bench:
     words: tuple[str, ...]
     rows: tuple[Row, ...]
     details: tuple[str, ...] = ()
-    ratio: str = "ours / peer"
+    ratio: str = "ours / reference"
     photographs: bool = False
-    heads: tuple[str, ...] = field(default=("", "ours", "peer"))
+    heads: tuple[str, ...] = field(default=("", "ours", "reference"))
 
     def draw(self, report: Report) -> list[str]:
         """Its tables; columns that no row uses are left out."""
@@ -74,8 +74,8 @@ class Bench:
 
 
 def _quotient(op: dict[str, Any]) -> str:
-    ours, peer = median(op.get("ms")), median(op.get("pil_ms"))
-    return figure(peer / ours if ours and peer is not None else None, ".1f")
+    ours, reference = median(op.get("ms")), median(op.get("pil_ms"))
+    return figure(reference / ours if ours and reference is not None else None, ".1f")
 
 
 def _find(report: Report, path: str) -> Any:
@@ -91,7 +91,7 @@ _PARITY = (
     Row("largest difference, top 16 of 100 classes, float16", ("differences.top16",), ".2g"),
     Row("our KD against timm's", ("timm_difference",), ".2g"),
 )
-_SPEED = ("images_per_second", "peer_images_per_second", "ratio")
+_SPEED = ("images_per_second", "reference_images_per_second", "ratio")
 _NCHW = ("images_per_second", "nchw_images_per_second", "ratio_nchw")
 _MERGED = ("images_per_second", "merged_images_per_second", "ratio_merged")
 _TEACHER = (
@@ -106,8 +106,8 @@ _TEACHER_DETAILS = (
 )
 
 
-def _views(label: str, peer: str, speedup: str, ending: str, bound: str = "") -> Row:
-    keys = (f"core_ms_per_view{ending}", f"{peer}_core_ms_per_view{ending}", f"{speedup}{ending}")
+def _views(label: str, reference: str, speedup: str, ending: str, bound: str = "") -> Row:
+    keys = (f"core_ms_per_view{ending}", f"{reference}_core_ms_per_view{ending}", f"{speedup}{ending}")
     return Row(label, keys, bound=bound)
 
 
@@ -118,19 +118,19 @@ BENCHES = (
         "views",
         ("views", "--limit", "120", "--repeats", "5"),
         (
-            _views("one view a decode, timm float", "peer", "speedup", "", "ratio ≥ 1.8"),
-            _views("one view a decode, timm uint8", "peer_uint8", "speedup_uint8", ""),
-            _views("ten views a decode, timm float", "peer", "speedup", "_ten_views", "ratio ≥ 4"),
-            _views("ten views a decode, timm uint8", "peer_uint8", "speedup_uint8", "_ten_views"),
+            _views("one view a decode, timm float", "reference", "speedup", "", "ratio ≥ 1.8"),
+            _views("one view a decode, timm uint8", "reference_uint8", "speedup_uint8", ""),
+            _views("ten views a decode, timm float", "reference", "speedup", "_ten_views", "ratio ≥ 4"),
+            _views("ten views a decode, timm uint8", "reference_uint8", "speedup_uint8", "_ten_views"),
         ),
-        ("images", "image_kb", "size", "repeats", "peer_crashes"),
-        ratio="peer / ours",
+        ("images", "image_kb", "size", "repeats", "reference_crashes"),
+        ratio="reference / ours",
         photographs=True,
     ),
     Bench(
         "caching",
         ("caching", "--limit", "400"),
-        (Row("core-ms a view", ("added_core_ms_per_view", "peer_core_ms_per_view", "ratio"), bound="ours ≤ 2"),),
+        (Row("core-ms a view", ("added_core_ms_per_view", "reference_core_ms_per_view", "ratio"), bound="ours ≤ 2"),),
         ("images", "image_kb", "size", "views_per_decode"),
         photographs=True,
     ),
@@ -138,8 +138,8 @@ BENCHES = (
         "targets",
         ("targets",),
         (
-            Row("core-us a row", ("core_us_per_row", "peer_core_us_per_row", "ratio"), ".1f", "ours ≤ 15"),
-            Row("bytes a view", ("bytes_per_view", "peer_bytes_per_view", "size_ratio"), ".1f"),
+            Row("core-us a row", ("core_us_per_row", "reference_core_us_per_row", "ratio"), ".1f", "ours ≤ 15"),
+            Row("bytes a view", ("bytes_per_view", "reference_bytes_per_view", "size_ratio"), ".1f"),
         ),
         ("rows", "classes", "k", "teacher_top1", "retained_mass"),
     ),
@@ -162,7 +162,7 @@ BENCHES = (
         (
             Row(
                 "samples a second",
-                ("samples_per_second", "peer_samples_per_second", "ratio"),
+                ("samples_per_second", "reference_samples_per_second", "ratio"),
                 ".3g",
                 "ratio ≥ 0.95",
             ),

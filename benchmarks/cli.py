@@ -12,7 +12,7 @@ from kdpipe_stages.cli import ErrorGroup
 
 @click.group(cls=ErrorGroup, context_settings={"help_option_names": ["-h", "--help"]})
 def bench() -> None:
-    """Measure what the documentation claims: our figure and a peer's from the same run, as a ratio.
+    """Measure what the documentation claims: our figure and a reference's from the same run, as a ratio.
 
     Without --index the benches run on scikit-learn's digits.
     """

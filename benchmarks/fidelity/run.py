@@ -34,8 +34,8 @@ def fidelity(
         log: receives what is being measured.
 
     Returns:
-        Besides: in `errors` of TAILS and top k `peer`, the error if the k are made to sum to 1, and `ratio`,
-            the peer's error over ours;
+        Besides: in `errors` of TAILS and top k `reference`, the error if the k are made to sum to 1, and `ratio`,
+            the reference's error over ours;
         `bucket`: of KD, by encoding: the error of one bucket for all other classes;
         `early`: of KD, by encoding: the error in the gradient of a student after a tenth of the steps;
         `parity`: by loss, and the largest as `max_parity`.
@@ -50,9 +50,9 @@ def fidelity(
         gradients = encoded.gradients(cases[name])
         for case in tops:
             found = report["errors"][name][case.name]
-            peer = gradients.errors(case, [renormalised(t) for t in encoded.targets[case.name]])["student"]
+            reference = gradients.errors(case, [renormalised(t) for t in encoded.targets[case.name]])["student"]
             ours = found["student"]["median"]
-            found |= {"peer": peer, "ratio": peer["median"] / ours if ours else None}
+            found |= {"reference": reference, "ratio": reference["median"] / ours if ours else None}
     report["bucket"], report["early"] = _kd(setup, encoded, cases["kd"], size) if "kd" in cases else ({}, {})
     log("parity")
     differences = parity.differences(setup, encoded.student, list(cases.values()), folder, steps)

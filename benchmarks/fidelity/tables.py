@@ -10,7 +10,7 @@ from benchmarks.report import Report, details, grid
 def draw(_: str, report: Report) -> list[str]:
     """A report's tables: what was measured, errors by encoding and loss, and those of other formats."""
     parts = [details(_about(report)), _table(report, _of_logits)]
-    if any("peer" in figure for figure in report["errors"].get("kd", {}).values()):
+    if any("reference" in figure for figure in report["errors"].get("kd", {}).values()):
         parts.append(_tails(report))
     parts += [_table(report, chosen) for chosen in (_of_pooled, _of_map) if _names(report, chosen)]
     return parts
@@ -82,7 +82,7 @@ def _cell(figure: dict[str, Any] | None) -> str:
 
 def _tails(report: Report) -> str:
     names = [name for name in TAILS if name in report["errors"]]
-    heads = [f"{n}, {what}" for n in names for what in ("ours", "peer", "peer / ours")]
+    heads = [f"{n}, {what}" for n in names for what in ("ours", "reference", "reference / ours")]
     lines = [["k", *heads[:1], "kd, one class more", *heads[1:]]]
     for k in report["teacher"]["retained"]:
         cells = [str(k)]
@@ -90,6 +90,6 @@ def _tails(report: Report) -> str:
             figure = report["errors"][name][f"top{k}-float16"]
             bucket = [f"{report['bucket'][f'top{k}-float16']['median']:.2g}"] if name == "kd" else []
             ratio = "" if figure["ratio"] is None else f"{figure['ratio']:.1f}"
-            cells += [f"{figure['student']['median']:.2g}", *bucket, f"{figure['peer']['median']:.2g}", ratio]
+            cells += [f"{figure['student']['median']:.2g}", *bucket, f"{figure['reference']['median']:.2g}", ratio]
         lines.append(cells)
     return grid(lines)

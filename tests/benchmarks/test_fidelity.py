@@ -48,11 +48,11 @@ def test_as_kd_a_bucket_is_no_better_than_an_even_tail(report):
         assert error(report, "kd", f"top{k}-float16") < 2 * report["bucket"][f"top{k}-float16"]["median"]
 
 
-def test_the_peer_makes_the_top_k_sum_to_one_and_has_larger_errors(report):
+def test_the_reference_makes_the_top_k_sum_to_one_and_has_larger_errors(report):
     for loss in TAILS:
         for k in KS:
             figure = report["errors"][loss][f"top{k}-float16"]
-            assert figure["ratio"] == pytest.approx(figure["peer"]["median"] / figure["student"]["median"])
+            assert figure["ratio"] == pytest.approx(figure["reference"]["median"] / figure["student"]["median"])
             assert figure["ratio"] > 1.5
 
 

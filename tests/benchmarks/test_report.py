@@ -35,7 +35,7 @@ def section(text: str, name: str) -> str:
 
 def test_a_table():
     text = drawn("step", step(1.04))
-    assert "|  | ours | peer | ours / peer | bound |  |" in text
+    assert "|  | ours | reference | ours / reference | bound |  |" in text
     assert "| core-ms a step | 21 (21–22) | 20 (20–20) | 1.04 (0.79–1.54) | ratio ≤ 1.05 | met |" in text
     assert "| student | resnet18 |\n| size | 64 |" in text
 

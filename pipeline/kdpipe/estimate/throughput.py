@@ -32,7 +32,7 @@ class Throughput:
 
     Attributes:
         whole: rendering, forward and encoding, side by side as in a task.
-        render: of that, rendering, which goes on in the background.
+        render: of that, rendering, in the background.
         forward: of that, the teacher.
         encode: of that, encoding, with measuring what the encoding loses.
         batch: rows of a batch.
