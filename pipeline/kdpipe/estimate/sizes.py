@@ -4,11 +4,9 @@ import functools
 import math
 import tempfile
 import time
-import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 
@@ -76,7 +74,7 @@ class Sizes:
         self._alone = functools.cache(self._measured)
 
     def of(self, encoding: Encoding) -> CandidateSize:
-        """Encoded and compressed in the cache's own layout, in memory: the sum of its logits and its features."""
+        """Encoded and written in the cache's own layout: the sum of its logits and its features."""
         nothing = replace(encoding, kind="none", k=0, dtype="float16", pooled=None, map=None)
         logits = [replace(encoding, pooled=None, map=None)] if encoding.kind != "none" else []
         size, lost = Estimate.exactly(0), Quality()
@@ -113,8 +111,8 @@ class Sizes:
     def _measured(self, encoding: Encoding) -> tuple[Estimate, Quality]:
         parts, total = self.encoded(encoding)
         segment = Segment(0, encoding, tuple(range(len(self._sample[0].views))), {})
-        rows = [_rows(fields) for fields in parts]
-        with _scratch(f"memory://kdpipe-plan-{uuid.uuid4().hex}", rows, self._block, encoding.num_classes) as cache:
+        rows = [next(iter(fields.values())).shape[1] for fields in parts]
+        with _scratch(rows, self._block, encoding.num_classes) as cache:
             add_segment(cache, segment)
             padded = padded_rows(cache.shards, self._block)
             sizes = []
@@ -127,9 +125,8 @@ class Sizes:
 
 def index_bytes(segment: Segment, rows: int, block: int) -> int:
     """Bytes of the chunk indexes of a task's files, one a field: they grow with padded rows, not with samples."""
-    return sum(
-        16 * len(segment.views) * (rows // segment.rows_a_chunk(f.name, block)) + 4 for f in segment.encoding.fields()
-    )
+    chunks = [len(segment.views) * (rows // segment.rows_a_chunk(f.name, block)) for f in segment.encoding.fields()]
+    return sum(16 * number + 4 for number in chunks)
 
 
 def measure_writing(encoding: Encoding, sizes: Sizes, block: int) -> Writing:
@@ -137,23 +134,17 @@ def measure_writing(encoding: Encoding, sizes: Sizes, block: int) -> Writing:
     fields = _joined(sizes.encoded(encoding)[0])
     views, rows = next(iter(fields.values())).shape[:2]
     segment = Segment(0, encoding, tuple(range(views)), {})
-    with tempfile.TemporaryDirectory(prefix="kdpipe-plan-") as folder:
-        # Twice: what the first loads and allocates is no part of a task's cost.
-        for number in range(2):
-            with _scratch(str(Path(folder) / str(number)), [rows], block, encoding.num_classes) as cache:
-                before = len(cache.store.files())
-                add_segment(cache, segment)
-                between = len(cache.store.files())
-                start = time.perf_counter()
-                commit_task(cache, segment, 0, fields, Quality())
-                seconds = time.perf_counter() - start
-                read = _reading(cache, segment, rows, block)
+    for _ in range(2):  # what the first loads and allocates is no part of a task's cost
+        with _scratch([rows], block, encoding.num_classes) as cache:
+            before = len(cache.store.files())
+            add_segment(cache, segment)
+            between = len(cache.store.files())
+            start = time.perf_counter()
+            commit_task(cache, segment, 0, fields, Quality())
+            seconds = time.perf_counter() - start
+            read = _reading(cache, segment, rows, block)
     # The folder of all segments has one file of its own; provenance comes with the first task.
     return Writing(seconds, rows, views, read, before + 2, between - before - 1 - len(encoding.fields()))
-
-
-def _rows(fields: Fields) -> int:
-    return int(next(iter(fields.values())).shape[1])
 
 
 def _joined(parts: Sequence[Fields]) -> Fields:
@@ -170,11 +161,8 @@ def _reading(cache: Cache, segment: Segment, samples: int, block: int) -> float:
 
 
 @contextmanager
-def _scratch(url: str, samples: list[int], block: int, num_classes: int) -> Iterator[Cache]:
-    """A cache of no real identity, deleted afterwards."""
-    store, identity = Store(url), scratch_identity(samples, block, num_classes)
-    try:
-        yield create(store, identity, [Canary("0", "0", 0, np.ones((1, 1, 3), np.uint8))])
-    finally:
-        for name in store.files():
-            store.remove(name)
+def _scratch(samples: list[int], block: int, num_classes: int) -> Iterator[Cache]:
+    """A cache of no real identity in a temporary folder."""
+    canary = Canary("0", "0", 0, np.ones((1, 1, 3), np.uint8))
+    with tempfile.TemporaryDirectory(prefix="kdpipe-plan-") as folder:
+        yield create(Store(f"{folder}/cache"), scratch_identity(samples, block, num_classes), [canary])
