@@ -99,7 +99,8 @@ def measure(
         log(f"encoding {candidate.name}")
         found.append(sizes.of(candidate))
     log("writing")
-    writing = measure_writing(encoding, sizes, index.block_size)
+    longest = max(shard.samples for shard in index.shards)
+    writing = measure_writing(encoding, sizes, index.block_size, longest, len(views))
     took = time.monotonic() - began
     return SampleMeasurements(throughput, sample, encoding, found, writing, part_bytes, startup, threads, took)
 

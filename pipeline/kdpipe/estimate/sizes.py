@@ -21,6 +21,8 @@ from kdpipe.views.canaries import Canary
 
 # Parts of the sample that every candidate is measured on.
 _PARTS = 8
+# Of the task that is written to see how long that takes; a task has a cost of its own, whatever its size.
+_TASK_BYTES = 2**24
 _MEANS = ("retained_mass", "encoding_loss", "pooled_error", "map_error")
 _COUNTS = ("views", "labelled", "top1", "top5")
 
@@ -129,10 +131,12 @@ def index_bytes(segment: Segment, rows: int, block: int) -> int:
     return sum(16 * number + 4 for number in chunks)
 
 
-def measure_writing(encoding: Encoding, sizes: Sizes, block: int) -> Writing:
-    """Write the sample as a task, on disk, and read it back."""
-    fields = _joined(sizes.encoded(encoding)[0])
-    views, rows = next(iter(fields.values())).shape[:2]
+def measure_writing(encoding: Encoding, sizes: Sizes, block: int, rows: int, views: int) -> Writing:
+    """Write the sample, repeated, as a task of so many rows and views, or a smaller one, and read it back."""
+    rows = max(1, min(rows, _TASK_BYTES // encoding.nbytes))
+    views = max(1, min(views, _TASK_BYTES // (encoding.nbytes * rows)))
+    sample = _joined(sizes.encoded(encoding)[0])
+    fields = {name: np.resize(x, (views, rows, *x.shape[2:])) for name, x in sample.items()}
     segment = Segment(0, encoding, tuple(range(views)), {})
     for _ in range(2):  # what the first loads and allocates is no part of a task's cost
         with _scratch([rows], block, encoding.num_classes) as cache:
