@@ -30,7 +30,7 @@ chaos: $(VENV)/.test
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.chaos --seeds $(SEEDS) --first $(or $(FIRST),0) \
 		$(if $(ONLY),--only '$(ONLY)') $(if $(OUT),--out '$(OUT)')
 
-# Every claim of speed, size and exactness measured anew, into docs/benchmarks.md; leave the machine alone meanwhile.
+# Every claim of speed, size and exactness measured anew, into the tables of docs/benchmarks.md; leave the machine alone meanwhile.
 # PHOTOS=INDEX, an index of photographs for the benches that decode; the digits without.
 bench: $(VENV)/.demo
 	$(BIN)/python -m benchmarks all --out docs/benchmarks.md $(if $(PHOTOS),--index '$(PHOTOS)')

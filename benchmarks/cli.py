@@ -1,17 +1,18 @@
 """`python -m benchmarks NAME`; each imports its bench when it runs, so that `--help` is quick."""
 
+import json
 from collections.abc import Callable
 from typing import Any
 
 import click
 
-from benchmarks.sections import SECTIONS
+from benchmarks.benches import BENCHES
 from kdpipe_stages.cli import ErrorGroup
 
 
 @click.group(cls=ErrorGroup, context_settings={"help_option_names": ["-h", "--help"]})
 def bench() -> None:
-    """Measure what the documentation claims: our figure and a peer's from the same run, as a ratio.
+    """Measure what the documentation claims: our figure and a reference's from the same run, as a ratio.
 
     Without --index the benches run on scikit-learn's digits.
     """
@@ -45,7 +46,7 @@ _size = _count("--size", 224, "Render size, pixels.")
 @click.option("--device", default="cpu", show_default=True)
 @_json
 def parity(shards: str | None, limit: int | None, policy: str, steps: int, device: str, as_json: bool) -> None:
-    """Loss differences between a student from the cache and one with the teacher online, over the steps."""
+    """Differences of the losses of a student from the cache and of one with the teacher online."""
     from benchmarks.data import index_or_digits, workplace
     from benchmarks.parity import parity as run
 
@@ -191,14 +192,14 @@ def memory(tasks: int, as_json: bool) -> None:
         _report(run(folder, tasks), as_json)
 
 
-@bench.command()
+@bench.command("index-open")
 @_count("--samples", 14_000_000)
 @_count("--readers", 4, "Processes that open it at the same time.")
 @_json
-def opening(samples: int, readers: int, as_json: bool) -> None:
+def index_open(samples: int, readers: int, as_json: bool) -> None:
     """Seconds and memory to open a large index, alone and by several processes."""
     from benchmarks.data import workplace
-    from benchmarks.opening import opening as run
+    from benchmarks.index_open import index_open as run
 
     with workplace() as folder:
         _report(run(folder, samples, readers), as_json)
@@ -218,27 +219,28 @@ def opening(samples: int, readers: int, as_json: bool) -> None:
 @_count("--seeds", 3)
 @_count("--jobs", 2, "Runs at a time, one thread each.")
 @click.option("--only", multiple=True, metavar="NAME", help="This loss; repeatable.")
-@click.option("--out", default="runs/losses", show_default=True, help="Folder for cache and runs; they go on.")
-@click.option("--page", help="Also draw the table into this document, NAME.md; its figures lie in NAME.json.")
-@click.option("--title", default="Digits: a tenth of the labels, a teacher of all", help="Of its section there.")
+@click.option("--out", default="runs/losses", show_default=True, help="Folder for cache and runs; they are resumed.")
+@click.option("--document", help="Also draw the tables into this document, NAME.md; its figures are in NAME.json.")
+@click.option("--name", default="Digits", show_default=True, help="Of these figures there.")
 @_json
-def losses(page: str | None, title: str, as_json: bool, **options: Any) -> None:
-    """One student with every loss, from one cache, with the same steps: who gains over labels alone.
+def losses(document: str | None, name: str, as_json: bool, **options: Any) -> None:
+    """One student with every loss, from one cache, with the same steps, against labels alone.
 
     Without --index a tenth of the digits' labels are known, and the teacher is trained here with all of them.
     """
-    from benchmarks import book
-    from benchmarks.contest.command import measure, show
-    from benchmarks.contest.page import OPTION, add
-    from benchmarks.reporting import circumstances, report
+    from benchmarks import report
+    from benchmarks.comparison.command import measure, show
+    from benchmarks.comparison.table import draw
+    from benchmarks.reporting import circumstances
 
-    if page is not None:
-        book.read(page, OPTION)  # what can't be drawn in the end is refused in the beginning
+    option = "--document"
+    known = {} if document is None else report.read(document, option)  # refused now rather than in the end
     figures = measure(**options)
-    if page is not None:
-        add(page, title, {"bench": "losses", **figures, **circumstances()})
+    if document is not None:
+        known[name] = {"bench": "losses", **figures, **circumstances()}
+        report.write(document, known, draw, option)
     if as_json:
-        report(figures, as_json)
+        _report(figures, as_json)
     else:
         show(figures)
 
@@ -247,11 +249,11 @@ def losses(page: str | None, title: str, as_json: bool, **options: Any) -> None:
 @_shards
 @click.option("--weights", help="The teacher's. Without --index it is trained, and kept there, if there is none.")
 @click.option("--config", "config_file", type=click.Path(), help="YAML file: the views of --index, the teacher.")
-@click.option("--name", help="Of these figures in --out [default: numbers, or the index's name].")
-@_count("--steps", 300, "Of the student before its gradient is looked at.")
+@click.option("--name", help="Of these figures in --out [default: Synthetic, or the index's name].")
+@_count("--steps", 300, "Of the student before its gradients are compared.")
 @_count("--batches", 4)
 @_count("--rows", 64, "Of a batch.")
-@click.option("--out", help="Also draw this document, NAME.md, of these figures and those that NAME.json has.")
+@click.option("--out", help="Also draw the tables into this document, NAME.md; its figures are in NAME.json.")
 @_json
 def fidelity(
     shards: str | None,
@@ -265,33 +267,37 @@ def fidelity(
     out: str | None,
     as_json: bool,
 ) -> None:
-    """How far the student's gradient is off by what each encoding of the targets loses, for every loss.
+    """What `kdpipe fidelity` measures, on a teacher of a thousand classes made of scikit-learn's digits.
 
-    Without --index on a thousand classes made of scikit-learn's digits, the numbers 000 to 999.
+    Besides: other formats' errors, and each loss's difference to the teacher online.
     """
+    from pathlib import Path
+
     from benchmarks.data import workplace
-    from benchmarks.fidelity.command import measured, show
+    from benchmarks.fidelity.command import keep, measured
+    from kdpipe.fidelity.run import Size
+    from kdpipe_stages.fidelity import lines
 
     with workplace() as folder:
-        figures = measured(
-            folder, shards, limit, weights, config_file, {"steps": steps, "batches": batches, "rows": rows}, out
-        )
-    show(figures, shards, name, out, as_json)
+        figures = measured(folder, shards, limit, weights, config_file, Size(steps, batches, rows), out)
+    if out is not None:
+        keep(out, name or ("Synthetic" if shards is None else Path(shards).stem), figures)
+    click.echo(json.dumps(figures) if as_json else "\n".join(lines(figures)))
 
 
 @bench.command("all")
 @click.option("--index", "shards", help="Index of photographs, for the benches that need some [default: the digits].")
-@click.option("--only", type=click.Choice([s.name for s in SECTIONS]), multiple=True, help="This bench; repeatable.")
-@click.option("--out", required=True, help="The document, NAME.md; its figures are kept beside it as NAME.json.")
-def every(shards: str | None, only: tuple[str, ...], out: str) -> None:
-    """Run every bench in a process of its own, one after the other, and draw the document of their figures.
+@click.option("--only", type=click.Choice([b.name for b in BENCHES]), multiple=True, help="This bench; repeatable.")
+@click.option("--out", required=True, help="The document, NAME.md; its figures are in NAME.json beside it.")
+def all_(shards: str | None, only: tuple[str, ...], out: str) -> None:
+    """Run every bench in a process of its own, one after the other, and draw their tables into the document.
 
-    A bench that fails (exit code 1 in the end) or is left out keeps its former section. A bound that isn't met is
-    said in the document and fails nothing.
+    A bench that fails (exit code 1 in the end) or is left out keeps its tables. A bound that isn't met is marked in
+    the document and fails nothing.
     """
-    from benchmarks.every import run_benches
+    from benchmarks.run_all import run_benches
 
-    failed = run_benches([s for s in SECTIONS if not only or s.name in only], shards, out)
+    failed = run_benches([b for b in BENCHES if not only or b.name in only], shards, out)
     if failed:
         click.echo(f"{out}: failed: {', '.join(failed)}", err=True)
         click.get_current_context().exit(1)

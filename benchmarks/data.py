@@ -1,4 +1,4 @@
-"""What benches run on when the user names no data: the digits, a glance of a teacher, made-up logits."""
+"""What benches run on when the user names no data: the digits, a cheap teacher, made-up logits."""
 
 import tempfile
 from collections.abc import Iterator
@@ -31,7 +31,7 @@ def index_or_digits(shards: str | None, folder: Path, limit: int | None) -> Inde
     return build_index(str(folder / "digits" / "train"), folder / "digits.index", num_classes=10).limit(limit)
 
 
-def glance(num_classes: int = 1000) -> nn.Module:
+def cheap_teacher(num_classes: int = 1000) -> nn.Module:
     """A teacher that costs next to nothing: a few pooled pixels and one linear layer, with fixed weights.
 
     For measuring what surrounds a teacher. Its logits are as peaked as a trained network's.

@@ -36,7 +36,7 @@ def memory(
     return {
         "peak_mb_one": one,
         "peak_mb_many": many,
-        "peer": "the same command at one task",
+        "reference": "the same command at one task",
         "ratio": ratio,
         "bound": f"ratio at most {_BOUND}: {'held' if ratio <= _BOUND else 'broken'}",
         "tasks": tasks,
@@ -71,7 +71,7 @@ def _peak(index: Path, out: Path, limit: int, size: int, views: int) -> float:
     options = {
         "--index": index,
         "--limit": limit,
-        "--teacher": "benchmarks.data:glance",
+        "--teacher": "benchmarks.data:cheap_teacher",
         "--num-classes": 1000,
         "--input-size": size,
         "--views": f"0:{views}",
@@ -80,10 +80,10 @@ def _peak(index: Path, out: Path, limit: int, size: int, views: int) -> float:
     command = [*KDPIPE, "cache-teacher", *(str(x) for pair in options.items() for x in pair)]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as child:
         assert child.stderr is not None
-        said = child.stderr.read()
+        errors = child.stderr.read()
         _, status, usage = os.wait4(child.pid, 0)
         child.returncode = os.waitstatus_to_exitcode(status)
     if child.returncode:
-        raise RuntimeError(f"cache-teacher ended with {child.returncode}: {said[-2000:]}")
+        raise RuntimeError(f"cache-teacher ended with {child.returncode}: {errors[-2000:]}")
     unit = 1 if sys.platform == "darwin" else 1024  # bytes there, kB here
     return usage.ru_maxrss * unit / 2**20

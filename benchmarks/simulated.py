@@ -39,7 +39,7 @@ _EARLY = 0.1
 
 
 class Sleeper(nn.Module):
-    """Sleeps as long as a teacher would work, give or take a fifth, and says next to nothing."""
+    """Sleeps as long as a teacher would work, give or take a fifth, and has a tiny classifier."""
 
     def __init__(self, seconds: float, num_classes: int) -> None:
         super().__init__()
@@ -108,7 +108,7 @@ def simulated(folder: Path, workers: int = 64, tasks: int = 5000, seconds: float
     assert (report.tasks, report.failed) == (tasks, [])
     return {
         "busy": tasks * slept / (workers * wall),
-        "peer": "workers that do nothing but sleep, without a pause: 1",
+        "reference": "workers that do nothing but sleep, without a pause: 1",
         "scheduler_mb_early": memory[0],
         "scheduler_mb_late": memory[-1],
         "seconds_per_task": slept,

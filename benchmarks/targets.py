@@ -1,4 +1,4 @@
-"""Size of cached targets, and what reading them in epoch order costs, beside two peers' formats."""
+"""Size of cached targets, and what reading them in epoch order costs, beside two references' formats."""
 
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ CLASSES, BLOCK, BATCH = 1000, 256, 256
 def targets(folder: Path, rows: int = 40 * BLOCK, k: int = 16, repeats: int = 7) -> dict[str, Any]:
     """Bytes a view and core-microseconds a row of top-k targets of an imaginary 1000-class teacher.
 
-    Rows are read in the order of an epoch (streams, windows), batch by batch, as the loader reads them. The peer
+    Rows are read in the order of an epoch (streams, windows), batch by batch, as the loader reads them. The reference
     for reading and size is TinyViT's format: a file of fixed records (int32 seed, k int16 indices, k fp16
     probabilities), read with seek and read by sample.
     """
@@ -35,7 +35,10 @@ def targets(folder: Path, rows: int = 40 * BLOCK, k: int = 16, repeats: int = 7)
     order = epoch_order(blocks, seed=0, epoch=0, batch_size=BATCH, streams=64, window=8)
     records = _tinyvit(folder / "records.bin", fields)
     times = interleaved(
-        {"ours": lambda: _read(cache, order), "peer": lambda: _read_records(folder / "records.bin", records, order)},
+        {
+            "ours": lambda: _read(cache, order),
+            "reference": lambda: _read_records(folder / "records.bin", records, order),
+        },
         repeats,
         per=rows,
     )
@@ -43,11 +46,11 @@ def targets(folder: Path, rows: int = 40 * BLOCK, k: int = 16, repeats: int = 7)
     means = cache.quality(cache.segments[0]).means()
     return {
         "core_us_per_row": times["ours"],
-        "peer": "TinyViT's fixed records, seek and read by sample",
-        "peer_core_us_per_row": times["peer"],
-        "ratio": ratio(times["ours"], times["peer"]),
+        "reference": "TinyViT's fixed records, seek and read by sample",
+        "reference_core_us_per_row": times["reference"],
+        "ratio": ratio(times["ours"], times["reference"]),
         "bytes_per_view": stored / rows,
-        "peer_bytes_per_view": float(records),
+        "reference_bytes_per_view": float(records),
         "size_ratio": stored / rows / records,
         "encoding_loss_nats": means["encoding_loss"],
         "retained_mass": means["retained_mass"],

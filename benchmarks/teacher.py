@@ -83,8 +83,8 @@ def teacher(
     best = min(times["ours"])
     return {
         "images_per_second": spread([batch / t for t in times["ours"]]),
-        "peer": "the network as trained, run eagerly in timm's block order",
-        "peer_images_per_second": spread([batch / t for t in times["plain"]]),
+        "reference": "the network as trained, run eagerly in timm's block order",
+        "reference_images_per_second": spread([batch / t for t in times["plain"]]),
         "ratio": spread([p / o for p, o in zip(times["plain"], times["ours"], strict=True)]),
         "nchw_images_per_second": spread([batch / t for t in times["nchw"]]),
         "ratio_nchw": spread([p / o for p, o in zip(times["nchw"], times["ours"], strict=True)]),

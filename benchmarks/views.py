@@ -35,12 +35,15 @@ _MAGNITUDE = 9
 def views(index: Index, size: int = 224, repeats: int = 5) -> dict[str, Any]:
     """Core-milliseconds a view, one and ten views a decode, and of each operation; one thread throughout.
 
-    The peer is timm's training transform with the same settings, in two forms. One ends in a float tensor,
+    The reference is timm's training transform with the same settings, in two forms. One ends in a float tensor,
     normalised and erased; ours is normalised on the device, where the noise it drew is put in place. The other,
     uint8, is normalised on the device too, and its erasing is drawn there.
     """
     reader = BlockReader(index)
-    peers = {"peer": _Peer(reader, size), "peer_uint8": _Peer(reader, size, use_prefetcher=True)}
+    references = {
+        "reference": _Reference(reader, size),
+        "reference_uint8": _Reference(reader, size, use_prefetcher=True),
+    }
     out = np.empty((_BATCH, size, size, 3), np.uint8)
     found: dict[str, Any] = {}
     random.seed(0)  # timm draws from both, and the signs of the operations' arguments from the first
@@ -48,20 +51,20 @@ def views(index: Index, size: int = 224, repeats: int = 5) -> dict[str, Any]:
     with _one_thread():
         for ending, count in (("", 1), ("_ten_views", PER_DECODE)):
             works: dict[str, Work] = {"ours": partial(_ours, reader, out, count)}
-            works |= {name: partial(peer, count) for name, peer in peers.items()}
+            works |= {name: partial(reference, count) for name, reference in references.items()}
             times = interleaved(works, repeats, per=1000 * len(index) * count)
-            found[f"speedup{ending}"] = ratio(times["peer"], times["ours"])
-            found[f"speedup_uint8{ending}"] = ratio(times["peer_uint8"], times["ours"])
+            found[f"speedup{ending}"] = ratio(times["reference"], times["ours"])
+            found[f"speedup_uint8{ending}"] = ratio(times["reference_uint8"], times["ours"])
             found[f"images_per_core_second{ending}"] = 1000 / times["ours"]["median"]
             found[f"core_ms_per_view{ending}"] = times["ours"]
-            found |= {f"{name}_core_ms_per_view{ending}": times[name] for name in peers}
+            found |= {f"{name}_core_ms_per_view{ending}": times[name] for name in references}
         operations = _operations(reader.image(0), size, repeats)
     return {
         "operations": operations,
         **found,
-        "peer": "timm create_transform (PIL), ending in float; ten views: of images decoded once",
-        "peer_uint8": "the same, ending in uint8 without erasing, as timm's prefetching loader uses it",
-        "peer_crashes": sum(peer.crashes for peer in peers.values()),
+        "reference": "timm create_transform (PIL), ending in float; ten views: of images decoded once",
+        "reference_uint8": "the same, ending in uint8 without erasing, as timm's prefetching loader uses it",
+        "reference_crashes": sum(reference.crashes for reference in references.values()),
         "policy": RECIPE,
         "images": len(index),
         "size": size,
@@ -83,7 +86,7 @@ def _ours(reader: BlockReader, out: np.ndarray, count: int) -> None:
                 slot = (slot + 1) % len(out)
 
 
-class _Peer:
+class _Reference:
     """timm's training transform; `crashes` counts the views that it could not make."""
 
     def __init__(self, reader: BlockReader, size: int, **form: Any) -> None:
@@ -147,8 +150,8 @@ def _operations(data: memoryview, size: int, repeats: int) -> dict[str, dict[str
             partial(theirs, picture, *args, fillcolor=VIEWS.fill, resample=kinds["bicubic"]),
         )
     timed = {"copy": _often(fresh)}
-    for name, (ours, peer) in (works | changed).items():
-        timed |= {name: _often(ours), f"{name} of PIL": _often(peer)}
+    for name, (ours, reference) in (works | changed).items():
+        timed |= {name: _often(ours), f"{name} of PIL": _often(reference)}
     times = {name: timing["median"] for name, timing in interleaved(timed, repeats, per=1000 * _CALLS).items()}
     table = {}
     for name in works | changed:

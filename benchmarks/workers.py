@@ -28,7 +28,7 @@ _TASKS_A_WORKER = 12
 
 
 def untrained(**kwargs: Any) -> torch.nn.Module:
-    """A published architecture with random weights, the same everywhere: its speed is what is asked for."""
+    """A published architecture with random weights, the same everywhere: only its speed counts."""
     import timm
 
     torch.manual_seed(0)
@@ -86,8 +86,8 @@ def workers(
     return {
         "ratio": spread([c / o for o, c in zip(seconds["ours"], seconds["control"], strict=True)]),
         "samples_per_second": spread([len(index) / s for s in seconds["ours"]]),
-        "peer": "as many processes that run the same network on tensors, and nothing else",
-        "peer_samples_per_second": spread([len(index) / s for s in seconds["control"]]),
+        "reference": "as many processes that run the same network on tensors, and nothing else",
+        "reference_samples_per_second": spread([len(index) / s for s in seconds["control"]]),
         "tasks": len(index.shards),
         "workers": workers,
         "teacher": MODEL,

@@ -11,11 +11,13 @@ A report is a JSON object:
 """
 
 import json
+import re
+import textwrap
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from benchmarks.page import grid, wrapped
+from benchmarks.report import grid
 from benchmarks.reporting import processor
 from kdpipe._util.files import atomic_write
 from kdpipe._util.machine import cores
@@ -64,6 +66,13 @@ def draw(reports: dict[str, Any], record: str) -> str:
         if findings:
             parts.append("\n".join(f"- {' '.join(str(finding).split())}" for finding in findings))
     return "\n\n".join(parts) + "\n"
+
+
+def wrapped(text: str) -> str:
+    """A paragraph in lines; none ends inside a code span, because readers of documents take spans line by line."""
+    whole = re.sub(r"`[^`]*`", lambda span: span[0].replace(" ", "\0"), " ".join(text.split()))
+    lines = textwrap.wrap(whole, 118, break_long_words=False, break_on_hyphens=False)
+    return "\n".join(lines).replace("\0", " ")
 
 
 def _cell(value: Any) -> str:

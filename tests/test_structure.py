@@ -11,7 +11,7 @@ from tests.imports import ROOT, imports
 ORDER = (
     *("_util", "errors", "config", "presets", "results"),
     *("shards", "views", "models", "teacher", "targets", "cache", "caching", "verification", "estimate"),
-    *("loader", "losses", "evaluation", "erf", "trainer", "report", "opening", "cached_loader", "api"),
+    *("loader", "losses", "evaluation", "erf", "trainer", "fidelity", "report", "opening", "cached_loader", "api"),
 )
 LIBRARY = ROOT / "pipeline" / "kdpipe"
 FOREIGN = {"click", "dvc", "kdpipe_stages", "benchmarks", "tests"}

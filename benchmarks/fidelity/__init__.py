@@ -1,5 +1,1 @@
-"""`python -m benchmarks fidelity`: what each encoding of the targets does to the student's gradient, by loss."""
-
-from benchmarks.fidelity.run import fidelity
-
-__all__ = ["fidelity"]
+"""`python -m benchmarks fidelity`: `kdpipe fidelity` on a teacher of our own, against other formats and online."""

@@ -1,27 +1,25 @@
 """What `python -m benchmarks fidelity` does with its options."""
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
 
-import click
-
-from benchmarks import book
-from benchmarks.fidelity import page
-from benchmarks.fidelity.numbers import VIEWS, numbers_index, train_numbers_teacher
-from benchmarks.fidelity.run import Size, fidelity
-from benchmarks.fidelity.scene import make_scene
+from benchmarks import report
+from benchmarks.fidelity.run import fidelity
+from benchmarks.fidelity.synthetic_teacher import VIEWS, synthetic_index, train_synthetic_teacher
+from benchmarks.fidelity.tables import draw
 from benchmarks.reporting import circumstances, log
 from kdpipe._util.files import atomic_write
 from kdpipe.errors import ConfigError
+from kdpipe.fidelity.loss_cases import loss_cases
+from kdpipe.fidelity.run import Size
+from kdpipe.fidelity.setup import make_setup
 from kdpipe.shards import Index
 from kdpipe.teacher import Teacher, TeacherConfig
 from kdpipe.views import ViewsConfig
 from kdpipe_stages import settings as params
 
-# As it is trained, or merged: a search for faster ways would cost more than it saves.
-_RUN = {"form": "merged", "device": "cpu"}
+_STEPS = 20
 
 
 def measured(
@@ -30,45 +28,42 @@ def measured(
     limit: int | None,
     weights: str | None,
     config_file: str | None,
-    size: dict[str, int],
+    size: Size,
     out: str | None,
 ) -> dict[str, Any]:
-    """The figures, on the user's samples and teacher or on the numbers.
+    """The report, on the user's samples and teacher or on the synthetic classes.
 
     Raises:
         ConfigError: options that don't go together, or a document that can't be read.
-        KdpipeError: others: an index, weights or params that can't be used.
+        KdpipeError: others: an index, weights or settings that can't be used.
     """
     if out is not None:
-        book.read(out)  # what can't be drawn in the end is refused in the beginning
-
+        report.read(out)  # what can't be drawn in the end is refused in the beginning
     if shards is None:
         if config_file is not None:
-            raise ConfigError("the numbers have views of their own", where="--config", do="Pass --index too")
-        index, views, config = _numbers(folder, limit, weights)
+            raise ConfigError("the synthetic classes have views of their own", where="--config", do="Pass --index too")
+        index, views, config = _synthetic(folder, limit, weights)
     else:
         settings = params.load(config_file, (), {"teacher.weights": weights})
         index, views, config = Index.open(shards).limit(limit), settings.views, settings.teacher
         if config.weights is None and not (config.pretrained or config.members):
             raise ConfigError("your samples need a teacher of theirs", where="--weights", do="Pass --weights FILE")
-    teacher = Teacher(config.model_copy(update=_RUN), index.num_classes)
-    return fidelity(make_scene(index, views, teacher), folder, Size(**size), log)
+    teacher = Teacher(config.model_copy(update={"form": "merged", "device": "cpu"}), index.num_classes)
+    found = fidelity(make_setup(index, views, teacher), loss_cases(), folder, size, _STEPS, log)
+    return {"bench": "fidelity", **found, **circumstances()}
 
 
-def show(figures: dict[str, Any], shards: str | None, name: str | None, out: str | None, as_json: bool) -> None:
-    """Print the figures with their circumstances, and draw the document."""
-    report = {"bench": "fidelity", **figures, **circumstances()}
-    if out is not None:
-        page.write(out, name or ("numbers" if shards is None else Path(shards).stem), report)
-    click.echo(json.dumps(report) if as_json else "\n".join(page.lines(report)))
+def keep(out: str, name: str, found: dict[str, Any]) -> None:
+    """Put a report into the document, in the place of its last one."""
+    report.write(out, {**report.read(out), name: found}, draw)
 
 
-def _numbers(folder: Path, limit: int | None, weights: str | None) -> tuple[Index, ViewsConfig, TeacherConfig]:
-    log("writing the numbers")
-    indexes = numbers_index(folder)
+def _synthetic(folder: Path, limit: int | None, weights: str | None) -> tuple[Index, ViewsConfig, TeacherConfig]:
+    log("writing the synthetic classes")
+    indexes = synthetic_index(folder)
     if weights is None or not Path(weights).exists():
         log("training the teacher" + ("" if weights is None else f", to be kept as {weights}"))
-        trained = train_numbers_teacher(folder, indexes, log)
+        trained = train_synthetic_teacher(folder, indexes, log)
         weights = trained if weights is None else _kept(trained, Path(weights))
     return indexes["train"].limit(limit), VIEWS, TeacherConfig(weights=weights)
 

@@ -1,143 +1,81 @@
-"""The figures: for each way to keep targets and each loss, how far the student's gradient is off."""
+"""What `kdpipe fidelity` measures, and what the documentation claims besides: renormalising, buckets, parity."""
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.fidelity import live
-from benchmarks.fidelity.measured import Measured, off
-from benchmarks.fidelity.scene import Scene, Shown, of_rank
-from benchmarks.fidelity.student import MODEL, NAME, Probe, Trained
-from benchmarks.fidelity.uses import Use, of_bucket, plain_kd, uses
-from benchmarks.fidelity.ways import KS, Way, bytes_of, retained, ways
+from benchmarks.fidelity import parity
+from kdpipe.fidelity.loss_cases import LossCase, bucket_config
+from kdpipe.fidelity.run import Encoded, Log, Size, encode, measure_fidelity
+from kdpipe.fidelity.setup import Setup
+from kdpipe.fidelity.student import Student
 from kdpipe.targets import Targets
-from kdpipe.trainer import Log
+
+# The losses that are compared with top-k targets of other formats.
+TAILS = ("kd", "nkd", "dkd")
+# Far below every log-probability of a class that is stored, and still a number.
+_NOTHING = -1e4
 
 
-@dataclass(frozen=True)
-class Size:
-    """How much is looked at: steps of the student before, batches, rows of each, steps of parity."""
-
-    steps: int = 300
-    batches: int = 4
-    rows: int = 64
-    parity_steps: int = live.STEPS
-
-
-def fidelity(scene: Scene, folder: Path, size: Size | None = None, log: Log = lambda _: None) -> dict[str, Any]:
-    """Relative errors of gradients, ||g - g_exact|| / ||g_exact|| over the student's parameters.
+def fidelity(
+    setup: Setup, losses: Sequence[LossCase], folder: Path, size: Size, steps: int, log: Log = lambda _: None
+) -> dict[str, Any]:
+    """The report of `measure_fidelity`, and more.
 
     Args:
-        scene: samples, views and teacher.
+        setup: samples, views and teacher.
+        losses: to measure.
         folder: for the exact cache that parity is measured with.
-        size: how much to look at.
-        log: told what is being measured.
+        size: how much to measure.
+        steps: of parity.
+        log: receives what is being measured.
 
     Returns:
-        `errors`: by loss, by way: `student`, a spread over the batches, `adapters`, and of top k `refused`
-            where the loss does not take it; with a `peer` of the same k made to sum to 1, and `ratio`,
-            the peer's error over ours;
-        `bucket`: of KD, by way: the error of one bucket for all other classes;
-        `early`: of KD, by way: the error in the gradient of a student after a tenth of the steps;
-        `bytes`: by way; `noise`: by loss, how far a batch's gradient is from the mean of all;
-        `parity`: by loss; and what teacher, student, views and basis are like.
+        Besides: in `errors` of TAILS and top k `reference`, the error if the k are made to sum to 1, and `ratio`,
+            the reference's error over ours;
+        `bucket`: of KD, by encoding: the error of one bucket for all other classes;
+        `early`: of KD, by encoding: the error in the gradient of a student after a tenth of the steps;
+        `parity`: by loss, and the largest as `max_parity`.
     """
-    size, began = size or Size(), time.monotonic()
-    log("training the student")
-    student = Trained(scene, size.steps, size.rows)
-    # Views that no step has seen.
-    shown = list(scene.batches(size.batches, size.rows, epoch=1_000))
-    found = ways(scene)
-    log("encoding")
-    kept = {way.name: [way.targets(scene, one) for one in shown] for way in found}
-    sizes = bytes_of(found, scene, shown)
-    errors, noise, bucket, absent = {}, {}, {}, {}
-    for use in uses():
-        why = use.lacks(scene.lacks)
-        if why is not None:
-            absent[use.name] = why
-            continue
-        log(use.name)
-        measured = Measured(student, shown, use)
-        errors[use.name] = {way.name: measured.of(way, kept[way.name]) for way in found if _concerns(way, use)}
-        noise[use.name] = measured.noise
-        if use.name == "kd":
-            tops = [way for way in found if way.top]
-            bucket = {way.name: _bucket(student, shown, use, measured, way, kept[way.name]) for way in tops}
-    log("an earlier student")
-    early = _early(scene, size, shown, [way for way in found if way.top and way.encoding.dtype == "float16"], kept)
+    began = time.monotonic()
+    encoded = encode(setup, size, log)
+    report = measure_fidelity(setup, encoded, losses, size, log)
+    cases = {loss.name: loss for loss in losses if loss.name in report["errors"]}
+    log("other formats")
+    tops = [c for c in encoded.cases if c.top and c.encoding.dtype == "float16"]
+    for name in [n for n in TAILS if n in cases]:
+        gradients = encoded.gradients(cases[name])
+        for case in tops:
+            found = report["errors"][name][case.name]
+            reference = gradients.errors(case, [renormalised(t) for t in encoded.targets[case.name]])["student"]
+            ours = found["student"]["median"]
+            found |= {"reference": reference, "ratio": reference["median"] / ours if ours else None}
+    report["bucket"], report["early"] = _kd(setup, encoded, cases["kd"], size) if "kd" in cases else ({}, {})
     log("parity")
-    there = [use for use in uses() if use.name in errors]
-    parity = live.differences(scene, student, there, folder, size.parity_steps)
-    return {
-        "errors": errors,
-        "bucket": bucket,
-        "early": early,
-        "bytes": sizes,
-        "noise": noise,
-        "absent": absent,
-        "parity": parity,
-        "max_parity": max(parity.values()),
-        "teacher": _teacher(scene, shown),
-        "student": {"model": NAME, "kwargs": MODEL, **student.agreement(shown)},
-        "views": scene.views.model_dump(mode="json", exclude_defaults=True),
-        **asdict(size),
-        "seconds": round(time.monotonic() - began),
+    differences = parity.differences(setup, encoded.student, list(cases.values()), folder, steps)
+    took = {"parity_steps": steps, "seconds": round(time.monotonic() - began)}
+    return {**report, "parity": differences, "max_parity": max(differences.values()), **took}
+
+
+def renormalised(targets: Targets) -> Targets:
+    """Of top-k targets the k made to sum to 1 and nothing for the others, as other formats do."""
+    assert targets.log_probs is not None
+    assert targets.index is not None
+    kept = torch.log_softmax(targets.log_probs.gather(1, targets.index), dim=1)
+    log_probs = torch.full_like(targets.log_probs, _NOTHING).scatter(1, targets.index, kept)
+    return Targets(log_probs, None, True, None, targets.pooled, targets.map)
+
+
+def _kd(setup: Setup, encoded: Encoded, kd: LossCase, size: Size) -> tuple[dict[str, Any], dict[str, Any]]:
+    tops = [case for case in encoded.cases if case.top]
+    gradients, steps = encoded.gradients(kd), max(1, size.steps // 10)
+    bucket = {c.name: gradients.errors_as(bucket_config(c.encoding.k), encoded.targets[c.name]) for c in tops}
+    early = encoded.gradients(kd, Student(setup, steps, size.rows))
+    half = [c for c in tops if c.encoding.dtype == "float16"]
+    return bucket, {
+        "steps": steps,
+        "kd": {c.name: early.errors(c, encoded.targets[c.name])["student"] for c in half},
     }
-
-
-def _bucket(
-    student: Trained, shown: Sequence[Shown], kd: Use, measured: Measured, way: Way, kept: Sequence[Targets]
-) -> dict[str, float]:
-    """Of KD, if all classes beyond the k are one."""
-    probe = Probe(student.distillation(of_bucket(way.encoding.k)), kd)
-    return off([probe.gradient(one, t) for one, t in zip(shown, kept, strict=True)], measured.exact())["student"]
-
-
-def _early(
-    scene: Scene, size: Size, shown: Sequence[Shown], found: Sequence[Way], kept: dict[str, list[Targets]]
-) -> dict[str, Any]:
-    steps = max(1, size.steps // 10)
-    measured = Measured(Trained(scene, steps, size.rows), shown, plain_kd())
-    return {"steps": steps, "kd": {way.name: measured.error(way, kept[way.name]) for way in found}}
-
-
-def _concerns(way: Way, use: Use) -> bool:
-    needs = use.requirements
-    return needs.logits or needs.dense if way.kind == "logits" else bool(getattr(needs, way.kind))
-
-
-def _teacher(scene: Scene, shown: Sequence[Shown]) -> dict[str, Any]:
-    built, info = scene.teacher.built, scene.info
-    explained = {}
-    if scene.basis is not None:
-        variances = _variances(scene, shown)
-        explained = {str(rank): variances(rank) for rank in scene.ranks}
-    return {
-        "model": built.name,
-        "kwargs": built.kwargs,
-        "classes": info.num_classes,
-        "pooled": info.pooled,
-        "map": info.map,
-        "size": built.input_size,
-        "retained": {str(k): retained(shown, k) for k in KS if k < info.num_classes},
-        "explained": explained,
-    }
-
-
-def _variances(scene: Scene, shown: Sequence[Shown]) -> Callable[[int], float]:
-    """Share of the map's variance about the basis's mean that so many components hold, on these views."""
-    assert scene.basis is not None
-    tokens = torch.cat([one.output.map.movedim(1, -1).flatten(0, 2) for one in shown if one.output.map is not None])
-
-    def of(rank: int) -> float:
-        assert scene.basis is not None
-        basis = of_rank(scene.basis, rank)
-        lost = (tokens - basis.restore(basis.project(tokens))).square().sum()
-        return 1 - float(lost / (tokens - basis.mean).square().sum())
-
-    return of

@@ -84,7 +84,10 @@ def cache_teacher(
     )
     assert report.encoding is not None
     failed = tuple(f"{outcome.task.shard.name}: {outcome.error}" for outcome in report.failed)
-    return results.of(results.CacheReport, {**summarise(cache, report, report.encoding, list(views)), "failed": failed})
+    return results.of(
+        results.CacheReport,
+        {**summarise(cache, report, report.encoding, list(views), teacher.config), "failed": failed},
+    )
 
 
 def verify(

@@ -21,6 +21,7 @@ COMMANDS = {
     "index": ("kdpipe_stages.index:index", "Index a set of shards."),
     "view": ("kdpipe_stages.view:view", "Draw a sheet of samples' views."),
     "plan": ("kdpipe_stages.plan:plan", "Forecast a cache's bytes and hours, and what it saves."),
+    "fidelity": ("kdpipe_stages.fidelity:fidelity", "Measure what each encoding costs the losses you mean to use."),
     "cache-teacher": ("kdpipe_stages.cache_teacher:cache_teacher", "Run a teacher and store its outputs in a cache."),
     "verify": ("kdpipe_stages.verify:verify", "Check a cache: every byte, and a sample of views run again."),
     "inspect": ("kdpipe_stages.inspect:inspect", "Print what a cache holds."),

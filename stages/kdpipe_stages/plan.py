@@ -52,7 +52,7 @@ def plan(
     measured.
     """
     from kdpipe.caching.poor_teacher import after_run, before_run, refuse
-    from kdpipe.estimate.forecast import forecast, quality_of, sampled
+    from kdpipe.estimate.forecast import forecast, sampled
     from kdpipe.estimate.measure import measure
     from kdpipe.shards import Index
     from kdpipe.teacher import Teacher
@@ -92,21 +92,20 @@ def plan(
         seconds=seconds * (0.75 if student else 1.0),
         log=lambda what: click.echo(f"plan: {what}", err=True) if sys.stderr.isatty() else None,
     )
-    encoding = measured.encoding
     report: dict[str, Any] = {
         "shards": str(index.path),
         "view_spec": views,
         "teacher": {**teacher.built.metadata(), "device": str(teacher.device), "render_threads": measured.threads},
         "sampled": sampled(index, measured),
-        **forecast(index, measured, encoding, wanted, counts, loading),
+        **forecast(index, measured, wanted, counts, loading),
         "student": None,
     }
     if student is not None:
         job = TrainingJob(index, settings.views, settings.student, settings.loss, settings.train, settings.loader)
-        alone = forecast(index, measured, encoding, wanted, [1], loading)["machines"][0]["seconds"]
-        report["student"] = forecast_student(job, measured, encoding, teacher.built, alone, 0.25 * seconds)
-    total = quality_of(measured, encoding)
-    poor += after_run(total.means(), total.labelled, settings.teacher, teacher.num_classes)
+        one = forecast(index, measured, wanted, [1], loading)["machines"][0]["seconds"]
+        report["student"] = forecast_student(job, measured, teacher.built, one, 0.25 * seconds)
+    quality = measured.candidates[0].quality
+    poor += after_run(quality.means(), quality.labelled, settings.teacher, teacher.num_classes)
     report["remarks"] = poor + _remarks(report, measured, settings.teacher.form, settings.views.remarks())
     if as_json:
         click.echo(json.dumps(report))
@@ -116,7 +115,7 @@ def plan(
         refuse(poor, teacher.built.name)
 
 
-# Seconds of the device from which on the search for the fastest form has the minute that compiling takes.
+# Seconds of the device from which on tuning has the minute that compiling takes.
 _LONG = 3000.0
 
 
@@ -137,17 +136,19 @@ def _remarks(report: dict[str, Any], measured: "SampleMeasurements", form: str, 
 
     gpus = len(devices_here())
     if device != "cpu" and gpus > 1:
-        found.append(f"cache-teacher uses all {gpus} GPUs here: while the teacher binds, as fast as {gpus} machines")
+        found.append(
+            f"cache-teacher uses all {gpus} GPUs here: unless rendering takes longest, as fast as {gpus} machines"
+        )
     alone = report["seconds_alone"]
     if device == "cpu":
         found.append("teacher and rendering share the cores: cache-teacher --workers N on one machine gains little")
     elif alone["rendering"] > alone["teacher"]:
         waits = 100 * (1 - alone["teacher"] / alone["rendering"])
-        found.append(f"render threads bind: the device waits {waits:.0f} % of the time; give it more cores")
+        found.append(f"rendering takes longest: the device waits {waits:.0f} % of the time; give it more cores")
     if form == "fastest" and report["device_seconds"]["mid"] > _LONG:
-        found.append("a run as long as this one tries to compile the teacher, which this forecast has not: it may gain")
+        found.append("so long a run tries to compile the teacher, which this forecast didn't: it may be faster")
     if report["sampled"]["share"] > 0.02:
-        found.append("the set is small: more than 2 % of it was looked at")
+        found.append("the set is small: the sample is more than 2 % of it")
     if len(measured.sample) < 2:
         found.append("a single block: its spread, and so the ranges of bytes, are unknown")
     return found

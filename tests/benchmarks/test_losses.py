@@ -1,6 +1,7 @@
 """The table of losses: all of them in it, paired with labels alone, and nothing in it that wasn't measured."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,12 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
-from benchmarks.contest.contest import STUDENT, STUDENT_KWARGS, Budget, job
-from benchmarks.contest.material import Material
-from benchmarks.contest.page import draw
-from benchmarks.contest.rows import ALONE, rows
-from benchmarks.contest.runs import Run, run_one
-from benchmarks.contest.table import cells, reading
+from benchmarks.comparison.losses import ALONE, rows
+from benchmarks.comparison.run import STUDENT, STUDENT_KWARGS, Budget, job
+from benchmarks.comparison.runs import Run, run_one
+from benchmarks.comparison.setup import Setup
+from benchmarks.comparison.table import cells, draw
+from benchmarks.report import read, write
 from kdpipe.losses import LOSSES
 from kdpipe.models import ModelConfig
 from kdpipe.shards import build_index
@@ -33,7 +34,7 @@ TEACHER = {"model": "slak_nano", "model_kwargs": {"patch_size": 1}, **FEED}
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Digits of which a part is labelled, and a teacher that knows nothing."""
-    folder = tmp_path_factory.mktemp("contest")
+    folder = tmp_path_factory.mktemp("comparison")
     prepare_digits(folder / "digits", labelled=0.3, size=SIZE)
     for name in ("train", "val"):
         build_index(str(folder / "digits" / name), folder / f"{name}.index", num_classes=10)
@@ -45,32 +46,32 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def made(folder: Path) -> Material:
+def made(folder: Path) -> Setup:
     train, val = (
         build_index(str(folder / "digits" / n), folder / f"{n}.index", num_classes=10) for n in ("train", "val")
     )
     teacher = TeacherConfig(**TEACHER, weights=str(folder / "teacher.safetensors"))
-    return Material(train.limit(64), val.limit(20), ViewsConfig(crop_pct=1.0), teacher)
+    return Setup(train.limit(64), val.limit(20), ViewsConfig(crop_pct=1.0), teacher)
 
 
 @pytest.fixture(scope="module")
 def words(folder: Path) -> list[object]:
     """The command, which has been run once."""
-    page = folder / "docs" / "page.md"
-    page.parent.mkdir()
+    document = folder / "docs" / "losses.md"
+    document.parent.mkdir()
     words = [
         *("losses", "--index", folder / "train.index", "--limit", 64, "--val", folder / "val.index"),
         *("--val-limit", 20, "--weights", folder / "teacher.safetensors", "--config", folder / "params.yaml"),
         *("--epochs", 1, "--batch-size", 32, "--seeds", 1, "--jobs", 1, "--only", "kd", "--only", "fitnets"),
-        *("--out", folder / "runs", "--page", page, "--title", "A few digits", "--json"),
+        *("--out", folder / "runs", "--document", document, "--name", "A few digits", "--json"),
     ]
     assert benchmark(*words).code == 0
     return words
 
 
 def test_the_command(folder: Path, words: list[object]) -> None:
-    page = folder / "docs" / "page.md"
-    first = json.loads((folder / "docs" / "page.json").read_text())["A few digits"]
+    document = folder / "docs" / "losses.md"
+    first = json.loads((folder / "docs" / "losses.json").read_text())["A few digits"]
     result = benchmark(*words)
     assert result.code == 0, result.err
     report = json.loads(result.out)
@@ -81,37 +82,36 @@ def test_the_command(folder: Path, words: list[object]) -> None:
         assert row["gain"] == [pytest.approx(row["top1"][0] - alone)]
         assert row["seconds"][0] > 0
         assert row["parts"]["loss"] > 0
-    assert report["rows"][2]["numbers"] == "temperature 4, alpha 0.9"
+    assert report["rows"][2]["hyperparameters"] == "temperature 4, alpha 0.9"
     assert report["data"]["samples"] == 64
     assert 0 < report["data"]["labelled"] < 64
     assert (report["teacher"]["map"], report["budget"]["steps"]) == ([2, 2, 120], 2)
     assert "--only kd --only fitnets" in report["command"]
-    text = page.read_text()
-    assert text == draw(json.loads(page.with_suffix(".json").read_text()), "page.json")
+    text = document.read_text()
+    assert "\n## A few digits\n\n<!-- figures: A few digits -->\n\n    python -m benchmarks losses --index " in text
     assert f"| kd, CIFAR | temperature 4, alpha 0.9 | {report['rows'][2]['top1'][0]:.2f} |" in text
     # What is finished is not done again.
     assert [row["seconds"] for row in first["rows"]] == [row["seconds"] for row in report["rows"]]
 
 
 def test_a_loss_that_cannot_is_refused_in_its_row(folder: Path, words: list[object], tmp_path: Path) -> None:
-    material, budget = made(folder), Budget(epochs=1, batch_size=32, lr=1e-3, seeds=1, jobs=1)
+    setup, budget = made(folder), Budget(epochs=1, batch_size=32, lr=1e-3, seeds=1, jobs=1)
     student = ModelConfig(model=STUDENT, model_kwargs=STUDENT_KWARGS, **FEED)
     row = next(row for row in rows(1) if row.label == "norm")
     url = str(folder / "runs" / "cache.zarr")
     convnext = student.model_copy(update={"model": "convnext_atto", "model_kwargs": {"depths": [1, 1, 1, 1]}})
-    found = run_one(Run("norm", 0, job(material, url, convnext, row, budget, 0), tmp_path / "norm"))
+    found = run_one(Run("norm", 0, job(setup, url, convnext, row, budget, 0), tmp_path / "norm"))
     assert "can't be merged into this student" in found.refused
     shown = {**made_up("norm", 0.0), "refused": found.refused}
     assert cells(shown)[2].startswith("refused: ")
-    assert "Refused: norm." in reading([made_up("none", 0.0), made_up("kd", 1.0), shown])
 
 
 def test_labels_alone_takes_as_many_steps(folder: Path) -> None:
-    material, budget = made(folder), Budget(epochs=20, batch_size=8, lr=1e-3, seeds=1, jobs=1)
+    setup, budget = made(folder), Budget(epochs=20, batch_size=8, lr=1e-3, seeds=1, jobs=1)
     alone, kd = (row for row in rows(20, ["kd"]) if row.label in (ALONE, "kd"))
-    few = job(material, "c", ModelConfig(), alone, budget, 1).train
-    many = job(material, "c", ModelConfig(), kd, budget, 1).train
-    per_epoch = -(-material.labelled // 8)
+    few = job(setup, "c", ModelConfig(), alone, budget, 1).train
+    many = job(setup, "c", ModelConfig(), kd, budget, 1).train
+    per_epoch = -(-setup.labelled // 8)
     assert abs(few.epochs * per_epoch - 20 * 64 / 8) <= per_epoch
     assert many.epochs == 20
     assert (few.lr, few.seed) == (many.lr, many.seed)
@@ -129,7 +129,7 @@ def test_every_loss_has_a_row() -> None:
 def made_up(name: str, *gains: float) -> dict[str, Any]:
     return {
         "label": name,
-        "numbers": "",
+        "hyperparameters": "",
         "loss": {"name": name},
         "bytes_per_view": 0,
         "refused": "",
@@ -141,28 +141,16 @@ def made_up(name: str, *gains: float) -> dict[str, Any]:
 
 
 def test_what_three_seeds_can_tell() -> None:
-    table = [
-        made_up("none", 0.0, 0.0, 0.0),
-        made_up("kd", 1.0, 2.0, 3.0),
-        made_up("dist", 0.5, 2.5, 1.0),
-        made_up("nkd", 0.5, 0.5, 0.5),
-        made_up("dkd", -1.0, 5.0, 1.0),
-        made_up("simkd", -1.0, -2.0, -0.1),
+    assert cells(made_up("none", 0.0, 0.0))[3:6] == ["", "", ""]
+    assert cells(made_up("kd", 1.0, 3.0))[2:7] == [
+        "52.00 (51.00 to 53.00)",
+        "+2.00 (+1.00 to +3.00)",
+        "2 of 2",
+        "",
+        "1",
     ]
-    said = reading(table)
-    assert "Better than labels alone with every seed: kd; dist; nkd." in said
-    assert "Worse with every seed: simkd." in said
-    assert "Neither, so within the spread of the seeds: dkd." in said
-    assert "The highest mean is that of kd." in said
-    assert "Not behind it with every seed, and so not told apart from it: dist; dkd." in said
-    assert not any("bucket" in sentence or "beside CE" in sentence for sentence in said)
-    more = reading([*table, made_up("bucket-kd", 1.0, 2.0, 3.0), made_up("ce+rkd", 1.0, 1.0, 1.0)])
-    assert "bucket-kd is kd here: all classes are kept." in more
-    assert "What a term beside CE makes of the last epoch's loss: ce+rkd 75%." in more
-    idle = made_up("ce+fd", 1.0) | {"parts": {"loss": 0.5, "ce": 0.5}}
-    assert "So ce+fd is in effect CE on the batches that the others see: 51.00 %." in reading([table[0], idle])
-    assert cells(table[1])[2:5] == ["52.00 (51.00 to 53.00)", "+2.00 (+1.00 to +3.00)", "1"]
-    assert cells(table[0])[3] == ""
+    assert cells(made_up("dkd", -1.0, 5.0, 0.0))[4] == "1 of 3"
+    assert cells(made_up("ce+rkd", 1.0))[5] == "75%"
 
 
 def test_options_that_do_not_go_together() -> None:
@@ -170,6 +158,9 @@ def test_options_that_do_not_go_together() -> None:
     assert "Pass --index too" in refused("losses", "--weights", "x")
 
 
-def test_the_document_is_drawn_from_its_record() -> None:
-    reports = json.loads((DOCS / "losses.json").read_text())
-    assert (DOCS / "losses.md").read_text() == draw(reports, "losses.json")
+def test_the_document_has_the_tables_of_its_reports(tmp_path: Path) -> None:
+    for suffix in ("md", "json"):
+        shutil.copy(DOCS / f"losses.{suffix}", tmp_path)
+    write(str(tmp_path / "losses.md"), read(str(DOCS / "losses.md")), draw)
+    for suffix in ("md", "json"):
+        assert (tmp_path / f"losses.{suffix}").read_text() == (DOCS / f"losses.{suffix}").read_text()

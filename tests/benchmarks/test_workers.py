@@ -13,7 +13,7 @@ def test_workers_against_raw_processes(tmp_path):
     assert (found["workers"], found["samples"], found["repeats"]) == (2, 128, 1)
     # However small the network: a tenth of what bare forwards reach would be a cluster that doesn't run side by side.
     assert 0.1 < found["ratio"]["median"] < 1.5
-    ours, control = found["samples_per_second"]["median"], found["peer_samples_per_second"]["median"]
+    ours, control = found["samples_per_second"]["median"], found["reference_samples_per_second"]["median"]
     assert ours / control == pytest.approx(found["ratio"]["median"])
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.large import made_up_index
+from benchmarks.large_index import made_up_index
 from kdpipe.loader import Loader, LoaderConfig
 from kdpipe.shards import Index, build_index
 from kdpipe.views import ViewsConfig
@@ -94,8 +94,8 @@ def test_an_index_is_sent_by_its_place(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_fourteen_million_samples(tmp_path: Path) -> None:
-    code = "import json, sys, pathlib; from benchmarks.opening import opening\n"
-    code += "print(json.dumps(opening(pathlib.Path(sys.argv[1]))))"
+    code = "import json, sys, pathlib; from benchmarks.index_open import index_open\n"
+    code += "print(json.dumps(index_open(pathlib.Path(sys.argv[1]))))"
     # In a process of its own: making the index takes gigabytes.
     said = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
     report = json.loads(said.stdout)

@@ -82,7 +82,7 @@ def test_tables_for_people(world):
     assert re.search(r"top4-float16 \* .*\d+ (to \S+ )?k?B", result.out)
     assert re.search(r"1 +│ \d\S* (to \S+ )?(s|min)", result.out)
     assert "from the cache" in result.out
-    assert "looked at" in result.out
+    assert "teacher online" in result.out
 
 
 def test_several_gpus_are_said_to_be_used(world, report):

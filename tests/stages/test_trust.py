@@ -24,6 +24,7 @@ from tests.tiny import CLASSES, SIZE, network
 from tests.trainer.featured import STUDENT
 
 NONE = {"model": None, "mean": None, "std": None}
+QUICK = ("--steps", 1, "--batches", 1, "--rows", 2)
 FLAT = ("--set", "views.crop_pct=1.0", "--set", "teacher.threads=1")
 
 
@@ -39,6 +40,7 @@ def commands(file: Path, index: str, out: Path) -> dict[str, tuple[object, ...]]
         "evaluate": ("evaluate", file, *shards, *FLAT),
         "erf": ("erf", file, *shards, "--out", out / "e.png", "--input-size", 16, "--limit", 2),
         "cache-teacher": ("cache-teacher", *shards, "--weights", file, "--out", out / "c", "--k", 3, *FLAT),
+        "fidelity": ("fidelity", *shards, "--weights", file, "--loss", "kd", *QUICK, *FLAT),
         "plan": ("plan", *shards, "--weights", file, "--seconds", 1, *FLAT),
         "train-student": (
             *("train-student", *shards, "--weights", file, "--loss", "none", "--epochs", 1, "--out", out / "r"),

@@ -1,4 +1,4 @@
-"""What else might be kept than what was asked for, so that a forecast can say what it would cost."""
+"""Candidate encodings: what could be stored instead of what the settings say, so that a plan shows what it costs."""
 
 from dataclasses import replace
 from typing import Literal, get_args
@@ -10,8 +10,8 @@ RANKS = (64, 256)
 _DTYPES: tuple[Literal["float16", "float32"], ...] = ("float16", "float32")
 
 
-def encodings(chosen: Encoding) -> list[Encoding]:
-    """The one asked for and what it might be instead: logits from the smallest k to dense, then each feature."""
+def candidate_encodings(chosen: Encoding) -> list[Encoding]:
+    """The chosen one and its alternatives: logits from the smallest k to dense, then each feature."""
     classes, found = chosen.num_classes, []
     if chosen.kind != "none":
         ks = {k for k in KS if k < classes} | ({chosen.k} if chosen.kind == "topk" else set())
@@ -19,12 +19,12 @@ def encodings(chosen: Encoding) -> list[Encoding]:
         found = [replace(chosen, kind="topk", k=k, dtype=dtype) for k in sorted(ks)]
         found += [replace(chosen, kind="dense", k=classes, dtype=d) for d in _DTYPES]
     for feature in chosen.features:
-        found += [keeping(chosen, other) for other in _features(feature)]
+        found += [with_feature(chosen, other) for other in _alternatives(feature)]
     return list(dict.fromkeys(found))
 
 
-def keeping(encoding: Encoding, feature: Feature) -> Encoding:
-    """The encoding with this feature, in whatever way it kept it before."""
+def with_feature(encoding: Encoding, feature: Feature) -> Encoding:
+    """The encoding with this feature instead of its own of that name."""
     return replace(encoding, pooled=feature) if feature.name == "pooled" else replace(encoding, map=feature)
 
 
@@ -33,8 +33,8 @@ def largest_rank(found: list[Encoding]) -> int | None:
     return max((e.map.rank for e in found if e.map is not None and e.map.rank is not None), default=None)
 
 
-def _features(chosen: Feature) -> list[Feature]:
-    """In every dtype; a map also on bases of several ranks, and on none, in its own."""
+def _alternatives(chosen: Feature) -> list[Feature]:
+    """In every dtype; a map also on PCA bases of several ranks, and on none, in its own dtype."""
     found = [replace(chosen, dtype=dtype) for dtype in get_args(FeatureDtype)]
     if chosen.name == "map":
         found += [replace(chosen, rank=rank) for rank in (None, *RANKS) if rank is None or rank < chosen.shape[-1]]

@@ -1,4 +1,4 @@
-"""A number that is not known exactly: a middle, and a range that its measurements give it."""
+"""A measured number with its spread."""
 
 import math
 from collections.abc import Sequence
@@ -6,14 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-# Student's t, two-sided 90 %, by degrees of freedom; beyond the last it hardly changes.
-_T = (6.31, 2.92, 2.35, 2.13, 2.02, 1.94, 1.89, 1.86, 1.83, 1.81, 1.80, 1.78, 1.77, 1.76, 1.75)
-_T_MANY = 1.70
-
 
 @dataclass(frozen=True)
 class Estimate:
-    """`low` <= `mid` <= `high`."""
+    """`low` <= `mid` <= `high`: the 10th percentile, the mean and the 90th percentile of what was measured."""
 
     low: float
     mid: float
@@ -21,24 +17,14 @@ class Estimate:
 
     @classmethod
     def exactly(cls, value: float) -> "Estimate":
-        """Without a range."""
+        """Without a spread."""
         return cls(value, value, value)
 
     @classmethod
-    def of_mean(cls, values: Sequence[float]) -> "Estimate":
-        """The mean of what these were drawn from, with its 90 % range; of a single value without a range."""
-        n, mean = len(values), float(np.mean(values))
-        if n < 2:
-            return cls.exactly(mean)
-        t = _T[n - 2] if n - 2 < len(_T) else _T_MANY
-        half = t * float(np.std(values, ddof=1)) / math.sqrt(n)
-        return cls(max(0.0, mean - half), mean, mean + half)
-
-    @classmethod
-    def of_times(cls, values: Sequence[float]) -> "Estimate":
-        """Mean and the 10th and 90th percentile: a machine's speed drifts, so repeats don't narrow its range."""
-        mean = float(np.mean(values))
+    def of(cls, values: Sequence[float]) -> "Estimate":
+        """Of measurements, at least one."""
         low, high = np.quantile(values, (0.1, 0.9)).tolist()
+        mean = float(np.mean(values))
         return cls(min(low, mean), mean, max(high, mean))
 
     def __add__(self, other: "Estimate | float") -> "Estimate":

@@ -1,7 +1,7 @@
-"""A small seeded part of an index: whole blocks spread over the shards, and what the teacher says of them."""
+"""A small seeded part of an index: whole blocks spread over the shards, and the teacher's outputs on them."""
 
-import itertools
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,20 +13,20 @@ from kdpipe.views import View
 from kdpipe.views.draws import permutation
 
 SHARE = 0.02
-# Fewer say nothing about their spread.
+# A single one would show no spread.
 _LEAST_BLOCKS = 2
 
 
 @dataclass(frozen=True)
 class SampledOutputs:
-    """The teacher's word on some rows of one block.
+    """The teacher's outputs on some rows of one block.
 
     Attributes:
         rows: of the index.
         views: n of them.
         logits: float32 (n, rows, classes), on the CPU.
         labels: int64 (n, rows), -1 where there is none.
-        pooled, map: float32 (n, rows, D) and (n, rows, D, h, w), on the CPU; None unless asked for.
+        pooled, map: float32 (n, rows, D) and (n, rows, D, h, w), on the CPU; None unless the encoding has them.
     """
 
     rows: range
@@ -37,53 +37,34 @@ class SampledOutputs:
     map: torch.Tensor | None = None
 
     def output(self, place: int) -> TeacherOutput:
-        """What it said of the view at this place of `views`."""
-        said = {name: getattr(self, name) for name in TeacherOutput._fields}
-        return TeacherOutput(**{name: x[place] for name, x in said.items() if x is not None})
-
-    @property
-    def count(self) -> int:
-        """Views of samples."""
-        return len(self.rows) * len(self.views)
+        """The outputs on the view at this place of `views`."""
+        found = {name: getattr(self, name) for name in TeacherOutput._fields}
+        return TeacherOutput(**{name: x[place] for name, x in found.items() if x is not None})
 
 
 def choose_blocks(index: Index, seed: int = 0) -> list[range]:
     """Rows of whole blocks, at most 2 % of the samples or two blocks, from as many shards as possible.
 
-    The order is random as well: the first few are a sample too. The short blocks that end a shard come last.
+    The order is random, so that the first few are a sample too. The short blocks that end a shard come last.
     """
-    most, taken = SHARE * len(index), 0
+    sizes = np.diff(index.block_first)
+    # One block of each shard, then another of each, and so on.
+    turns: Counter[tuple[bool, int]] = Counter()
+    places: dict[int, tuple[bool, int]] = {}
+    for block in permutation(index.blocks, "plan", seed).tolist():
+        kind = bool(sizes[block] < sizes.max() / 2), int(index.block_shard[block])
+        turns[kind] += 1
+        places[block] = kind[0], turns[kind]
     chosen: list[range] = []
-    for rows in _in_random_order(index, seed):
-        if len(chosen) >= _LEAST_BLOCKS and taken + len(rows) > most:
+    taken = 0
+    for block in sorted(places, key=places.__getitem__):
+        taken += int(sizes[block])
+        if len(chosen) >= _LEAST_BLOCKS and taken > SHARE * len(index):
             break
-        chosen.append(rows)
-        taken += len(rows)
+        chosen.append(index.rows(block))
     return chosen
 
 
-def _in_random_order(index: Index, seed: int) -> Iterator[range]:
-    """One block of each shard, then another of each, and so on; short ones after that."""
-    sizes = np.diff(index.block_first)
-    shards = [index.shards[i] for i in permutation(len(index.shards), "plan", seed).tolist()]
-    for short in (False, True):
-        left = []
-        for shard in shards:
-            of_shard = shard.first_block + permutation(shard.blocks, "plan", seed, shard.name)
-            left.append(of_shard[(sizes[of_shard] < sizes.max() / 2) == short].tolist())
-        for turn in itertools.zip_longest(*left):
-            yield from (index.rows(block) for block in turn if block is not None)
-
-
 def choose_views(views: Sequence[View], most: int = 4) -> list[View]:
-    """A few that stand for all: up to `most` numbered ones, which are alike, and one evaluation view."""
-    numbers = [v for v in views if isinstance(v, int)]
-    return [*numbers[:most], *[v for v in views if not isinstance(v, int)][:1]]
-
-
-def cut(blocks: Sequence[range], rows: int) -> list[range]:
-    """The first `rows` rows of each block; where there is only one block, two parts of it."""
-    if len(blocks) == 1 and len(blocks[0]) > 1:
-        whole, half = blocks[0], min(rows, -(-len(blocks[0]) // 2))
-        return [whole[:half], whole[half : 2 * half]]
-    return [block[:rows] for block in blocks]
+    """At most so many, evenly spaced, so that numbered and evaluation views have about their shares."""
+    return [views[i] for i in sorted(set(np.linspace(0, len(views) - 1, most).round().astype(int).tolist()))]

@@ -1,20 +1,20 @@
-"""How fast a machine caches: rendering alone, the teacher alone, and both at once as a task does it."""
+"""How fast a machine caches: some steps of a task, done as a task does them, on a sample of the index."""
 
 import itertools
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from contextlib import contextmanager
+from dataclasses import dataclass
 
-import numpy as np
 import torch
 
 from kdpipe.caching.output_checks import remedy
 from kdpipe.caching.task import one_ahead, views_a_step
 from kdpipe.errors import TeacherError
 from kdpipe.estimate.interval import Estimate
-from kdpipe.estimate.sampling import SampledOutputs, choose_blocks, choose_views, cut
+from kdpipe.estimate.sampling import SampledOutputs, choose_blocks, choose_views
 from kdpipe.shards import BlockReader, Index
 from kdpipe.targets import Calibration, Encoding
 from kdpipe.targets.quality import quality
@@ -22,51 +22,31 @@ from kdpipe.teacher import Teacher, TeacherOutput
 from kdpipe.views import View, ViewsConfig
 from kdpipe.views.block import Rendered, paired_index, render_rows
 
-# What is kept of the sample for weighing its encodings.
-_LOGITS_BYTES = 256 * 2**20
-# Fewer steps than this have no percentiles.
-_STEPS = 5
+# Of the outputs that are kept to measure sizes with, and of their views.
+_SAMPLE_BYTES, _KEPT = 64 * 2**20, 4
+# More steps show nothing new; fewer than _SPREAD show no spread, but the forwards within them do.
+_STEPS, _SPREAD = 16, 5
 
 
 @dataclass(frozen=True)
 class Throughput:
-    """Seconds of the parts of a task, each measured alone.
+    """Seconds of a batch of the teacher: one view of so many rows.
 
     Attributes:
-        decode: of a row, once a step, with all render threads.
-        render: of a row and view.
-        forward: of a teacher's batch.
-        encode: of a row and view, with what is measured of its quality.
-        together: what the shorter of rendering and teacher adds to the longer when both run, as a share of it:
-            0 where it hides behind it, 1 where they take turns.
-        spread: of the time of steps around their mean, which is 1.
-        batch: the teacher's, padded.
-        group: views of a step, rendered from one decoding.
-        read: bytes a second of the shards, when first touched.
+        whole: rendering, forward and encoding, side by side as in a task.
+        render: of that, rendering, in the background.
+        forward: of that, the teacher.
+        encode: of that, encoding, with measuring what the encoding loses.
+        batch: rows of a batch.
+        views: that were rendered from one decoding.
     """
 
-    decode: float
+    whole: Estimate
     render: float
     forward: Estimate
     encode: float
-    together: float
-    spread: Estimate
     batch: int
-    group: int
-    read: float
-
-    def rendering(self, rows: np.ndarray | int, views: int) -> np.ndarray:
-        """Of steps with so many rows, rendering alone."""
-        return np.asarray(rows * (self.decode + views * self.render))
-
-    def outputs(self, rows: np.ndarray | int, views: int) -> np.ndarray:
-        """Of steps with so many rows, teacher and encoding alone."""
-        return np.asarray(views * (-(-rows // self.batch) * self.forward.mid + rows * self.encode))
-
-    def steps(self, rows: np.ndarray | int, views: int) -> np.ndarray:
-        """Of steps with so many rows, one following the other."""
-        parts = self.rendering(rows, views), self.outputs(rows, views)
-        return np.asarray(np.maximum(*parts) + self.together * np.minimum(*parts))
+    views: int
 
 
 def measure_throughput(
@@ -80,7 +60,7 @@ def measure_throughput(
 ) -> tuple[Throughput, list[SampledOutputs]]:
     """Do the work of a task on a sample of the index, for about so many seconds.
 
-    However slow the teacher, it answers at least on a batch twice.
+    However slow the teacher, a batch of two blocks is done (of two halves of the only block).
 
     Args:
         index, config, teacher, encoding, views: as for caching.
@@ -88,162 +68,112 @@ def measure_throughput(
         seconds: to spend.
 
     Returns:
-        The throughput, and what the teacher said.
+        The throughput, and the teacher's outputs on the sample.
 
     Raises:
         ShardError: a sample can't be read or decoded.
-        TeacherError: the teacher answers with NaN or infinity.
+        TeacherError: an output is NaN or infinite.
     """
-    size, batch = teacher.built.input_size, teacher.config.batch_size
-    group = views_a_step(index, size)
-    blocks, few = choose_blocks(index), choose_views(views, min(4, group))
-    reader = BlockReader(paired_index(index, config))
+    blocks, batch = choose_blocks(index), teacher.config.batch_size
     with ThreadPoolExecutor(threads) as pool:
-
-        def render(rows: range, some: Sequence[View]) -> Rendered:
-            return render_rows(reader, config, rows, some, size, pool)
-
+        work = _Work(index, config, teacher, encoding, pool)
         try:
-            read = _reading(index, reader, blocks)
-            first = render(blocks[0], few[:1])
-            decode, per_view = _rendering(lambda some: render(blocks[0], some), len(blocks[0]), few, 0.1 * seconds)
-            forward, encode, calibration = _answering(teacher, encoding, first, 0.1 * seconds)
-            unknown = Estimate.exactly(1)
-            alone = Throughput(decode, per_view, Estimate.of_times(forward), encode, 1.0, unknown, batch, group, read)
-            budget = 0.7 * seconds
-            floats = teacher.num_classes + sum(math.prod(feature.shape) for feature in encoding.features)
-            pieces, few = _pieces(alone, blocks, few, budget, 4 * floats)
-
-            def ask(rendered: Rendered, view: int) -> TeacherOutput:
-                return _ask(teacher, encoding, calibration, rendered, view)
-
-            answered, together, spread = _run(alone, ask, pieces, few, render, budget)
+            for _ in range(2):  # the first time allocates
+                work.output(work.render(blocks[0][:batch], views[:1]), 0)
+            # A part of the time is for doing steps again: their mean is what is multiplied.
+            affordable = 0.4 * seconds / sum(times[-1] for times in work.times.values())
+            pieces, some = _pieces(blocks, views, views_a_step(index, teacher.built.input_size), batch, affordable)
+            work.times = {name: [] for name in work.times}
+            sample, steps = _steps(work, pieces, some, seconds)
         finally:
-            reader.close()
-    return replace(alone, together=together, spread=spread), answered
+            work.reader.close()
+    forward, whole = Estimate.of(work.times["forward"]), Estimate.of(steps)
+    if len(steps) < _SPREAD:
+        whole = forward * (whole.mid / forward.mid)
+    render, encode = (Estimate.of(work.times[name]).mid for name in ("render", "encode"))
+    return Throughput(whole, render, forward, encode, batch, len(some)), sample
 
 
-def repeat(function: Callable[[], object], seconds: float, least: int = 2, most: int = 20) -> list[float]:
-    """Seconds of each of at least `least` calls, and more until the time is spent."""
-    times: list[float] = []
-    began = time.perf_counter()
-    while len(times) < least or (len(times) < most and time.perf_counter() - began < seconds):
+class _Work:
+    """The parts of a task; `times` has the seconds a batch of each call."""
+
+    def __init__(
+        self, index: Index, config: ViewsConfig, teacher: Teacher, encoding: Encoding, pool: ThreadPoolExecutor
+    ) -> None:
+        self.reader = BlockReader(paired_index(index, config))
+        self._config, self._teacher, self._encoding, self._pool = config, teacher, encoding, pool
+        self._calibration: Calibration | None = None
+        self.times: dict[str, list[float]] = {"render": [], "forward": [], "encode": []}
+
+    def batches(self, rows: int) -> int:
+        """Of the teacher, for a view of so many rows."""
+        return -(-rows // self._teacher.config.batch_size)
+
+    @contextmanager
+    def _timed(self, name: str, batches: int) -> Iterator[None]:
         start = time.perf_counter()
-        function()
-        times.append(time.perf_counter() - start)
-    return times
+        yield
+        self.times[name].append((time.perf_counter() - start) / batches)
 
+    def render(self, rows: range, views: Sequence[View]) -> Rendered:
+        """Views of rows of one block."""
+        with self._timed("render", self.batches(len(rows)) * len(views)):
+            return render_rows(self.reader, self._config, rows, views, self._teacher.built.input_size, self._pool)
 
-def _reading(index: Index, reader: BlockReader, blocks: list[range]) -> float:
-    numbers = [index.block_of(rows.start) for rows in blocks]
-    took = sum(repeat(lambda n=n: reader.read(n), 0, least=1)[0] for n in numbers)  # type: ignore[misc]
-    return float(sum(index.block_stop[n] - index.block_start[n] for n in numbers)) / max(took, 1e-9)
-
-
-def _rendering(
-    render: Callable[[Sequence[View]], object], rows: int, views: Sequence[View], seconds: float
-) -> tuple[float, float]:
-    """Seconds a row of decoding, and of each view."""
-    numbers = [v for v in views if isinstance(v, int)]
-    one = float(np.median(repeat(lambda: render(views[:1]), seconds / 2)))
-    if len(numbers) < 2:
-        return 0.0, one / rows
-    several = float(np.median(repeat(lambda: render(numbers), seconds / 2)))
-    per_view = min(one, max(0.0, several - one) / (len(numbers) - 1))
-    return (one - per_view) / rows, per_view / rows
-
-
-def _answering(
-    teacher: Teacher, encoding: Encoding, rendered: Rendered, seconds: float
-) -> tuple[list[float], float, Calibration | None]:
-    """Seconds of each of a few forwards of a batch, those of a row's encoding, and a calibration to encode with."""
-    pixels = rendered.pixels[0][: teacher.config.batch_size]
-    erased = None if rendered.erased[0] is None else rendered.erased[0][: len(pixels)]
-    said: list[TeacherOutput] = []
-
-    def ask() -> None:
-        said[:] = [teacher(pixels, erased)]
-        bool(torch.isfinite(said[0].logits).all())  # waits for the device
-
-    times = repeat(ask, seconds, least=1)
-    output = said[0]
-    rank = encoding.map.rank if encoding.map else None
-    calibration = None
-    if rank is not None and output.map is not None:
-        calibration = Calibration.fit(output.map.movedim(1, -1).flatten(0, 2), rank)
-    labels = torch.from_numpy(rendered.labels[0][: len(output.logits)]).to(teacher.device)
-
-    def encode() -> None:
-        quality(output, labels, encoding, encoding.encode(output, labels, calibration), calibration)
-
-    return times, float(np.median(repeat(encode, seconds / 10, least=3))) / len(labels), calibration
+    def output(self, rendered: Rendered, view: int) -> dict[str, torch.Tensor]:
+        """The teacher's outputs on a view, on the CPU; they are encoded as in a task."""
+        encoding, batches = self._encoding, self.batches(rendered.labels.shape[1])
+        with self._timed("forward", batches):
+            output: TeacherOutput = self._teacher(rendered.pixels[view], rendered.erased[view])
+            if not all(bool(torch.isfinite(x).all()) for x in output.parts().values()):  # waits for the device
+                raise TeacherError("an output is NaN or infinite", do=remedy(self._teacher.config.amp_dtype))
+        labels = torch.from_numpy(rendered.labels[view]).to(self._teacher.device)
+        if self._calibration is None and encoding.map is not None and output.map is not None:
+            self._calibration = Calibration.fit(output.map.movedim(1, -1).flatten(0, 2), encoding.map.rank)
+        with self._timed("encode", batches):
+            quality(output, labels, encoding, encoding.encode(output, labels, self._calibration), self._calibration)
+        return {name: x.cpu() for name, x in output.parts().items()}
 
 
 def _pieces(
-    throughput: Throughput, blocks: list[range], views: list[View], seconds: float, row_bytes: int
+    blocks: list[range], views: Sequence[View], group: int, batch: int, affordable: float
 ) -> tuple[list[range], list[View]]:
-    """What of the sample can be answered in time and kept: fewer blocks, then fewer views, then parts of blocks."""
-    whole = max(len(rows) for rows in blocks)
-    cost = float(throughput.rendering(whole, 1) + throughput.outputs(whole, 1))
-    units = min(seconds / max(cost, 1e-9), _LOGITS_BYTES / (whole * row_bytes))
-    least = min(2, len(blocks))
-    if units < least * len(views):
-        views = choose_views(views, 1)
-    if units < least * len(views):
-        batches = max(1, int(units * -(-whole // throughput.batch) / (least * len(views))))
-        whole = min(whole, batches * throughput.batch)
-    number = max(least, int(units / len(views)))
-    return cut(blocks[:number], whole), views
+    """Rows and views of the steps, of about so many batches: fewer blocks, then fewer views, then parts of blocks."""
+    if len(blocks) == 1 and len(blocks[0]) > 1:
+        half = -(-len(blocks[0]) // 2)
+        blocks = [blocks[0][:half], blocks[0][half:]]
+    least, whole = min(2, len(blocks)), -(-max(map(len, blocks)) // batch)
+    count = max(1, min(group, len(views), int(affordable / (least * whole))))
+    rows = max(1, min(whole, int(affordable / (least * count)))) * batch
+    number = max(least, int(affordable / (whole * count)))
+    return [block[:rows] for block in blocks[:number]], choose_views(views, count)
 
 
-def _run(
-    throughput: Throughput,
-    ask: Callable[[Rendered, int], TeacherOutput],
-    pieces: list[range],
-    views: list[View],
-    render: Callable[[range, Sequence[View]], Rendered],
-    seconds: float,
-) -> tuple[list[SampledOutputs], float, Estimate]:
-    """StudentOutput on every piece, and again on the first ones while there is time; `together` and `spread`."""
-    costs = [float(throughput.rendering(len(p), len(views)) + throughput.outputs(len(p), len(views))) for p in pieces]
-    # A task's number of steps is about this: what warms up and what waits come in as they do there.
-    steps = max(len(pieces), min(16, int(seconds / max(1e-9, float(np.mean(costs))))))
-    order = [pieces[i % len(pieces)] for i in range(steps)]
-    answered: list[SampledOutputs] = []
+def _steps(
+    work: _Work, pieces: list[range], views: list[View], seconds: float
+) -> tuple[list[SampledOutputs], list[float]]:
+    """Steps as a task does them, each piece once and again while there is time: outputs, and seconds a batch."""
+    began, kept = time.perf_counter(), [int(v) for v in choose_views(range(len(views)), _KEPT)]
+    sample: list[SampledOutputs] = []
     marks: list[float] = []
-    asked: list[float] = []
-    for rows, rendered in one_ahead(order, lambda rows: render(rows, views)):
+
+    def order() -> Iterator[range]:
+        for number in range(max(len(pieces), _STEPS)):
+            if number < len(pieces) or time.perf_counter() - began < seconds:
+                yield pieces[number % len(pieces)]
+
+    batches = []
+    for rows, rendered in one_ahead(order(), lambda rows: work.render(rows, views)):
         marks.append(time.perf_counter())
-        said = []
-        for view in range(len(views)):
-            start = time.perf_counter()
-            said.append(ask(rendered, view))
-            asked.append((time.perf_counter() - start) / -(-len(rows) // throughput.batch))
-        if len(answered) < len(pieces):
-            named = [output.parts() for output in said]
-            stacked = {name: torch.stack([parts[name] for parts in named]) for name in named[0]}
-            answered.append(SampledOutputs(rows, tuple(views), labels=torch.from_numpy(rendered.labels), **stacked))
-    took = np.diff(marks)
-    parts = np.array(
-        [
-            (float(throughput.rendering(len(after), len(views))), float(throughput.outputs(len(before), len(views))))
-            for before, after in itertools.pairwise(order)
-        ]
-    ).reshape(-1, 2)
-    longer, shorter = parts.max(axis=1), parts.min(axis=1)
-    together = float((took - longer).sum() / max(shorter.sum(), 1e-9)) if len(took) else 1.0
-    # A few long steps don't show how the machine's speed varies; the answers within them do.
-    varied = took / (longer + together * shorter) if len(took) >= _STEPS else np.array(asked)
-    return answered, together, Estimate.of_times((varied / varied.mean()).tolist())
-
-
-def _ask(
-    teacher: Teacher, encoding: Encoding, calibration: Calibration | None, rendered: Rendered, view: int
-) -> TeacherOutput:
-    """What a task does with a view; returns the answer on its rows, on the CPU."""
-    labels = torch.from_numpy(rendered.labels[view]).to(teacher.device)
-    output: TeacherOutput = teacher(rendered.pixels[view], rendered.erased[view])
-    if not all(bool(torch.isfinite(said).all()) for said in output.parts().values()):
-        raise TeacherError("the teacher answered with NaN or infinity", do=remedy(teacher.config.amp_dtype))
-    quality(output, labels, encoding, encoding.encode(output, labels, calibration), calibration)
-    return TeacherOutput(**{name: said.cpu() for name, said in output.parts().items()})
+        batches.append(work.batches(len(rows)) * len(views))
+        outputs = [work.output(rendered, view) for view in range(len(views))]
+        if len(sample) < len(pieces):
+            # Of some of the views, and of as many of the rows as there is memory for.
+            row = 4 * len(kept) * len(pieces) * sum(math.prod(x.shape[1:]) for x in outputs[0].values())
+            few = slice(max(1, _SAMPLE_BYTES // row))
+            stacked = {name: torch.stack([outputs[v][name][few] for v in kept]) for name in outputs[0]}
+            labels = torch.from_numpy(rendered.labels[kept, few])
+            sample.append(SampledOutputs(rows[few], tuple(views[v] for v in kept), labels=labels, **stacked))
+    marks.append(time.perf_counter())
+    times = [(stop - start) / n for (start, stop), n in zip(itertools.pairwise(marks), batches, strict=True)]
+    return sample, times[:-1] or times  # beside the last step nothing is rendered

@@ -2,7 +2,7 @@
 
 Log-probabilities come from a float32 log-softmax and are quantised after it (raw fp16 logits lose a thousand
 times as much). A top-k set is never renormalised: what it leaves out is spread evenly over the other classes. What
-that does to a student's gradient, and what renormalising would, `python -m benchmarks fidelity` measures: with k for
+that does to a student's gradient, and what renormalising would, docs/fidelity.md shows: with k for
 nearly all of the mass an even spread is nearer, with small k neither is.
 """
 

@@ -1,88 +1,84 @@
-"""How long a student would train, from the cache and with the teacher beside it."""
+"""How long a student would train, from the cache and with the teacher online."""
 
 import itertools
 import time
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
 
 from kdpipe._util.machine import cores
 from kdpipe.estimate.interval import Estimate
 from kdpipe.estimate.measure import SampleMeasurements
-from kdpipe.estimate.sampling import SampledOutputs
-from kdpipe.estimate.throughput import repeat
-from kdpipe.loader import Batch
+from kdpipe.loader import Batch, Loader
 from kdpipe.models import ModelSpec
-from kdpipe.shards import BlockReader
-from kdpipe.targets import Encoding
 from kdpipe.teacher import TeacherOutput
 from kdpipe.trainer.module import DistillationModule
 from kdpipe.trainer.prepare import TrainingJob
 from kdpipe.trainer.step import Step, build_student
-from kdpipe.views.block import paired_index, render_rows
+
+# Batches that are timed.
+_LEAST, _MOST = 2, 20
 
 
 def forecast_student(
-    job: TrainingJob,
-    measured: SampleMeasurements,
-    encoding: Encoding,
-    teacher: ModelSpec,
-    caching: dict[str, Any],
-    seconds: float,
+    job: TrainingJob, measured: SampleMeasurements, teacher: ModelSpec, caching: dict[str, Any], seconds: float
 ) -> dict[str, Any]:
-    """Rehearse a student's steps on the sample and extrapolate to its epochs, evaluation left out.
+    """Load and train on some batches, and multiply by those of all epochs; evaluation is left out.
 
     Args:
         job: the student, its training and loader; no cache is needed.
-        measured: of the teacher on the job's index.
-        encoding: of the cache; it keeps logits.
-        teacher: its size decides what more is rendered when it is asked live.
+        measured: of the teacher on the job's index; its encoding has logits.
+        teacher: its size decides whether it takes other renderings than the student when it is online.
         caching: seconds that the cache takes on one worker: low, mid, high.
-        seconds: to spend, half on loading and half on steps; more where one of them takes longer.
+        seconds: to spend; more where two batches take longer.
 
     Returns:
         JSON-able; `seconds_cached` and `seconds_online` of one student, `break_even_students`: how many make
-        the cache cheaper than the teacher beside each, None where it never is; `read_bytes_per_second`: what
-        storage must deliver, shards and targets, so that it doesn't bind.
+        the cache cheaper than the teacher online for each, None where it never is; `read_bytes_per_second`: what
+        storage must deliver, shards and targets, so that it isn't the bottleneck.
 
     Raises:
         TrainingError: the student can't run.
     """
     if job.train.threads is not None:
         torch.set_num_threads(job.train.threads)
+    encoding = measured.encoding
     built = build_student(job.student, job.train, encoding.num_classes)
-    size, batch = built.input_size, job.train.batch_size
-    load, images = _loading(job, measured.sample, size, seconds / 2)
-    updates = -(-len(job.index) // batch)
-    distillation = DistillationModule(built, job.loss)
+    size, batch, speed = built.input_size, job.train.batch_size, measured.throughput
     # The loss takes no features, so a loader wouldn't read them.
     logits = replace(encoding, pooled=None, map=None)
-    step = Step(distillation, job.train, updates=updates, targets_of=lambda b: logits.decode(b.targets))
+    step = Step(
+        DistillationModule(built, job.loss),
+        job.train,
+        updates=-(-len(job.index) // batch),
+        targets_of=lambda b: logits.decode(b.targets),
+    )
     step.dry_run()
-    first = _batch(images, measured.sample, logits, batch)
-    numbers = itertools.count()
-
-    def one() -> None:
-        parts = step(first, next(numbers))
-        if step.ranks.device.type == "cuda":
-            torch.cuda.synchronize(step.ranks.device)
-        float(parts["loss"])
-
-    one()  # allocates
-    stepping = Estimate.of_times(repeat(one, seconds / 2)) * (1 / batch)
-    reading, throughput = 1 / measured.writing.read, measured.throughput
-    forward = throughput.forward * (1 / throughput.batch)
-    other = (throughput.decode + throughput.render) * measured.threads if teacher.input_size != size else 0.0
-    images_seen = job.train.epochs * len(job.index)
+    outputs = torch.cat([part.logits[0] for part in measured.sample])
+    loads: list[float] = []
+    steps: list[float] = []
+    began = time.perf_counter()
+    for number, (took, images) in enumerate(_batches(job, size)):
+        fields = logits.encode(TeacherOutput(outputs[torch.arange(len(images)) % len(outputs)]), images.labels)
+        given = replace(images, targets={name: torch.from_numpy(array) for name, array in fields.items()})
+        start = time.perf_counter()
+        float(step(given, number)["loss"])  # waits for the device
+        loads.append(took / len(given))
+        steps.append((time.perf_counter() - start) / len(given))
+        if number >= _LEAST and (number >= _MOST or time.perf_counter() - began > seconds):
+            break
+    load, stepping = Estimate.of(loads[1:]), Estimate.of(steps[1:])  # the first allocates
+    # Seconds a row: of reading targets; of the teacher's forward; of its own rendering, on one core.
+    reading, forward = 1 / measured.writing.read, speed.forward * (1 / speed.batch)
+    other = speed.render / speed.batch * measured.threads if teacher.input_size != size else 0.0
+    seen = job.train.epochs * len(job.index)
     parallel = step.ranks.device.type == "cuda"
-    cached = _together(stepping, load + reading, job.loader.workers, parallel) * images_seen
-    online = _together(stepping + forward, load + other, job.loader.workers, parallel) * images_seen
+    cached = _together(stepping, load + reading, job.loader.workers, parallel) * seen
+    online = _together(stepping + forward, load + other, job.loader.workers, parallel) * seen
     saved = Estimate(*(max(0.0, a - b) for a, b in zip(vars(online).values(), vars(cached).values(), strict=True)))
-    stored = next(w for w in measured.weights if w.encoding == encoding).numbered.mid
+    stored = next(c for c in measured.candidates if c.encoding == encoding).bytes.mid
     read = job.index.full.bytes / len(job.index.full) + stored * logits.nbytes / encoding.nbytes
     return {
         "model": built.name,
@@ -96,7 +92,7 @@ def forecast_student(
         "seconds_online": online.json(),
         "seconds_saved": saved.json(),
         "break_even_students": Estimate(caching["low"], caching["mid"], caching["high"]).over(saved).json(),
-        "read_bytes_per_second": read * images_seen / cached.mid,
+        "read_bytes_per_second": read * seen / cached.mid,
     }
 
 
@@ -110,45 +106,16 @@ def _together(step: Estimate, load: Estimate, workers: int, parallel: bool) -> E
     return Estimate(*(max(pair) for pair in pairs))
 
 
-def _loading(
-    job: TrainingJob, sample: Sequence[SampledOutputs], size: int, seconds: float
-) -> tuple[Estimate, np.ndarray]:
-    """Seconds an image on one core, which is a loader process's work; and images, uint8 (n, S, S, 3)."""
-    views = range(job.loader.views_per_decode)
-    images: list[np.ndarray] = []
-    per_image: list[float] = []
-    reader = BlockReader(paired_index(job.index, job.views))
-    began = time.perf_counter()
-    with ThreadPoolExecutor(1) as pool:
-        try:
-            for part in itertools.cycle(sample):
+def _batches(job: TrainingJob, size: int) -> Iterator[tuple[float, Batch]]:
+    """Batches as a loader process makes them, and the seconds that each took; without end."""
+    # As many streams and blocks as usual would be read through before the first batch.
+    one = job.loader.model_copy(update={"workers": 0, "streams": 1, "window": 1})
+    loader = Loader(job.index, job.views, size, job.train.batch_size, loader=one)
+    try:
+        for epoch in itertools.count():
+            start = time.perf_counter()
+            for batch in loader.epoch(epoch):
+                yield time.perf_counter() - start, batch
                 start = time.perf_counter()
-                # Whole pieces: of a part of them the partners that are mixed in would count as well.
-                pixels = render_rows(reader, job.views, part.rows, views, size, pool).pixels
-                per_image.append((time.perf_counter() - start) / (len(part.rows) * len(views)))
-                if sum(len(some) for some in images) < job.train.batch_size:
-                    images.append(pixels[0])
-                if len(per_image) >= 2 and time.perf_counter() - began > seconds:
-                    break
-        finally:
-            reader.close()
-    return Estimate.of_times(per_image), np.concatenate(images)
-
-
-def _batch(images: np.ndarray, sample: Sequence[SampledOutputs], encoding: Encoding, rows: int) -> Batch:
-    """A batch of so many rows, repeated where the sample has fewer: it costs the same."""
-    logits = torch.cat([part.logits[0] for part in sample])
-    labels = torch.cat([part.labels[0] for part in sample])
-    at = np.arange(rows) % min(len(images), len(logits))
-    fields = encoding.encode(TeacherOutput(logits[at]), labels[at])
-    return Batch(
-        images=torch.from_numpy(images[at]),
-        labels=labels[at],
-        rows=torch.arange(rows),
-        views=torch.zeros(rows, dtype=torch.int64),
-        epoch=0,
-        step=0,
-        global_rows=rows,
-        global_labelled=int((labels[at] >= 0).sum()),
-        targets={name: torch.from_numpy(array) for name, array in fields.items()},
-    )
+    finally:
+        loader.close()

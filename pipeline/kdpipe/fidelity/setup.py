@@ -1,4 +1,4 @@
-"""Who teaches what: samples, their views, a teacher with its parts, and its word on batches of views."""
+"""What fidelity is measured on: samples, views, a teacher with its parts, and its outputs on batches of views."""
 
 import itertools
 from collections.abc import Callable, Iterator
@@ -18,30 +18,31 @@ from kdpipe.teacher import FEATURES, Teacher, TeacherOutput, head_parts, load_he
 from kdpipe.views import ViewsConfig
 from kdpipe.views.block import labelling_index
 
-_PROBES = 16
+# Images on which the teacher's parts are tried.
+_TRIED = 16
 
 
 @dataclass(frozen=True)
-class Shown:
-    """A batch of views, and the teacher's word on it."""
+class TeacherBatch:
+    """A batch of views and the teacher's outputs on it."""
 
     batch: Batch
     output: TeacherOutput
 
     @property
     def exact(self) -> Targets:
-        """All that it said, nothing lost."""
+        """The outputs as targets, without any encoding."""
         return Targets.live(self.output)
 
 
 @dataclass(frozen=True)
-class Scene:
-    """What is taught.
+class Setup:
+    """Samples, views and teacher.
 
     Attributes:
         info: the teacher's sizes and parts, as adapters take them.
-        basis: of its map, with the components of the largest rank; None without a map.
-        lacks: what this teacher hasn't got, of pooled, map, head, tail, and why.
+        basis: PCA of its feature map, with the components of the largest rank; None without a map.
+        lacks: of pooled, map, head and tail, those that this teacher doesn't have, and why.
     """
 
     index: Index
@@ -57,34 +58,46 @@ class Scene:
         width = self.info.map[0] if self.info.map else 0
         return tuple(sorted({width // part for part in (8, 4, 2)} - {0}))
 
-    def batches(self, count: int, size: int, epoch: int) -> Iterator[Shown]:
-        """So many batches of views, from the first of an epoch on."""
+    def basis_of(self, rank: int | None) -> Calibration | None:
+        """The basis with so many components; None for none."""
+        if self.basis is None:
+            return None
+        assert self.basis.components is not None
+        return replace(self.basis, components=None if rank is None else self.basis.components[:rank])
+
+    def batches(self, count: int, size: int, epoch: int) -> Iterator[TeacherBatch]:
+        """So many batches of `size` views, from the first of an epoch on."""
         batches = _batches(self.index, self.views, self.teacher.built.input_size, size, epoch)
         for batch in itertools.islice(batches, count):
-            yield Shown(batch, self.teacher(batch.images.numpy(), batch.erased))
+            output: TeacherOutput = self.teacher(batch.images.numpy(), batch.erased)
+            # The student is small, and gradients are compared on the CPU, wherever the teacher runs.
+            yield TeacherBatch(batch, TeacherOutput(**{name: x.cpu() for name, x in output.parts().items()}))
 
 
-def make_scene(index: Index, views: ViewsConfig, teacher: Teacher) -> Scene:
-    """Take the teacher's parts out, and fit a basis to its map; what it hasn't got is left out.
+def make_setup(index: Index, views: ViewsConfig, teacher: Teacher) -> Setup:
+    """Extract the teacher's parts, and fit a basis to its map; what it doesn't have is left out.
 
     Raises:
-        ShardError: a label is none of the teacher's classes.
-        ConfigError: the student would mix what the teacher saw unmixed.
+        ShardError: a label is out of range for the teacher's classes.
+        ConfigError: the views mix targets, which features don't allow.
     """
     if views.mixes and views.mix == "targets":
-        allowed = "images, which the teacher then sees mixed"
-        raise ConfigError("features don't mix", where="views.mix", found="targets", allowed=allowed)
+        raise ConfigError(
+            "features don't mix", where="views.mix", found="targets", allowed="images", do="Pass --set views.mix=images"
+        )
     labelling_index(index, views).check_labels(teacher.num_classes)
     lacks: dict[str, str] = {}
     given = [name for name in FEATURES if _tried(partial(teacher.shapes, (name,)), name, lacks) is not None]
     shapes = teacher.shapes(given) if given else {}
     teacher.set_features(given)
-    some = next(_batches(index, views, teacher.built.input_size, _PROBES, 0)).images.numpy()
-    head = _tried(lambda: load_head(head_parts(*_plain(teacher, some)), "the teacher's head"), "head", lacks)
+    some = next(_batches(index, views, teacher.built.input_size, _TRIED, 0)).images.numpy()
+
+    def original() -> tuple[Any, Any, torch.Tensor]:
+        return teacher.original(), teacher.built, teacher.normalized(some).contiguous()
+
+    head = _tried(lambda: load_head(head_parts(*original()), "the teacher's head"), "head", lacks)
     own = (teacher.built.name, *teacher.built.kwargs)
-    tail = _tried(
-        lambda: load_tail(*tail_parts(*_plain(teacher, some), teacher.weights), "its tail", trust=own), "tail", lacks
-    )
+    tail = _tried(lambda: load_tail(*tail_parts(*original(), teacher.weights), "its tail", trust=own), "tail", lacks)
     basis = None
     if "map" in shapes:
         tokens, _ = fit_tokens(teacher, FitSample(index, views.cached, [0], teacher.built.input_size, 1))
@@ -99,17 +112,7 @@ def make_scene(index: Index, views: ViewsConfig, teacher: Teacher) -> Scene:
         head=head,
         tail=tail,
     )
-    return Scene(index, views, teacher, info, basis, lacks)
-
-
-def of_rank(basis: Calibration, rank: int | None) -> Calibration:
-    """The basis with so many components; None for none."""
-    assert basis.components is not None
-    return replace(basis, components=None if rank is None else basis.components[:rank])
-
-
-def _plain(teacher: Teacher, images: Any) -> tuple[Any, Any, torch.Tensor]:
-    return teacher.original(), teacher.built, teacher.normalized(images).contiguous()
+    return Setup(index, views, teacher, info, basis, lacks)
 
 
 def _tried(make: Callable[[], Any], name: str, lacks: dict[str, str]) -> Any:

@@ -1,4 +1,4 @@
-"""Training the students, several processes at a time; what is finished is not done again."""
+"""Training the students, several processes at a time; finished runs are read."""
 
 import multiprocessing
 from collections.abc import Sequence
@@ -50,8 +50,8 @@ def run_all(runs: Sequence[Run], jobs: int, log: Log) -> dict[tuple[str, int], O
             for done in as_completed(waiting):
                 run, outcome = waiting[done], done.result()
                 found[run.label, run.seed] = outcome
-                said = outcome.refused or f"{100 * outcome.top1:.2f} %, {outcome.seconds:.0f} s"
-                log(f"[{len(found)}/{len(runs)}] {run.label}, seed {run.seed}: {said}")
+                result = outcome.refused or f"{100 * outcome.top1:.2f} %, {outcome.seconds:.0f} s"
+                log(f"[{len(found)}/{len(runs)}] {run.label}, seed {run.seed}: {result}")
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise

@@ -6,10 +6,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.contest import material
-from benchmarks.contest.contest import STUDENT, STUDENT_KWARGS, Budget, contest
-from benchmarks.contest.page import about
-from benchmarks.contest.table import HEADS, cells, reading
+from benchmarks.comparison import setup
+from benchmarks.comparison.run import STUDENT, STUDENT_KWARGS, Budget, compare
+from benchmarks.comparison.table import HEADS, cells
 from benchmarks.reporting import log
 from kdpipe.errors import ConfigError
 from kdpipe.models import ModelConfig
@@ -30,27 +29,25 @@ def measure(
     out: str,
     **budget: Any,
 ) -> dict[str, Any]:
-    """The figures of the command's options; see `contest`."""
+    """The figures of the command's options; see `compare`."""
     folder = Path(out)
     theirs = {"--val": val, "--limit": limit, "--val-limit": val_limit, "--weights": weights, "--config": config_file}
     for name, value in theirs.items():
         if shards is None and value is not None:
-            raise ConfigError("the digits are there as they are", where=name, found=value, do="Pass --index too")
+            raise ConfigError("only for samples of yours", where=name, found=value, do="Pass --index too")
     if shards is None:
-        taken = material.digits(folder, log)
+        used = setup.digits(folder, log)
     else:
-        taken = material.given(shards, val, limit, val_limit, weights, config_file)
+        used = setup.given(shards, val, limit, val_limit, weights, config_file)
     kwargs = params.key_values("--model-kwargs", model_kwargs) or ({} if student else STUDENT_KWARGS)
     distillation = ModelConfig(model=student or STUDENT, model_kwargs=kwargs)
-    return contest(taken, folder, distillation, Budget(**budget), only, log)
+    return compare(used, folder, distillation, Budget(**budget), only, log)
 
 
 def show(report: dict[str, Any]) -> None:
-    """The table and its reading on stdout."""
+    """The table on stdout."""
     console = Console(width=150, highlight=False, markup=False)
-    console.print(" ".join(about(report)))
     table = Table(*HEADS)
     for row in report["rows"]:
         table.add_row(*cells(row))
     console.print(table)
-    console.print(" ".join(reading(report["rows"])))

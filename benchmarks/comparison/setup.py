@@ -1,4 +1,4 @@
-"""What is learnt from: samples, validation samples, views and a teacher, the digits' or the user's."""
+"""Samples, validation samples, views and a teacher: the digits' or the user's."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,13 +13,13 @@ from kdpipe.views import ViewsConfig
 from kdpipe_stages import demo_run as demo
 from kdpipe_stages import settings as params
 
-# Of stride 8, so that 32 pixels leave a map of 4 x 4 to compare with.
+# Of stride 8: 32 pixels give a map of 4 x 4.
 TEACHER = demo.TEACHER.model_copy(update={"model_kwargs": {"patch_size": 1}})
 TEACHER_EPOCHS = 10
 
 
 @dataclass(frozen=True)
-class Material:
+class Setup:
     """See the module. `index` may have samples without a label."""
 
     index: Index
@@ -33,20 +33,20 @@ class Material:
         return len(self.index) - self.index.unlabelled
 
 
-def digits(folder: Path, log: Log) -> Material:
+def digits(folder: Path, log: Log) -> Setup:
     """The demo's digits, of which a tenth keep their label, and a teacher that is trained here with all of them."""
     made = demo.Demo(folder, quiet=True)
     made.shards()
     log("training the teacher")
     made.trained("teacher", made.full, TEACHER, "none", seed=0, epochs=TEACHER_EPOCHS)
     teacher = TeacherConfig(weights=str(folder / "teacher" / "best.safetensors"), batch_size=128)
-    return Material(made.train, made.val, demo.VIEWS, teacher)
+    return Setup(made.train, made.val, demo.VIEWS, teacher)
 
 
 def given(
     shards: str, val: str | None, limit: int | None, val_limit: int | None, weights: str | None, config_file: str | None
-) -> Material:
-    """The user's samples and teacher, whose weights kdpipe wrote or a params file explains.
+) -> Setup:
+    """The user's samples and teacher, whose weights kdpipe wrote or a settings file describes.
 
     Raises:
         ConfigError: there are no validation samples, or no teacher.
@@ -57,13 +57,13 @@ def given(
     if settings.teacher.weights is None:
         raise ConfigError("no teacher", where="--weights", do="Pass weights, or --config that name some")
     index, validation = Index.open(shards).limit(limit), Index.open(val).limit(val_limit)
-    return Material(index, validation, settings.views, settings.teacher)
+    return Setup(index, validation, settings.views, settings.teacher)
 
 
-def top1(material: Material, teacher: Teacher) -> float | None:
+def top1(setup: Setup, teacher: Teacher) -> float | None:
     """The teacher's on the center views of the validation samples."""
     size, batch = teacher.built.input_size, teacher.config.batch_size
-    loader = Loader(material.validation, material.views, size, batch, evaluate=("center",))
+    loader = Loader(setup.validation, setup.views, size, batch, evaluate=("center",))
     try:
         found = evaluate(
             lambda images: teacher(images.cpu().numpy()).logits, loader.epoch(0), teacher.num_classes, teacher.device

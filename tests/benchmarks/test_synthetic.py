@@ -1,4 +1,4 @@
-"""The thousand numbers: labels say what is written, validation is in other hands, the same bytes each time."""
+"""The thousand synthetic classes: labels are what is written, other hands in validation, the same bytes each time."""
 
 import json
 from collections.abc import Iterator
@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.numbers import NUMBERS, SIZE, _scripts, prepare_numbers
+from benchmarks.synthetic import CLASSES, SIZE, _digits_of, prepare_synthetic
 from kdpipe.errors import ShardError
 from kdpipe.shards import BlockReader, Index, build_index
 from kdpipe.shards.images import decode
@@ -16,7 +16,7 @@ from kdpipe.shards.images import decode
 @pytest.fixture(scope="module")
 def numbers(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("numbers") / "out"
-    written = prepare_numbers(out, train=2200, val=300, samples_per_shard=500)
+    written = prepare_synthetic(out, train=2200, val=300, samples_per_shard=500)
     assert {name: len(paths) for name, paths in written.items()} == {"train": 5, "val": 1}
     assert all(path.is_file() for paths in written.values() for path in paths)
     return out
@@ -25,7 +25,7 @@ def numbers(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def indexes(numbers: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Index]:
     place = tmp_path_factory.mktemp("indexes")
-    return {name: build_index(str(numbers / name), place / name, num_classes=NUMBERS) for name in ("train", "val")}
+    return {name: build_index(str(numbers / name), place / name, num_classes=CLASSES) for name in ("train", "val")}
 
 
 def _pages(index: Index) -> np.ndarray:
@@ -47,7 +47,7 @@ def test_every_thousand_have_each_number_once(indexes):
     labels = indexes["train"].labels
     assert len(labels) == 2200
     for first in (0, 1000):
-        assert sorted(labels[first : first + 1000]) == list(range(NUMBERS))
+        assert sorted(labels[first : first + 1000]) == list(range(CLASSES))
         assert sorted(labels[first : first + 100]) != list(labels[first : first + 100])
     assert len(set(labels[2000:])) == 200
     assert labels[2000:].max() > 900
@@ -76,7 +76,7 @@ def test_no_two_images_are_alike(indexes):
 
 
 def test_hands_of_validation_are_not_in_training():
-    scripts = _scripts(0)
+    scripts = _digits_of(0)
     hands = {name: {image.tobytes() for digit in script for image in digit} for name, script in scripts.items()}
     assert not hands["train"] & hands["val"]
     assert {name: sum(map(len, script)) for name, script in scripts.items()} == {"train": 1438, "val": 359}
@@ -85,7 +85,7 @@ def test_hands_of_validation_are_not_in_training():
 
 def test_the_same_seed_gives_the_same_bytes(tmp_path):
     def make(name: str, **options: int) -> dict[str, bytes]:
-        prepare_numbers(tmp_path / name, train=40, val=20, **options)
+        prepare_synthetic(tmp_path / name, train=40, val=20, **options)
         return {
             str(p.relative_to(tmp_path / name)): p.read_bytes() for p in (tmp_path / name).rglob("*") if p.is_file()
         }
@@ -99,5 +99,5 @@ def test_the_same_seed_gives_the_same_bytes(tmp_path):
 def test_never_writes_over_anything(tmp_path):
     (tmp_path / "mine").write_text("!")
     with pytest.raises(ShardError, match="something is there already"):
-        prepare_numbers(tmp_path, train=1, val=1)
+        prepare_synthetic(tmp_path, train=1, val=1)
     assert [p.name for p in tmp_path.iterdir()] == ["mine"]

@@ -1,4 +1,4 @@
-"""The rows of the table: every loss with its default numbers, and with those that papers use on CIFAR."""
+"""The rows of the table: each loss with its default hyperparameters, and with those that papers use on CIFAR."""
 
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -15,24 +15,24 @@ _WARMUP = 20 / 240
 
 @dataclass(frozen=True)
 class Row:
-    """A loss with its numbers."""
+    """A loss with its hyperparameters."""
 
     label: str
     loss: LossConfig
 
     @property
-    def numbers(self) -> str:
-        """As text: `temperature 4, alpha 0.9`; without those that are idle, a weight of 1 and no smoothing."""
+    def hyperparameters(self) -> str:
+        """As text: `temperature 4, alpha 0.9`; without a weight of 1 and smoothing of 0."""
         configs = [self.loss.hyperparameters(loss.name).model_dump() for loss in self.loss.losses]
-        told = [(name, value) for config in configs for name, value in config.items() if _tells(name, value)]
-        return ", ".join(f"{name} {value:g}" for name, value in told)
+        found = [(name, value) for config in configs for name, value in config.items() if _shown(name, value)]
+        return ", ".join(f"{name} {value:g}" for name, value in found)
 
 
 def rows(epochs: int, only: Collection[str] = ()) -> list[Row]:
     """The baseline and the losses in the order of LOSSES.
 
     Args:
-        epochs: of a run, for numbers that are epochs.
+        epochs: of a run, for hyperparameters that are epochs.
         only: names of losses to keep; all by default. The baseline is always there.
 
     Raises:
@@ -47,8 +47,8 @@ def rows(epochs: int, only: Collection[str] = ()) -> list[Row]:
             continue
         use = loss.usable
         found.append(Row(ALONE if name == _BASELINE else use, LossConfig(name=use)))
-        if numbers := _on_cifar(epochs).get(name):
-            found.append(Row(f"{use}, CIFAR", LossConfig.model_validate({"name": use, name: numbers})))
+        if given := _on_cifar(epochs).get(name):
+            found.append(Row(f"{use}, CIFAR", LossConfig.model_validate({"name": use, name: given})))
     return found
 
 
@@ -59,6 +59,6 @@ def _on_cifar(epochs: int) -> dict[str, dict[str, float]]:
     }
 
 
-def _tells(name: str, value: Any) -> bool:
+def _shown(name: str, value: Any) -> bool:
     number = isinstance(value, int | float) and not isinstance(value, bool)
     return number and (name, value) not in {("weight", 1), ("label_smoothing", 0)}

@@ -1,11 +1,11 @@
-"""A teacher of a thousand classes whose errors are real: trained here to read the numbers 000 to 999."""
+"""A teacher of a thousand synthetic classes with real errors: trained here to read the numbers 000 to 999."""
 
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 
-from benchmarks.numbers import NUMBERS, SIZE, prepare_numbers
+from benchmarks.synthetic import CLASSES, SIZE, prepare_synthetic
 from kdpipe.loader import LoaderConfig
 from kdpipe.losses import LossConfig
 from kdpipe.models import ModelConfig, write_weights
@@ -27,7 +27,7 @@ _NETWORK = {
 TEACHER = ModelConfig(
     model="convnext_atto",
     model_kwargs=_NETWORK,
-    num_classes=NUMBERS,
+    num_classes=CLASSES,
     input_size=SIZE,
     mean=(0.5, 0.5, 0.5),
     std=(0.5, 0.5, 0.5),
@@ -35,22 +35,22 @@ TEACHER = ModelConfig(
 EPOCHS = 6
 
 
-def numbers_index(folder: Path) -> dict[str, Index]:
-    """Shards of the numbers and their indexes, `train` and `val`."""
-    prepare_numbers(folder / "numbers")
-    places = {name: str(folder / "numbers" / name) for name in ("train", "val")}
-    return {n: build_index(place, folder / f"{n}.index", num_classes=NUMBERS) for n, place in places.items()}
+def synthetic_index(folder: Path) -> dict[str, Index]:
+    """Shards of the synthetic classes and their indexes, `train` and `val`."""
+    prepare_synthetic(folder / "synthetic")
+    places = {name: str(folder / "synthetic" / name) for name in ("train", "val")}
+    return {n: build_index(place, folder / f"{n}.index", num_classes=CLASSES) for n, place in places.items()}
 
 
-def train_numbers_teacher(folder: Path, indexes: dict[str, Index], log: Log, epochs: int = EPOCHS) -> str:
+def train_synthetic_teacher(folder: Path, indexes: dict[str, Index], log: Log, epochs: int = EPOCHS) -> str:
     """Train the teacher in minutes; returns where its weights are."""
-    begin = folder / "begin.safetensors"
-    _begin(begin)
+    first = folder / "first.safetensors"
+    _initialise(first)
     job = TrainingJob(
         index=indexes["train"],
         validation=indexes["val"],
         views=VIEWS,
-        student=TEACHER.model_copy(update={"weights": str(begin)}),
+        student=TEACHER.model_copy(update={"weights": str(first)}),
         loss=LossConfig(name="none"),
         train=TrainConfig(epochs=epochs, batch_size=64, lr=2e-3, warmup_epochs=min(1, epochs / 2), device="cpu"),
         loader=LoaderConfig(),
@@ -59,7 +59,7 @@ def train_numbers_teacher(folder: Path, indexes: dict[str, Index], log: Log, epo
     return str(folder / "teacher" / "best.safetensors")
 
 
-def _begin(path: Path) -> None:
+def _initialise(path: Path) -> None:
     """Weights in which numbers that share a digit share a part of their rows of the classifier.
 
     With random rows nothing is learned for ten epochs: a thousand classes of twenty images have to find out by
@@ -68,7 +68,7 @@ def _begin(path: Path) -> None:
     torch.manual_seed(0)
     module = build(TEACHER).module
     weight: torch.Tensor = cast(Any, module).head.fc.weight
-    parts, number = 0.15 * torch.randn(3, 10, weight.shape[1]), torch.arange(NUMBERS)
+    parts, number = 0.15 * torch.randn(3, 10, weight.shape[1]), torch.arange(CLASSES)
     with torch.no_grad():
         weight.copy_(parts[0][number // 100] + parts[1][number // 10 % 10] + parts[2][number % 10])
     write_weights(module, path)

@@ -17,18 +17,19 @@ from PIL import Image
 from kdpipe.shards import BlockReader, build_index
 from kdpipe.shards.images import decode
 from kdpipe.shards.pack import Item, new_folder, write_shards
-from kdpipe.shards.prepare import CLASSES, prepare_digits
+from kdpipe.shards.prepare import CLASSES as CLASSES_FILE
+from kdpipe.shards.prepare import prepare_digits
 
-NUMBERS = 1000
+CLASSES = 1000
 SIZE = 32
 # Pixels, of SIZE: how large a digit is written, how far its neighbours are, how far each strays from its place.
 _WIDE, _HIGH, _PITCH, _STRAY = 12, 16, 9, 2
 
 # By digit, its images: uint8 (8, 8) each.
-Script = Sequence[Sequence[np.ndarray]]
+Digits = Sequence[Sequence[np.ndarray]]
 
 
-def prepare_numbers(
+def prepare_synthetic(
     out: str | os.PathLike[str],
     *,
     train: int = 20_000,
@@ -57,19 +58,19 @@ def prepare_numbers(
     """
     written = {}
     with new_folder(Path(out)) as folder:
-        scripts = _scripts(seed)
+        digits = _digits_of(seed)
         for name, count in {"train": train, "val": val}.items():
             (folder / name).mkdir()
-            items = _numbers(scripts[name], name, count, random.Random(f"{name} {seed}"))
+            items = _numbers(digits[name], name, count, random.Random(f"{name} {seed}"))
             paths = write_shards(folder / name, name, items, samples_per_shard)
             written[name] = [Path(out) / name / path.name for path in paths]
-        (folder / CLASSES).write_text(json.dumps([f"{number:03d}" for number in range(NUMBERS)]) + "\n")
+        (folder / CLASSES_FILE).write_text(json.dumps([f"{number:03d}" for number in range(CLASSES)]) + "\n")
     return written
 
 
-def _scripts(seed: int) -> dict[str, Script]:
+def _digits_of(seed: int) -> dict[str, Digits]:
     """The digits of `prepare_digits` in their original 8 x 8 pixels, by split."""
-    scripts: dict[str, Script] = {}
+    digits: dict[str, Digits] = {}
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         prepare_digits(folder / "digits", size=8, seed=seed)
@@ -80,26 +81,26 @@ def _scripts(seed: int) -> dict[str, Script]:
             for row, label in enumerate(index.labels.tolist()):
                 images[label].append(decode(reader.image(row))[..., 0])
             reader.close()
-            scripts[name] = images
-    return scripts
+            digits[name] = images
+    return digits
 
 
-def _numbers(script: Script, name: str, count: int, draw: random.Random) -> list[Item]:
-    rounds = -(-count // NUMBERS)
-    labels = [label for _ in range(rounds) for label in draw.sample(range(NUMBERS), NUMBERS)][:count]
-    return [Item(f"{name}-{i:05d}", _written(script, label, draw), label) for i, label in enumerate(labels)]
+def _numbers(digits: Digits, name: str, count: int, draw: random.Random) -> list[Item]:
+    rounds = -(-count // CLASSES)
+    labels = [label for _ in range(rounds) for label in draw.sample(range(CLASSES), CLASSES)][:count]
+    return [Item(f"{name}-{i:05d}", _written(digits, label, draw), label) for i, label in enumerate(labels)]
 
 
-def _written(script: Script, number: int, draw: random.Random) -> bytes:
+def _written(digits: Digits, number: int, draw: random.Random) -> bytes:
     """One image of a number, encoded; where digits touch, the lighter pixel is seen."""
-    page = np.zeros((SIZE, SIZE), np.uint8)
+    canvas = np.zeros((SIZE, SIZE), np.uint8)
     for place, digit in enumerate(f"{number:03d}"):
-        image = draw.choice(script[int(digit)])
+        image = draw.choice(digits[int(digit)])
         ink = np.asarray(Image.fromarray(image).resize((_WIDE, _HIGH), Image.Resampling.BICUBIC))
         x = SIZE // 2 + (place - 1) * _PITCH - _WIDE // 2 + draw.randint(-1, 1)
         y = (SIZE - _HIGH) // 2 + draw.randint(-_STRAY, _STRAY)
-        spot = page[y : y + _HIGH, x : x + _WIDE]
+        spot = canvas[y : y + _HIGH, x : x + _WIDE]
         np.maximum(spot, ink, out=spot)
     buffer = io.BytesIO()
-    Image.fromarray(page).save(buffer, "PNG")
+    Image.fromarray(canvas).save(buffer, "PNG")
     return buffer.getvalue()

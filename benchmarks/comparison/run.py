@@ -1,4 +1,4 @@
-"""The contest itself: a cache with everything, a job for every loss and seed, and the figures of all of them."""
+"""The comparison: a cache with all kinds of targets, a job for each loss and seed, and their figures."""
 
 import re
 import statistics
@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.contest.material import Material, top1
-from benchmarks.contest.rows import ALONE, Row, rows
-from benchmarks.contest.runs import Outcome, Run, run_all
+from benchmarks.comparison.losses import ALONE, Row, rows
+from benchmarks.comparison.runs import Outcome, Run, run_all
+from benchmarks.comparison.setup import Setup, top1
 from kdpipe.cache import Cache, CacheReader, CacheRequest
 from kdpipe.caching import cache_views
 from kdpipe.loader import LoaderConfig
@@ -20,7 +20,7 @@ from kdpipe.targets import TargetsConfig
 from kdpipe.teacher import Teacher
 from kdpipe.trainer import Log, TrainConfig, TrainingJob
 
-EVERYTHING = TargetsConfig(kind="dense", dtype="float16", pooled="float16", map="float16", tail=True)
+ALL_TARGETS = TargetsConfig(kind="dense", dtype="float16", pooled="float16", map="float16", tail=True)
 # A ResNet, because NORM can only be merged into networks of its kind; 4 x 4 positions are left of 32 pixels.
 STUDENT = "resnet10t"
 STUDENT_KWARGS = {"channels": [16, 24, 32, 48], "stem_width": 8, "output_stride": 8}
@@ -50,32 +50,32 @@ class Budget:
         )
 
 
-def contest(
-    material: Material, folder: Path, student: ModelConfig, budget: Budget, only: Collection[str], log: Log
+def compare(
+    setup: Setup, folder: Path, student: ModelConfig, budget: Budget, only: Collection[str], log: Log
 ) -> dict[str, Any]:
     """Train the student with every loss, `budget.seeds` times.
 
     Args:
-        material: the samples and the teacher.
+        setup: the samples and the teacher.
         folder: for the cache and the runs; what is finished there isn't done again.
-        student: without its feed, which is the teacher's.
+        student: without input size, mean and std, which are the teacher's.
         budget: of each run.
         only: losses; all by default.
-        log: told what happens, one line each.
+        log: receives what happens, one line each.
 
     Returns:
-        `data`, `teacher`, `student`, `budget`, `cache`: what was used; `rows`: of each loss its numbers, top-1
+        `data`, `teacher`, `student`, `budget`, `cache`: what was used; `rows`: of each loss its hyperparameters, top-1
         and gain by seed, seconds, steps, the last epoch's parts of the loss, bytes a view, or why it is refused.
     """
-    teacher = Teacher(material.teacher, material.index.num_classes)
+    teacher = Teacher(setup.teacher, setup.index.num_classes)
     url = str(folder / "cache.zarr")
-    log(f"caching {budget.epochs} views of {len(material.index)} samples")
-    cache, report = cache_views(url, material.index, material.views, teacher, EVERYTHING, range(budget.epochs))
+    log(f"caching {budget.epochs} views of {len(setup.index)} samples")
+    cache, report = cache_views(url, setup.index, setup.views, teacher, ALL_TARGETS, range(budget.epochs))
     feed = {name: getattr(teacher.built, name) for name in ("num_classes", "input_size", "mean", "std")}
     student = student.model_copy(update=feed)
     chosen = rows(budget.epochs, only)
     runs = [
-        Run(row.label, seed, job(material, url, student, row, budget, seed), folder / f"{_slug(row.label)}-{seed}")
+        Run(row.label, seed, job(setup, url, student, row, budget, seed), folder / f"{_slug(row.label)}-{seed}")
         for seed in range(budget.seeds)
         for row in chosen
     ]
@@ -86,15 +86,15 @@ def contest(
     built = build(student)
     return {
         "data": {
-            "samples": len(material.index),
-            "labelled": material.labelled,
-            "validation": len(material.validation),
+            "samples": len(setup.index),
+            "labelled": setup.labelled,
+            "validation": len(setup.validation),
         },
         "teacher": {
             "model": teacher.built.name,
             "model_kwargs": teacher.built.kwargs,
             "map": list(report.encoding.map.shape),
-            "top1": top1(material, teacher),
+            "top1": top1(setup, teacher),
         },
         "student": {
             "model": built.name,
@@ -104,21 +104,21 @@ def contest(
         },
         "budget": {**vars(budget), "steps": max(o.steps for o in outcomes.values())},
         "cache": {"bytes_per_view": cache.bytes(segment) / cache.quality(segment).views},
-        "rows": [_figures(row, outcomes, budget.seeds, _bytes(cache, material, row)) for row in chosen],
+        "rows": [_figures(row, outcomes, budget.seeds, _bytes(cache, setup, row)) for row in chosen],
     }
 
 
-def job(material: Material, url: str, student: ModelConfig, row: Row, budget: Budget, seed: int) -> TrainingJob:
+def job(setup: Setup, url: str, student: ModelConfig, row: Row, budget: Budget, seed: int) -> TrainingJob:
     """Of one run. Labels alone pass by more often where samples lack theirs, so that there are as many steps."""
     taught, epochs = row.loss.requirements.targets, budget.epochs
-    if not taught and material.index.unlabelled:
-        steps = epochs * -(-len(material.index) // budget.batch_size)
-        epochs = max(1, round(steps / -(-material.labelled // budget.batch_size)))
+    if not taught and setup.index.unlabelled:
+        steps = epochs * -(-len(setup.index) // budget.batch_size)
+        epochs = max(1, round(steps / -(-setup.labelled // budget.batch_size)))
     return TrainingJob(
-        index=material.index,
-        validation=material.validation,
+        index=setup.index,
+        validation=setup.validation,
         caches=(url,) if taught else (),
-        views=material.views,
+        views=setup.views,
         student=student,
         loss=row.loss,
         train=budget.training(seed, epochs),
@@ -132,7 +132,7 @@ def _figures(row: Row, outcomes: dict[tuple[str, int], Outcome], seeds: int, siz
     refused = next((one.refused for one in own if one.refused), "")
     found: dict[str, Any] = {
         "label": row.label,
-        "numbers": row.numbers,
+        "hyperparameters": row.hyperparameters,
         "loss": row.loss.used(),
         "bytes_per_view": size,
         "refused": refused,
@@ -148,13 +148,13 @@ def _figures(row: Row, outcomes: dict[tuple[str, int], Outcome], seeds: int, siz
     }
 
 
-def _bytes(cache: Cache, material: Material, row: Row) -> int:
+def _bytes(cache: Cache, setup: Setup, row: Row) -> int:
     """What is read of a view, uncompressed."""
     needs: Requirements = row.loss.requirements
     if not needs.targets:
         return 0
     want = CacheRequest.of(needs)
-    fields: Sequence[Any] = CacheReader(cache.store.url, material.index, material.views, request=want).fields
+    fields: Sequence[Any] = CacheReader(cache.store.url, setup.index, setup.views, request=want).fields
     return sum(field.nbytes for field in fields)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.large import CLASSES, made_up_index
+from benchmarks.large_index import CLASSES, made_up_index
 from benchmarks.measure import spread
 from kdpipe.errors import ConfigError
 from kdpipe.loader import Loader
@@ -23,7 +23,7 @@ _SECONDS, _MB = 2.0, 600.0
 _ROLLUP, _CLEAR = Path("/proc/self/smaps_rollup"), Path("/proc/self/clear_refs")
 
 
-def opening(folder: Path, samples: int = 14_000_000, readers: int = 4, repeats: int = 3) -> dict[str, Any]:
+def index_open(folder: Path, samples: int = 14_000_000, readers: int = 4, repeats: int = 3) -> dict[str, Any]:
     """Open the index of so many samples in fresh processes, and in several at once; its files are in the file cache.
 
     Returns:
@@ -40,7 +40,7 @@ def opening(folder: Path, samples: int = 14_000_000, readers: int = 4, repeats: 
         ConfigError: no Linux here, whose memory figures these are.
     """
     if not _ROLLUP.exists():
-        raise ConfigError("memory is measured on Linux alone", where="bench opening")
+        raise ConfigError("memory is measured on Linux alone", where="index-open")
     index = made_up_index(folder / "large.index", samples)
     alone = [_ask((_open, index.path))[0] for _ in range(repeats)]
     [start] = _ask((_start, index.path))
@@ -66,7 +66,7 @@ def _ask(*works: tuple[Work, Path]) -> list[dict[str, float]]:
     """Answers of fresh processes, which measure when all of them have done their work and none has ended."""
     # Forked from a server that has imported everything and done nothing: fresh, and there in milliseconds.
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["benchmarks.opening"])
+    context.set_forkserver_preload(["benchmarks.index_open"])
     pairs = [context.Pipe() for _ in works]
     children = [
         context.Process(target=_child, args=(*work, theirs)) for work, (_, theirs) in zip(works, pairs, strict=True)
