@@ -124,6 +124,7 @@ def _statistics(cache: Cache, index_path: str | None, samples: int | None, seed:
     with Progress(sum(len(block.rows) for block in blocks), "samples", "reading") as progress:
         found = read_statistics(cache, blocks, labels, top=top, on_samples=progress.advance)
     unknown = {} if labels else {"labelled": None, "mixed": None}
+    classes = cache.classes or (labels.index.classes if labels else None)
     pairs = sorted(found.confusions.items(), key=lambda item: (-item[1], item[0]))[:top]
     return {
         "samples": found.samples,
@@ -133,6 +134,7 @@ def _statistics(cache: Cache, index_path: str | None, samples: int | None, seed:
         "remark": remark,
         "views": [tally.summary() | unknown for tally in found.tallies if tally.views],
         "unmixed": found.unmixed,
+        "classes": classes,
         "confusions": [{"label": label, "said": said, "views": n} for (label, said), n in pairs],
         "contradictions": found.contradictions,
     }

@@ -10,11 +10,13 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import AfterValidator
 
 from kdpipe._util.files import read_bounded
 from kdpipe._util.untrusted import load_json
-from kdpipe.errors import ShardError
+from kdpipe.errors import IdentityError, ShardError
 
 # Of a file of names; no set of classes is near it.
 MAX_BYTES, MAX_CLASSES, MAX_NAME = 2**26, 2**24, 256
@@ -49,6 +51,15 @@ class ClassMap:
 def is_class_name(name: object) -> bool:
     """Whether a class may be called so: text on one line, of up to 256 characters."""
     return isinstance(name, str) and 0 < len(name) <= MAX_NAME and not _CONTROL.search(name)
+
+
+def _class_name(name: str) -> str:
+    if not is_class_name(name):
+        raise ValueError("not a class name")
+    return name
+
+
+ClassName = Annotated[str, AfterValidator(_class_name)]
 
 
 def load_class_map(path: Path) -> ClassMap:
@@ -119,6 +130,26 @@ def _of_table(text: str, delimiter: str) -> list[tuple[Any, Any]]:
 
 def _integer(text: str) -> int | str:
     return int(text) if _INTEGER.fullmatch(text) else text
+
+
+def require_same(ours: Sequence[str] | None, theirs: Sequence[str] | None, where: object, whose: str) -> str | None:
+    """Refuse two class lists that differ; a remark where one is known and the other is not.
+
+    Args:
+        ours: of the index.
+        theirs, where, whose: of what is used with it.
+
+    Raises:
+        IdentityError: naming the first three classes that differ.
+    """
+    found = disagreement(ours, theirs)
+    if found is not None:
+        do = "Number the classes alike: kdpipe prepare folder --classes, or kdpipe index --class-map"
+        what = f"the classes of the index and of {whose} have other names"
+        raise IdentityError(what, where=where, found=found, do=do)
+    if (ours is None) == (theirs is None):
+        return None
+    return f"class names are unknown in {'the index' if ours is None else whose}: their order isn't compared"
 
 
 def disagreement(ours: Sequence[str] | None, theirs: Sequence[str] | None) -> str | None:

@@ -8,14 +8,14 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, ConfigDict, Field, ValidationError
+from pydantic import ConfigDict, Field, ValidationError
 
 from kdpipe._util.files import read_bounded
 from kdpipe._util.redact import bare_url
 from kdpipe._util.untrusted import load_json
 from kdpipe.config import Config, first_problem
 from kdpipe.errors import IndexFileError
-from kdpipe.shards.classes import MAX_CLASSES, is_class_name
+from kdpipe.shards.classes import MAX_CLASSES, ClassName
 from kdpipe.shards.remote import refuse_chain
 from kdpipe.shards.sources import is_name, is_name_of
 
@@ -36,15 +36,8 @@ DTYPES = {
 }
 
 
-def _class_name(name: str) -> str:
-    if not is_class_name(name):
-        raise ValueError("not a class name")
-    return name
-
-
 Count = Annotated[int, Field(ge=0, lt=2**62)]
 Positive = Annotated[int, Field(ge=1, lt=2**62)]
-ClassName = Annotated[str, AfterValidator(_class_name)]
 Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
