@@ -6,8 +6,6 @@ from contextlib import contextmanager
 import click
 
 from kdpipe._util.redact import showable
-from kdpipe.shards import Index
-from kdpipe.shards.classes import require_same
 from kdpipe.shards.problems import MOST, Problems
 
 
@@ -38,19 +36,3 @@ def print_skipped(rows: Sequence[tuple[str, str]], file: str) -> None:
         click.echo(f"  {what:{width}}  {why}", err=True)
     if len(rows) > MOST:
         click.echo(f"  and {len(rows) - MOST} more", err=True)
-
-
-def compare_class_names(index: Index, weights: str | None) -> None:
-    """Refuse weights that kdpipe wrote for other classes; say where one of both has no names.
-
-    Raises:
-        IdentityError: naming the first three classes that differ.
-    """
-    from kdpipe.models import read_header  # imports torch
-
-    header = read_header(weights) if weights else None
-    if header is None or header.model is None:  # other people's weights have no names
-        return
-    remark = require_same(index.classes, header.classes, weights, "the weights")
-    if remark:
-        click.echo(remark, err=True)

@@ -87,4 +87,7 @@ def test_prepare(tmp_path: Path) -> None:
         (tree / name).mkdir(parents=True)
         (tree / name / "1.jpg").write_bytes(shard_members(1)[0][1])
     result = kdpipe("prepare", "folder", tree, "--out", tmp_path / "f", "--resize", 16, "--samples-per-shard", 1)
-    assert result.stdout == f"{tmp_path}/f: 2 shards, train-0000.tar to train-0001.tar\n"
+    assert result.stdout.splitlines() == [
+        f"{tmp_path}/f: 2 shards, train-0000.tar to train-0001.tar",
+        "  2 samples in 2 classes: a 1, b 1",
+    ]

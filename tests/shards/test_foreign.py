@@ -219,8 +219,11 @@ def test_labels_that_a_class_map_lacks(tmp_path: Path) -> None:
     assert build(tar(tmp_path, ("a.jpg", A), ("a.cls", b"1")), class_map=names).labels.tolist() == [1]
     with pytest.raises(ShardError, match="label out of range; found 2; allowed: 0 to 1"):
         build(tar(tmp_path, ("a.jpg", A), ("a.cls", b"2")), class_map=names)
-    # Where names are numbers, integers are names: the second folder is "10".
+    # In a list of names an integer is a number, whatever the names are; in a map it is a name.
     (tmp_path / "n.json").write_text('["1", "10", "2"]')
+    names, tarred = load_class_map(tmp_path / "n.json"), tar(tmp_path, ("a.jpg", A), ("a.cls", b"2"))
+    assert build(tarred, class_map=names).labels.tolist() == [2]
+    (tmp_path / "n.json").write_text('{"1": 0, "10": 1, "2": 2}')
     names, tarred = load_class_map(tmp_path / "n.json"), tar(tmp_path, ("a.jpg", A), ("a.json", b'{"label": 10}'))
     assert build(tarred, class_map=names).labels.tolist() == [1]
     with pytest.raises(ShardError, match="no class of the class map; found '0'"):

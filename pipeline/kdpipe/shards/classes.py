@@ -23,6 +23,7 @@ MAX_BYTES, MAX_CLASSES, MAX_NAME = 2**26, 2**24, 256
 CLASSES = "classes.json"
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _INTEGER = re.compile(r"[+-]?[0-9]{1,18}")
+Pairs = list[tuple[Any, Any]]
 _FORMS = (
     "a .json list of names, an object of names to numbers or of numbers to names; a .csv of name,number; "
     "or a .txt with a name a line"
@@ -35,17 +36,18 @@ class ClassMap:
 
     numbers: Mapping[str, int]
     names: list[str] | None
-    # Where names are integers, such as folders 1 to 12, a label that is an integer is a name.
-    numeric: bool
+    # Whether labels that are integers are looked up: they are names in a map from names to numbers that has integers
+    # among the names. In a list of names, as of folders 1 to 12, an integer is a number.
+    numeric: bool = False
 
     @classmethod
-    def of(cls, numbers: Mapping[str, int]) -> "ClassMap":
+    def of(cls, numbers: Mapping[str, int], mapping: bool = False) -> "ClassMap":
         """Of pairs; the class list has the first name of each number."""
         first: dict[int, str] = {}
         for name, number in numbers.items():
             first.setdefault(number, name)
         names = [first[i] for i in range(len(first))] if set(first) == set(range(len(first))) else None
-        return cls(numbers, names, any(_INTEGER.fullmatch(name) for name in numbers))
+        return cls(numbers, names, mapping and any(_INTEGER.fullmatch(name) for name in numbers))
 
 
 def is_class_name(name: object) -> bool:
@@ -74,20 +76,21 @@ def load_class_map(path: Path) -> ClassMap:
         raise ShardError(f"the class list can't be read ({error.strerror or error})", where=path) from error
     try:
         text = data.decode("utf-8-sig")
+        mapping, suffix = False, path.suffix.lower()
         if path.is_dir():
-            pairs = list(_of_json(load_json(text).get("classes")))
-        elif path.suffix.lower() == ".json":
-            pairs = list(_of_json(load_json(text)))
-        elif path.suffix.lower() in (".csv", ".tsv"):
-            pairs = _of_table(text, "\t" if path.suffix.lower() == ".tsv" else ",")
+            pairs, _ = _of_json(load_json(text).get("classes"))
+        elif suffix == ".json":
+            pairs, mapping = _of_json(load_json(text))
+        elif suffix in (".csv", ".tsv"):
+            pairs, mapping = _of_table(text, "\t" if suffix == ".tsv" else ",")
         else:
             pairs = [(line.strip(), i) for i, line in enumerate(text.rstrip().splitlines())]
-        return ClassMap.of(_checked(pairs))
+        return ClassMap.of(_checked(pairs), mapping)
     except (ValueError, AttributeError, csv.Error) as error:
         raise ShardError(f"not a class list ({error})", where=path, allowed=_FORMS) from error
 
 
-def _checked(pairs: Sequence[tuple[Any, Any]]) -> dict[str, int]:
+def _checked(pairs: Pairs) -> dict[str, int]:
     numbers: dict[str, int] = {}
     for name, number in pairs:
         if not is_class_name(name):
@@ -101,31 +104,32 @@ def _checked(pairs: Sequence[tuple[Any, Any]]) -> dict[str, int]:
     return numbers
 
 
-def _of_json(tree: Any) -> list[tuple[Any, Any]]:
+def _of_json(tree: Any) -> tuple[Pairs, bool]:
+    """The pairs, and whether they map names to numbers."""
     if isinstance(tree, list):
-        return [(name, i) for i, name in enumerate(tree)]
+        return [(name, i) for i, name in enumerate(tree)], False
     if not isinstance(tree, dict):
         raise ValueError("no list or object of names")
     if all(type(value) is int for value in tree.values()):
-        return list(tree.items())
-    pairs: list[tuple[Any, Any]] = []
+        return list(tree.items()), True
+    pairs: Pairs = []
     for number, names in tree.items():  # as ImageNet's {"0": ["n01440764", "tench"], ...}
         if not _INTEGER.fullmatch(number):
             raise ValueError(f"{number[:40]!r} is no number")
         pairs += [(name, int(number)) for name in (names if isinstance(names, list) else [names])]
-    return pairs
+    return pairs, False
 
 
-def _of_table(text: str, delimiter: str) -> list[tuple[Any, Any]]:
+def _of_table(text: str, delimiter: str) -> tuple[Pairs, bool]:
     rows = [row for row in csv.reader(io.StringIO(text), delimiter=delimiter) if row]
     if rows and len(rows[0]) == 1:
-        return [(row[0].strip(), i) for i, row in enumerate(rows)]
+        return [(row[0].strip(), i) for i, row in enumerate(rows)], False
     if rows and not any(_INTEGER.fullmatch(cell.strip()) for cell in rows[0]):
         rows = rows[1:]  # a header
     if any(len(row) < 2 for row in rows):
         raise ValueError("a row of one column among others")
     place = 1 if all(_INTEGER.fullmatch(row[1].strip()) for row in rows) else 0
-    return [(row[1 - place].strip(), _integer(row[place].strip())) for row in rows]
+    return [(row[1 - place].strip(), _integer(row[place].strip())) for row in rows], place == 1
 
 
 def _integer(text: str) -> int | str:

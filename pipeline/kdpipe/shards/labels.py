@@ -145,10 +145,11 @@ def _number(value: Any, rules: Rules, bad: Callable[..., Any], what: str, place:
     names, text = rules.class_map, str(value).strip() if isinstance(value, int | str) else ""
     if type(value) is bool:
         text = ""
-    if names is not None and text in names.numbers:
-        number = names.numbers[text]
-    elif _INTEGER.fullmatch(text) and len(text) <= _NUMBER_BYTES * 8 and (names is None or not names.numeric):
+    integer = _INTEGER.fullmatch(text) is not None and len(text) <= _NUMBER_BYTES * 8
+    if integer and (names is None or not names.numeric):
         number = int(text)
+    elif names is not None and text in names.numbers:
+        number = names.numbers[text]
     elif names is not None and text != "-1":
         raise bad(f"{what} is no class of the class map", *where, found=_short(repr(value)))
     elif names is not None:
