@@ -78,7 +78,13 @@ _TLS = ("tls_ca", "tls_cert", "tls_key")
 
 TABLE = {
     "prepare digits": Line({"out": "{out}"}, {}, _texts("out")),
-    "prepare folder": Line({"source": "{images}", "out": "{out}"}, {"source": ("images",)}, _texts("out name")),
+    "prepare folder": Line(
+        {"source": "{images}", "out": "{out}"},
+        {"source": ("images",), "classes": ("class names",)},
+        _texts("out name"),
+    ),
+        {"source": "{images}", "out": "{out}"}, {"source": ("images",), "classes": ("class names",)}, _texts("out name")
+    ),
     "index": Line(
         {"source": "{shards}", "out": "{out}"},
         {"source": ("shards", "manifest"), "class_map": ("class names",), "labels": ("class names",)},

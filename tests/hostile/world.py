@@ -76,7 +76,7 @@ def make(folder: Path) -> World:
         images=_images(inside),
         manifest=_manifest(inside),
         class_map=_text(inside / "map.json", "[2, 0, 1]"),
-        class_names=_text(inside / "names.csv", "cat,0\ndog,1\nbee,2\n"),
+        class_names=_text(inside / "names.csv", "class0,0\nclass1,1\nclass2,2\n"),
         params=_text(inside / "params.yaml", "views: {seed: 0}\n"),
         empty=_folder(inside / "empty"),
     )

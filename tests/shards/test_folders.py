@@ -239,6 +239,13 @@ def test_one_class_list_for_all_splits(tmp_path: Path) -> None:
     tree(val, {"dog/1.jpg": JPEG})
     line = refused("prepare", "folder", val, "--out", tmp_path / "no", "--classes", index.path)
     assert "val/dog: a folder that is no class of the class list; allowed: ant, bee, cat" in line
+    (tmp_path / "turned.json").write_text('["cat", "bee", "ant"]')
+    line = refused("index", tmp_path / "t", "--out", tmp_path / "no", "--class-map", tmp_path / "turned.json")
+    assert "classes.json beside the shards have other names; found 0 is 'cat' and 'ant', 2 is" in line
+    (tmp_path / "t" / "classes.json").write_text('{"made": "by others"}')
+    assert "classes.json: not a class list" in refused("index", tmp_path / "t", "--out", tmp_path / "no")
+    words = ("--class-map", tmp_path / "turned.json")
+    assert kdpipe("index", tmp_path / "t", "--out", tmp_path / "yes", *words).code == 0
 
 
 def test_the_first_three_that_differ() -> None:

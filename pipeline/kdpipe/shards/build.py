@@ -13,12 +13,14 @@ from dask.delayed import delayed
 from kdpipe._util.redact import bare_url
 from kdpipe.errors import ConfigError, KdpipeError, ShardError
 from kdpipe.shards import layout
-from kdpipe.shards.classes import CLASSES, MAX_CLASSES, ClassMap, load_class_map
+from kdpipe.shards.classes import CLASSES, MAX_CLASSES, ClassMap, load_class_map, require_same
 from kdpipe.shards.index import Index, listing
 from kdpipe.shards.labels import UNLABELLED, Check, Rules
 from kdpipe.shards.problems import MOST, Problems, raise_all
+from kdpipe.shards.samples import BadSample
 from kdpipe.shards.scan import Scan, scan
 from kdpipe.shards.sources import Source, is_local, resolve
+from kdpipe.shards.tar import Damage, UnusableShard
 
 Progress = Callable[[int, int, int], None]
 
@@ -63,6 +65,7 @@ def build_index(
 
     Raises:
         ShardError: as `sources.expand`, `scan.scan` and `classes.load_class_map`.
+        IdentityError: `class_map` has other names than the classes.json beside the shards.
         IndexFileError: `out` can't be written, or holds something else.
         ConfigError: a number is impossible.
     """
@@ -78,7 +81,7 @@ def build_index(
     if shards.alt_label is not None and (label_key is not None or labels is not None):
         what = "the manifest names the labels by alt_label"
         raise ShardError(what, where=source, found=shards.alt_label, do="Leave --label-key and --labels out")
-    classes = class_map or beside(shards.urls)
+    classes = _classes(class_map, shards.urls)
     if classes is not None and classes.names is not None:
         if num_classes is not None and num_classes != len(classes.names):
             what = "as many classes as there are names"
@@ -117,6 +120,18 @@ def build_index(
     }
     layout.save(path, document | {name: value for name, value in extra.items() if value}, arrays, overwrite)
     return Index.open(path, {found.name: found.url for found in used if bare_url(found.url) != found.url})
+
+
+def _classes(given: ClassMap | None, urls: Sequence[str]) -> ClassMap | None:
+    if given is None:
+        return beside(urls)
+    try:
+        own = beside(urls)
+    except ShardError:  # something else of this name
+        return given
+    if own is not None:
+        require_same(given.names, own.names, Path(urls[0]).parent / CLASSES, f"{CLASSES} beside the shards")
+    return given
 
 
 def beside(urls: Sequence[str]) -> ClassMap | None:
@@ -163,6 +178,8 @@ def _scan_all(
         results: tuple[Scan | ShardError, ...] = compute(*tasks, scheduler="threads", num_workers=workers)
         for (url, name), result in zip(part, results, strict=True):
             if isinstance(result, ShardError):  # in shard order, whichever thread was quickest
+                if not isinstance(result, Problems | BadSample | Damage | UnusableShard):
+                    raise result  # it couldn't be read: that says nothing of the shard
                 errors += result.errors if isinstance(result, Problems) else [result]
                 continue
             found = result

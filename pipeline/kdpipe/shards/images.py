@@ -37,7 +37,7 @@ _OTHERS = (
     *((0, b"GIF8", "GIF"), (0, b"BM", "BMP"), (0, b"II*\0", "TIFF"), (0, b"MM\0*", "TIFF")),
     *((4, b"ftypavif", "AVIF"), (4, b"ftypavis", "AVIF"), (0, b"\xff\x0a", "JPEG XL"), (4, b"JXL \r\n", "JPEG XL")),
 )
-CONVERT = "kdpipe prepare folder --convert png re-encodes such images without loss"
+CONVERT = "kdpipe prepare folder --convert png encodes a folder of such images again, without loss"
 _PNG = b"\x89PNG\r\n\x1a\n"
 _PNG_DEPTH = 24
 _ORIENTATION = 0x0112
