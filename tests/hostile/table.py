@@ -83,8 +83,6 @@ TABLE = {
         {"source": ("images",), "classes": ("class names",)},
         _texts("out name"),
     ),
-        {"source": "{images}", "out": "{out}"}, {"source": ("images",), "classes": ("class names",)}, _texts("out name")
-    ),
     "index": Line(
         {"source": "{shards}", "out": "{out}"},
         {"source": ("shards", "manifest"), "class_map": ("class names",), "labels": ("class names",)},

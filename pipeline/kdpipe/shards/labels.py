@@ -159,9 +159,9 @@ def _number(value: Any, rules: Rules, bad: Callable[..., Any], what: str, place:
         raise bad(f"{what} is not an integer", *where, found=_short(repr(value)), do=do)
     most = MAX_LABEL if rules.num_classes is None else rules.num_classes - 1
     if not UNLABELLED <= number <= most:
-        do = None if rules.num_classes is None else "Their number is that of --num-classes or of the class list"
+        why = None if rules.num_classes is None else "Their number is that of --num-classes or of the class list"
         allowed = f"0 to {most}, or -1 for none"
-        raise bad("label out of range", *where, found=_short(repr(number)), allowed=allowed, do=do)
+        raise bad("label out of range", *where, found=_short(repr(number)), allowed=allowed, do=why)
     return number
 
 
