@@ -9,8 +9,8 @@ import click
 from kdpipe._util.machine import limit_malloc_arenas
 from kdpipe._util.redact import showable
 from kdpipe_stages.caching_options import caching_options, parse_views
-from kdpipe_stages.command import INDEX, JSON, LIMIT
 from kdpipe_stages.class_names import compare_class_names
+from kdpipe_stages.command import INDEX, JSON, LIMIT
 from kdpipe_stages.options import SETTINGS, Given, command, section
 from kdpipe_stages.progress import Progress
 from kdpipe_stages.signals import resume

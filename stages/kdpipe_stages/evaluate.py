@@ -7,8 +7,8 @@ import click
 
 from kdpipe.errors import ConfigError
 from kdpipe.views.draws import CROPS
-from kdpipe_stages.command import INDEX, JSON, LIMIT
 from kdpipe_stages.class_names import compare_class_names
+from kdpipe_stages.command import INDEX, JSON, LIMIT
 from kdpipe_stages.options import SETTINGS, TRUST, Given, command, section
 from kdpipe_stages.progress import Progress
 

@@ -9,8 +9,8 @@ import click
 
 from kdpipe.errors import ConfigError
 from kdpipe_stages.caching_options import caching_options, parse_views
-from kdpipe_stages.command import INDEX, LIMIT
 from kdpipe_stages.class_names import compare_class_names
+from kdpipe_stages.command import INDEX, LIMIT
 from kdpipe_stages.options import SETTINGS, Given, command, section
 
 if TYPE_CHECKING:

@@ -14,6 +14,8 @@ from kdpipe_stages.command import command
 from kdpipe_stages.problems import listed_problems, print_skipped
 from kdpipe_stages.progress import Progress
 
+_SHOWN = 20  # classes
+
 
 @click.group()
 def prepare() -> None:
