@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from kdpipe._util.untrusted import load_json, load_yaml
 from kdpipe.cache.sealed import seal, unseal
 from kdpipe.errors import CorruptionError, ShardError
-from kdpipe.shards.samples import MAX_LABEL, Rules, examine
+from kdpipe.shards.labels import MAX_LABEL, Rules
+from kdpipe.shards.samples import examine
 from kdpipe.shards.tar import Member
 from kdpipe.targets import Encoding
 from kdpipe.targets.features import Feature
@@ -82,8 +83,11 @@ def test_labels(label, form):
     image, text = encode(np.zeros((2, 2, 3), np.uint8), "png"), form.format(label).encode()
     memory = mmap.mmap(-1, len(image) + len(text))
     memory[:] = image + text
-    group = [Member("k", "png", 0, 0, len(image)), Member("k", "cls", 0, len(image), len(text))]
-    if 0 <= label <= MAX_LABEL:
+    group = [
+        Member("k", "png", 0, 0, len(image), len(image)),
+        Member("k", "cls", 0, len(image), len(text), len(memory)),
+    ]
+    if -1 <= label <= MAX_LABEL:
         assert examine(group, memory, "x.tar", Rules(check="header")).label == label
     else:
         with pytest.raises(ShardError, match="label out of range"):

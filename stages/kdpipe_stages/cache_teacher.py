@@ -9,6 +9,7 @@ import click
 from kdpipe._util.machine import limit_malloc_arenas
 from kdpipe._util.redact import showable
 from kdpipe_stages.caching_options import caching_options, parse_views
+from kdpipe_stages.class_names import compare_class_names
 from kdpipe_stages.command import INDEX, JSON, LIMIT
 from kdpipe_stages.options import SETTINGS, Given, command, section
 from kdpipe_stages.progress import Progress
@@ -83,6 +84,7 @@ def cache_teacher(
     settings = given.load()
     index = Index.open(index_path).limit(limit)
     wanted = parse_views(views)
+    compare_class_names(index, settings.teacher.weights)
     for remark in settings.views.remarks():
         click.echo(remark, err=True)
     progress: Progress | None = None

@@ -7,6 +7,7 @@ import click
 
 from kdpipe.errors import ConfigError
 from kdpipe.views.draws import CROPS
+from kdpipe_stages.class_names import compare_class_names
 from kdpipe_stages.command import INDEX, JSON, LIMIT
 from kdpipe_stages.options import SETTINGS, TRUST, Given, command, section
 from kdpipe_stages.progress import Progress
@@ -79,6 +80,7 @@ def evaluate(
     index = Index.open(index_path).limit(limit)
     teacher = Teacher(settings.teacher, index.num_classes)
     index.check_labels(teacher.num_classes)
+    compare_class_names(index, settings.teacher.weights)
     policy, crops = settings.views, CROPS[views]
     if header.views is not None and not given.config_file and not given.has("views"):
         policy = parsed(ViewsConfig, header.views, weights, "the header's views are none that kdpipe writes")

@@ -75,7 +75,7 @@ def print_statistics(found: dict[str, Any]) -> None:
         table = Table("label", "predicted", "views", "% of views", title="most confused", title_justify="left")
         for c in found["confusions"]:
             share = f"{100 * c['views'] / found['unmixed']:.2f}"
-            table.add_row(str(c["label"]), str(c["predicted"]), str(c["views"]), share)
+            table.add_row(_class(found, c["label"]), _class(found, c["predicted"]), str(c["views"]), share)
         console.print(table)
     if found["contradictions"]:
         table = Table("shard", "key", "label", "predicted", "p", "p of label", "views")
@@ -84,8 +84,8 @@ def print_statistics(found: dict[str, Any]) -> None:
             "left",
         )
         for c in found["contradictions"]:
-            p = (f"{c['p']:.4f}", f"{c['p_label']:.2g}")
-            table.add_row(c["shard"], c["key"], str(c["label"]), str(c["predicted"]), *p, str(c["views"]))
+            classes = (_class(found, c["label"]), _class(found, c["predicted"]))
+            table.add_row(c["shard"], c["key"], *classes, f"{c['p']:.4f}", f"{c['p_label']:.2g}", str(c["views"]))
         console.print(table)
     if found["confusions"] and any(v["mixed"] for v in found["views"]):
         console.print("Mixed views: their label is that of the larger share; the last two tables leave them out.")
@@ -175,6 +175,12 @@ def _print_entropy(console: Console, name: str, views: Sequence[dict[str, Any]])
     for i, count in _filled(counts):
         table.add_row(f"{i * step:.2f} to {(i + 1) * step:.2f}", str(count), _bar(count, counts.max()))
     console.print(table)
+
+
+def _class(found: dict[str, Any], number: int) -> str:
+    """A class by number, and by name where that is known."""
+    names = found["classes"] or []
+    return f"{number} {names[number]}" if 0 <= number < len(names) else str(number)
 
 
 def _print_rest(console: Console, rows: int) -> None:

@@ -9,6 +9,7 @@ import click
 
 from kdpipe.errors import ConfigError
 from kdpipe_stages.caching_options import caching_options, parse_views
+from kdpipe_stages.class_names import compare_class_names
 from kdpipe_stages.command import INDEX, LIMIT
 from kdpipe_stages.options import SETTINGS, Given, command, section
 
@@ -78,6 +79,7 @@ def plan(
         raise ConfigError(what, where="--targets", found="none", do="Plan the student with --targets dense")
     index = Index.open(index_path).limit(limit)
     began = time.monotonic()
+    compare_class_names(index, settings.teacher.weights)
     teacher = Teacher(settings.teacher, index.num_classes)
     loading = time.monotonic() - began
     poor = before_run(settings.teacher, teacher.num_classes, index, strict=settings.caching.strict)

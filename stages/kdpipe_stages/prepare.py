@@ -1,8 +1,21 @@
 """`kdpipe prepare`: images to shards."""
 
+import json
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
 import click
 
+from kdpipe._util.redact import showable
 from kdpipe_stages.command import command
+from kdpipe_stages.problems import listed_problems, print_skipped
+from kdpipe_stages.progress import Progress
+
+if TYPE_CHECKING:
+    from kdpipe.shards.prepare import Prepared
+
+_SHOWN = 20  # classes
 
 
 @click.group()
@@ -16,33 +29,94 @@ def prepare() -> None:
 @click.option("--name", default="train", show_default=True, help="The shards' name, before their number.")
 @click.option("--samples-per-shard", type=click.IntRange(1), default=1000, show_default=True)
 @click.option("--resize", type=click.IntRange(1), help="Shrink the shorter side to so many pixels.")
-@click.option("--seed", default=0, show_default=True, help="Of the order.")
+@click.option(
+    "--classes",
+    type=click.Path(),
+    help="Class list: the classes.json or the index of another split, or as kdpipe index --class-map "
+    "[default: the folders' names].",
+)
+@click.option(
+    "--class-order",
+    type=click.Choice(["plain", "natural"]),
+    default="plain",
+    show_default=True,
+    help="Of the folders: torchvision's, or timm's, where 2 comes before 10.",
+)
+@click.option("--val-split", default=0.0, show_default=True, help="Share of each class that goes to OUT/val.")
+@click.option("--convert", type=click.Choice(["png", "webp"]), help="Encode GIF, BMP, TIFF, AVIF again, without loss.")
+@click.option(
+    "--truncated",
+    type=click.Choice(["refuse", "keep"]),
+    default="refuse",
+    show_default=True,
+    help="JPEGs that end early: keep what there is of them, grey below.",
+)
+@click.option("--skip-bad", is_flag=True, help="Leave bad files and folders out and list them in OUT/prepared.json.")
+@click.option("--seed", default=0, show_default=True, help="Of the order and of the split.")
 @click.option("--workers", type=click.IntRange(1), help="Threads; by default one a core.")
+@click.option("--json", "as_json", is_flag=True, help="Print what was written as JSON.")
 def folder(
     source: str,
     out: str,
-    name: str,
-    samples_per_shard: int,
-    resize: int | None,
-    seed: int,
-    workers: int | None,
+    classes: str | None,
+    truncated: str,
+    as_json: bool,
+    **options: Any,
 ) -> None:
     """Shards of SOURCE, a folder with one folder of images a class, shuffled.
 
-    Classes are numbered in the order of their folders' names; classes.json keeps the names.
+    Every image is decoded. Classes are numbered in the order of their folders' names, or as --classes numbers them;
+    classes.json keeps the names, and prepared.json what was counted, left out and converted.
     """
-    from kdpipe.shards.prepare import prepare_folder
+    from kdpipe.shards.classes import load_class_map
+    from kdpipe.shards.prepare import REPORT, prepare_folder
 
-    paths = prepare_folder(
-        source,
-        out,
-        name=name,
-        samples_per_shard=samples_per_shard,
-        resize=resize,
-        seed=seed,
-        workers=workers,
-    )
-    click.echo(f"{out}: {len(paths)} shards, {paths[0].name} to {paths[-1].name}")
+    bar: Progress | None = None
+
+    def progress(done: int, total: int) -> None:
+        nonlocal bar
+        bar = bar or Progress(total, "images", "decoding")
+        bar.advance(done - bar.done)
+
+    try:
+        with listed_problems():
+            made = prepare_folder(
+                source,
+                out,
+                classes=load_class_map(Path(classes)) if classes else None,
+                keep_truncated=truncated == "keep",
+                progress=progress,
+                **options,
+            )
+    finally:
+        if bar is not None:
+            bar.close()
+    print_skipped([(entry["file"], entry["reason"]) for entry in made.skipped], f"{out}/{REPORT}")
+    for line in _remarks(made):
+        click.echo(line, err=True)
+    shards = {split: [str(path) for path in paths] for split, paths in made.shards.items()}
+    click.echo(json.dumps(vars(made) | {"shards": shards}) if as_json else _text(made))
+
+
+def _remarks(made: "Prepared") -> list[str]:
+    lines = list(made.remarks)
+    if made.ignored:
+        lines.append("passed over: " + ", ".join(f"{count} {kind}" for kind, count in made.ignored.items()))
+    kinds = Counter(f"{entry['from']} to {entry['to']}" for entry in made.converted)
+    if kinds:
+        lines.append("encoded again: " + ", ".join(f"{count} {kind}" for kind, count in kinds.items()))
+    return [showable(line) for line in lines]
+
+
+def _text(made: "Prepared") -> str:
+    lines = []
+    for split, paths in made.shards.items():
+        counts = made.counts[split]
+        lines.append(f"{paths[0].parent}: {len(paths)} shards, {paths[0].name} to {paths[-1].name}")
+        shown = [f"{showable(name)} {count}" for name, count in zip(made.classes, counts, strict=True)][:_SHOWN]
+        more = f", and {len(counts) - _SHOWN} more" if len(counts) > _SHOWN else ""
+        lines.append(f"  {sum(counts)} samples in {len(counts)} classes: {', '.join(shown)}{more}")
+    return "\n".join(lines)
 
 
 @command("digits", "  kdpipe prepare digits --out runs/digits", prepare)

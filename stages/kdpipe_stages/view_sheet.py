@@ -96,7 +96,8 @@ def look(
         pixels = visible(rendered.pixels[v, 0], rendered.erased[v])
         tiles.append(Tile(shard, key, name, draws, pixels, other, _crop(draws, config, height, width, size)))
     label = int(index.labels[row])
-    facts = [f"{height} x {width} pixels", f"label {label}" if label >= 0 else "no label"]
+    word = f" ({index.classes[label]})" if index.classes and 0 <= label < len(index.classes) else ""
+    facts = [f"{height} x {width} pixels", f"label {label}{word}" if label >= 0 else "no label"]
     return ViewedSample(image, [shard, *facts, "(boxes: height x width at row, column)"], tiles)
 
 

@@ -246,6 +246,13 @@ CLASS_MAPS = [
     text("no-utf8", b"[0, \xff]", "map.json"),
     text("zero", b"0\n1\n\x00\n", "map.txt"),
 ]
+CLASS_NAMES = [
+    text("deep", DEEP, "names.json"),
+    text("digits", f'{{"a": {DIGITS}}}', "names.json"),
+    text("no-utf8", b"\xff,0\n", "names.csv"),
+    text("two-numbers", "a,0\na,1\n", "names.csv"),
+    text("one-column", "a,0\nb\n", "names.csv"),
+]
 # A report opens no cache.
 _OPENS = only("train-student", "evaluate", "cache gc")
 RECORDS = trees(

@@ -13,6 +13,7 @@ from tests.hostile.kinds import Kind
 from tests.hostile.small_files import (
     CERTIFICATES,
     CLASS_MAPS,
+    CLASS_NAMES,
     EVALUATIONS,
     FINISHED,
     IMAGES,
@@ -34,6 +35,7 @@ KINDS: dict[str, Sequence[Kind]] = {
     "shards": SHARDS,
     "manifest": MANIFESTS,
     "class map": CLASS_MAPS,
+    "class names": CLASS_NAMES,
     "record": RECORDS,
     "evaluations": EVALUATIONS,
     "runs": FINISHED,
@@ -76,9 +78,15 @@ _TLS = ("tls_ca", "tls_cert", "tls_key")
 
 TABLE = {
     "prepare digits": Line({"out": "{out}"}, {}, _texts("out")),
-    "prepare folder": Line({"source": "{images}", "out": "{out}"}, {"source": ("images",)}, _texts("out name")),
+    "prepare folder": Line(
+        {"source": "{images}", "out": "{out}"},
+        {"source": ("images",), "classes": ("class names",)},
+        _texts("out name"),
+    ),
     "index": Line(
-        {"source": "{shards}", "out": "{out}"}, {"source": ("shards", "manifest")}, _texts("out label_key split")
+        {"source": "{shards}", "out": "{out}"},
+        {"source": ("shards", "manifest"), "class_map": ("class names",), "labels": ("class names",)},
+        _texts("out label_key image_key split"),
     ),
     "view": Line(
         {"index_path": "{index}", "views": "0:2", "input_size": "16", "out": "{out}.png"},

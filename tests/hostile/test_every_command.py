@@ -125,7 +125,7 @@ NOT_SOUND |= {("cache-teacher", "tls_cert"), ("cache-teacher", "tls_key"), ("cac
 )
 def test_sound_file(hostile_world: World, tmp_path: Path, name: str, param: str, category: str):
     """What the hostile ones differ from: else every refusal would be of something else."""
-    sound = {"class map": "class_map"}.get(category, category)
+    sound = category.replace(" ", "_")
     source = Path(hostile_world.places[sound])
     path = tmp_path / "in" / source.name
     path.parent.mkdir()

@@ -43,6 +43,7 @@ class World:
     images: Path
     manifest: Path
     class_map: Path
+    class_names: Path
     params: Path
     empty: Path
 
@@ -75,6 +76,7 @@ def make(folder: Path) -> World:
         images=_images(inside),
         manifest=_manifest(inside),
         class_map=_text(inside / "map.json", "[2, 0, 1]"),
+        class_names=_text(inside / "names.csv", "class0,0\nclass1,1\nclass2,2\n"),
         params=_text(inside / "params.yaml", "views: {seed: 0}\n"),
         empty=_folder(inside / "empty"),
     )

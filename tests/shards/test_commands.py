@@ -40,7 +40,10 @@ def test_index_as_json(folder: Path, tmp_path: Path) -> None:
     assert (report["shards"], report["samples"], report["unlabelled"]) == (3, 63, 6)
     assert [(entry["shard"], entry["key"]) for entry in report["skipped"]] == [("bad.tar", "z")]
     assert len(report["fingerprint"]) == 64
-    assert len(report["warnings"]) == len(result.stderr.splitlines()) == 2
+    head, row, *warnings = result.stderr.splitlines()
+    assert head == f"left out: 1, listed in {tmp_path / 'i'}/index.json"
+    assert row.startswith("  bad.tar z  no image in the sample; found .cls. Leave files that are no samples out")
+    assert len(report["warnings"]) == len(warnings) == 2
 
 
 @pytest.mark.parametrize(
@@ -50,14 +53,18 @@ def test_index_as_json(folder: Path, tmp_path: Path) -> None:
         (["{set}", "--num-classes", "3"], "label out of range"),
         (["{set}", "--split", "val"], "a split needs an _info.json"),
         (["{set}", "--label-key", "label"], "no sample has a label"),
+        (["{set}", "--label-key", ":x"], "no place of labels"),
+        (["{set}", "--class-map", "{set}/none"], "the class list can't be read"),
+        (["{set}", "--labels", "{set}/none"], "the labels can't be read"),
     ],
 )
 def test_mistakes_are_one_line_and_leave_nothing(words: list[str], message: str, folder: Path, tmp_path: Path) -> None:
     result = kdpipe("index", *[word.replace("{set}", str(folder)) for word in words], "--out", tmp_path / "i")
     assert result.exit_code == 2
-    assert result.stderr.startswith("error: ")
-    assert message in result.stderr
-    assert len(result.stderr.splitlines()) == 1
+    *listed, line = result.stderr.splitlines()
+    assert line.startswith("error: ")
+    assert message in line
+    assert all(one.startswith("  ") and message in one for one in listed)
     assert result.stdout == ""
     assert [path.name for path in tmp_path.iterdir()] == ["set"]
 
@@ -80,4 +87,7 @@ def test_prepare(tmp_path: Path) -> None:
         (tree / name).mkdir(parents=True)
         (tree / name / "1.jpg").write_bytes(shard_members(1)[0][1])
     result = kdpipe("prepare", "folder", tree, "--out", tmp_path / "f", "--resize", 16, "--samples-per-shard", 1)
-    assert result.stdout == f"{tmp_path}/f: 2 shards, train-0000.tar to train-0001.tar\n"
+    assert result.stdout.splitlines() == [
+        f"{tmp_path}/f: 2 shards, train-0000.tar to train-0001.tar",
+        "  2 samples in 2 classes: a 1, b 1",
+    ]

@@ -79,6 +79,14 @@ def test_a_refusal_is_not_called_missing(fault: int, cause: str, form: str, serv
         build_index(server.url + form, tmp_path / "index")
 
 
+def test_a_shard_that_cannot_be_fetched_is_not_skipped(server: Server, tmp_path: Path) -> None:
+    """That says nothing of the shard: the next run may read it."""
+    server.fault = "reset"
+    line = refused("index", f"{server.url}/shard-0000.tar", "--out", tmp_path / "other", "--skip-bad")
+    assert f"{server.url}/shard-0000.tar: the shard can't be fetched" in line
+    assert "--skip-bad" not in line
+
+
 def test_tls_is_checked_and_told(server: Server, tmp_path: Path) -> None:
     with pytest.raises(ShardError, match=r"SSL|ssl"):
         build_index(server.url.replace("http:", "https:") + "/shard-0000.tar", tmp_path / "index")

@@ -12,7 +12,7 @@ from PIL import Image
 
 from kdpipe.errors import ConfigError, ImageError, ShardError
 from kdpipe.shards import build_index, images
-from kdpipe.shards.document import MAX_CLASSES
+from kdpipe.shards.classes import MAX_CLASSES
 from tests.shards.making import encode, photo, write_tar
 from tests.stages.running import kdpipe, refused
 
@@ -170,7 +170,7 @@ def test_shards_with_unusable_names_are_refused(name: str, tmp_path: Path) -> No
 def test_an_info_json_names_no_file_elsewhere(name: str, tmp_path: Path) -> None:
     text = '{"splits": {"train": {"filenames": ["%s"], "shard_lengths": [1]}}}'
     (tmp_path / "_info.json").write_text(text % name)
-    with pytest.raises(ShardError, match=r"_info.json names a shard elsewhere; found"):
+    with pytest.raises(ShardError, match=r"the manifest names a shard elsewhere; found"):
         build_index(tmp_path, tmp_path / "index")
 
 

@@ -101,7 +101,7 @@ def test_labels_of_json_fields(tmp_path: Path) -> None:
         ],
     )
     assert build_index(path, tmp_path / "one").labels.tolist() == [1, 2, -1]
-    assert build_index(path, tmp_path / "two", label_key="other").labels.tolist() == [3, -1, 4]
+    assert build_index(path, tmp_path / "two", label_key="json:other").labels.tolist() == [3, -1, 4]
 
 
 def test_blocks_and_their_digests(index: Index) -> None:

@@ -5,6 +5,7 @@ import json
 import re
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -45,10 +46,13 @@ def _images(index: Index) -> dict[str, bytes]:
 
 def test_folder(tree: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    paths = prepare_folder(tree, out, name="pets", samples_per_shard=10)
-    assert paths == [out / f"pets-{i:04d}.tar" for i in range(3)]
+    made = prepare_folder(tree, out, name="pets", samples_per_shard=10)
+    assert made.shards == {"pets": [out / f"pets-{i:04d}.tar" for i in range(3)]}
+    assert made.counts == {"pets": [9, 10, 9]}
+    assert made.ignored == {".csv": 1, ".txt": 1, "hidden files": 1}
     assert json.loads((out / "classes.json").read_text("utf-8")) == ["Dog", "cat", "ähre"]
     index = build_index(out, tmp_path / "index", num_classes=3)
+    assert index.classes == ["Dog", "cat", "ähre"]
     assert [shard.samples for shard in index.shards] == [10, 10, 8]
     assert np.bincount(index.labels).tolist() == [9, 10, 9]
     images = _images(index)
@@ -91,7 +95,7 @@ def test_resize(tree: Path, tmp_path: Path) -> None:
 def test_folder_mistakes(tree: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
 
-    def fails(source: Path, message: str, **options: int) -> None:
+    def fails(source: Path, message: str, **options: Any) -> None:
         with pytest.raises((ShardError, ConfigError), match=message):
             prepare_folder(source, out, **options)
         assert not out.exists()
@@ -109,7 +113,8 @@ def test_folder_mistakes(tree: Path, tmp_path: Path) -> None:
     fails(tree, r"tree/empty/a.jpg: not a JPEG, PNG or WebP image; found first bytes 3c 68")
     good = encode(photo(np.random.default_rng(0), 64, 64))
     (tree / "empty" / "a.jpg").write_bytes(good[:-200])
-    fails(tree, r"tree/empty/a.jpg: the image is truncated or corrupt", resize=20)
+    fails(tree, r"tree/empty/a.jpg: the image is truncated or corrupt.*pass --truncated keep")
+    fails(tree, "val_split: an impossible share; found 1.0; allowed: 0 to below 1", val_split=1.0)
 
 
 def test_never_writes_over_anything(tree: Path, tmp_path: Path) -> None:

@@ -6,8 +6,9 @@ from pathlib import Path
 import fsspec
 import pytest
 
+from kdpipe.cache.names import fits_shard
 from kdpipe.errors import ShardError
-from kdpipe.shards import build_index
+from kdpipe.shards import BlockReader, Index, build_index
 from kdpipe.shards.sources import expand, name_of
 from tests.shards.making import write_shards
 
@@ -95,10 +96,10 @@ def test_info_json(tmp_path: Path) -> None:
     with pytest.raises(ShardError, match=r"train-0001.tar: the shard is not as long .*found 5 samples; allowed: 6"):
         build_index(info, tmp_path / "other")
     _write_info(tmp_path, train=train | {"train-0002.tar": 1})
-    with pytest.raises(ShardError, match=r"train-0002.tar: a shard that _info.json names is missing"):
+    with pytest.raises(ShardError, match=r"train-0002.tar: a shard that the manifest names is missing"):
         expand(str(info))
     info.write_text("[]")
-    with pytest.raises(ShardError, match=r"not timm's _info.json; allowed: splits by name"):
+    with pytest.raises(ShardError, match=r"not a manifest of timm's; allowed: splits by name"):
         expand(str(info))
 
 
@@ -131,11 +132,43 @@ def test_info_json_with_names_that_no_file_can_have(tmp_path: Path) -> None:
         expand(str(info))
 
 
-def test_two_shards_of_one_name(shards: Path, tmp_path: Path) -> None:
-    for folder in ("a", "b"):
-        write_shards(tmp_path / folder, 1, 2)
-    with pytest.raises(ShardError, match=r"same file name; found .*a/shard-0000.tar and .*b/shard-0000.tar"):
-        expand(f"{tmp_path}/*/*.tar")
+def test_one_shard_named_twice(shards: Path) -> None:
+    with pytest.raises(ShardError, match=r"a shard is named twice; found .*train-0000.tar. Name each once"):
+        expand(f"{shards}/train-0000.tar::{shards}/train-0000.tar")
+
+
+def test_shards_of_one_name_in_several_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The name is the path below the common folder, as one component and reversible; it is found elsewhere too."""
+    for seed, folder in enumerate(("a%2F", "a/b")):
+        write_shards(tmp_path / "set" / folder, 1, 3, seed=seed)
+    index = build_index(f"{tmp_path}/set/**/*.tar", tmp_path / "index")
+    assert [shard.name for shard in index.shards] == ["a%252F%2Fshard-0000.tar", "a%2Fb%2Fshard-0000.tar"]
+    assert fits_shard(index.shards[1].name)
+    assert len(Index.open(index.path)) == 6
+    (tmp_path / "set").rename(tmp_path / "moved")
+    monkeypatch.setenv("KDPIPE_SHARD_URLS", f"{tmp_path}/moved/**/*.tar")
+    moved = Index.open(index.path)
+    assert [moved.url(shard) for shard in moved.shards] == [
+        f"{tmp_path}/moved/{folder}/shard-0000.tar" for folder in ("a%2F", "a/b")
+    ]
+    assert len(BlockReader(moved).read(1)) == 3
+
+
+def test_stars_are_recursive(tmp_path: Path) -> None:
+    for folder in (".", "a", "a/b"):
+        write_shards(tmp_path / folder, 1, 1, name=f"x{folder.replace('/', '')}")
+    assert len(expand(f"{tmp_path}/**/*.tar")) == 3
+    assert len(expand(str(tmp_path))) == 1
+
+
+@pytest.mark.parametrize("name", ["_info.json", "info.json"])
+def test_both_names_of_a_manifest(name: str, tmp_path: Path) -> None:
+    write_shards(tmp_path, 2, 1)
+    splits = {s: {"filenames": [f"shard-000{i}.tar"], "shard_lengths": [1]} for i, s in enumerate(("train", "val"))}
+    (tmp_path / name).write_text(json.dumps({"splits": splits}))
+    with pytest.raises(ShardError, match=rf"{name}: which split\?; allowed: train, val"):
+        expand(str(tmp_path))
+    assert [name_of(url) for url in expand(str(tmp_path), "val")] == ["shard-0001.tar"]
 
 
 def test_a_split_needs_an_info_json(shards: Path) -> None:

@@ -17,9 +17,13 @@ from kdpipe.cache.names import is_folder, shown
 from kdpipe.cache.schema import wrong
 from kdpipe.cache.store import Store
 from kdpipe.errors import CacheError, CorruptionError, IdentityError
+from kdpipe.shards.classes import require_same
 from kdpipe.targets import Quality
 from kdpipe.views import View, ViewsConfig
 from kdpipe.views.policy import POLICY_VERSION
+
+# Of an identity: left out where the names of classes are unknown.
+CLASS_NAMES = "classes"
 
 
 class Cache:
@@ -64,6 +68,12 @@ class Cache:
     def shards(self) -> list[dict[str, Any]]:
         """Identity of each shard, in the order of the arrays' shard axis."""
         return list(self.identity["shards"])
+
+    @property
+    def classes(self) -> list[str] | None:
+        """Names of the classes of its labels, if they are known."""
+        names: list[str] | None = self.identity.get(CLASS_NAMES)
+        return names
 
     @property
     def num_classes(self) -> int:
@@ -220,7 +230,12 @@ def check_files(store: Store, files: dict[str, str]) -> dict[str, bytes]:
 
 
 def require_identity(where: object, ours: dict[str, Any], theirs: dict[str, Any]) -> None:
-    """Raise IdentityError naming the fields in which a cache (`theirs`) differs from what is used now (`ours`)."""
+    """Raise IdentityError naming the fields in which a cache (`theirs`) differs from what is used now (`ours`).
+
+    Names of classes are compared where both are known.
+    """
+    ours, theirs = dict(ours), dict(theirs)
+    require_same(ours.pop(CLASS_NAMES, None), theirs.pop(CLASS_NAMES, None), where, "the cache")
     found = differences(_named(ours), _named(theirs))
     if not found:
         return

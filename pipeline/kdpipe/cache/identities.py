@@ -6,6 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints,
 
 from kdpipe._util.fingerprint import canonical_json
 from kdpipe.cache.schema import BLOCK, SAMPLES, Classes, Count, Json, Record, Sha256, ShardName, Side, Text
+from kdpipe.shards.classes import ClassName
 from kdpipe.views import ViewsConfig
 from kdpipe.views.policy import POLICY_VERSION
 
@@ -60,6 +61,8 @@ class Identity(Record):
     teacher: Network | Ensemble
     # Left out of the identity of a teacher that is a function of its input.
     nondeterministic: Literal[True] = True
+    # Left out where names of classes are unknown.
+    classes: Annotated[list[ClassName], Field(min_length=1, max_length=2**24)] = Field(default_factory=list)
 
     @field_validator("teacher", mode="before")
     @classmethod

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kdpipe.cache.cache import Cache, require_identity
+from kdpipe.cache.cache import CLASS_NAMES, Cache, require_identity
 from kdpipe.cache.modules import read_calibration, read_part
 from kdpipe.cache.read import ArrayReader
 from kdpipe.cache.select import HEAD, TAIL, CacheRequest, ViewSource, select
@@ -202,6 +202,8 @@ def require_match(cache: Cache, index: Index, views: ViewsConfig, num_classes: i
             )
     mine = {"block_size": index.block_size, "views": views.identity(), "shards": ours}
     other = {"block_size": cache.identity["block_size"], "views": cache.identity["views"], "shards": theirs}
+    if index.classes is not None and cache.classes is not None:
+        mine[CLASS_NAMES], other[CLASS_NAMES] = index.classes, cache.classes
     if num_classes is not None:
         mine["num_classes"], other["num_classes"] = num_classes, cache.num_classes
     require_identity(cache.store, mine, other)

@@ -6,6 +6,7 @@ from typing import Any
 
 from kdpipe._util.fingerprint import fingerprint
 from kdpipe.cache import Cache, read_canaries
+from kdpipe.cache.cache import CLASS_NAMES
 from kdpipe.errors import ViewError
 from kdpipe.shards import BlockReader, Index
 from kdpipe.views import View, ViewsConfig
@@ -22,10 +23,12 @@ def make_identity(
 ) -> dict[str, Any]:
     """Everything that decides the cached numbers and nothing that doesn't: no path, host, date or version.
 
-    `nondeterministic`: the user allowed a teacher that is not a function of its input. Left out where not, as it is
-    in caches that were made before.
+    `nondeterministic`: the user allowed a teacher that is not a function of its input. It is left out where not, and
+    so are names of classes where they are unknown: caches that were made before have neither.
     """
-    declared = {NONDETERMINISTIC: True} if nondeterministic else {}
+    declared: dict[str, Any] = {NONDETERMINISTIC: True} if nondeterministic else {}
+    if index.classes is not None:
+        declared[CLASS_NAMES] = index.classes
     return {**index.identity(), "views": views.identity(), "render_size": size, "teacher": teacher} | declared
 
 

@@ -136,7 +136,8 @@ def cache_views(
                 sweep(cache)
             encoding = calibrated(cache, encoding, views, loan)
             described = with_plan(backend, described, cache, encoding, views, None if searched else batches)
-            job = job_of(described)
+            # The identity is the same but for names of classes, which the cache or the index may lack.
+            job = replace(job_of(described), identity=cache.identity_digest)
             if not searched and _unfinished(cache, encoding, views):
                 backend.try_batch(job, encoding, views, chance)
             encoding = report.encoding = _store_parts(backend, job, cache, encoding, parts_of(targets), views, loan)

@@ -9,6 +9,7 @@ from kdpipe.config import first_problem
 from kdpipe.errors import TeacherError
 from kdpipe.models.config import CLASSES_OF_FILE, SIDE
 from kdpipe.models.weights import read_metadata
+from kdpipe.shards.classes import ClassName
 
 _VALUES, _DEEPEST, _TEXT = 1000, 16, 300
 
@@ -57,6 +58,7 @@ class Header(ModelDescription):
     std: list[float] | None = Field(None, min_length=3, max_length=3)
     logit_scale: float | None = None
     views: dict[str, Any] | None = None
+    classes: Annotated[list[ClassName], Field(min_length=1, max_length=CLASSES_OF_FILE)] | None = None
 
 
 def read_header(path: str | Path) -> Header:

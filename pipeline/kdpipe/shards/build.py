@@ -1,7 +1,8 @@
 """Shards in, index out: scan in parallel, join in order, write once."""
 
 import os
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,16 @@ from dask.base import compute
 from dask.delayed import delayed
 
 from kdpipe._util.redact import bare_url
-from kdpipe.errors import ConfigError, ShardError
+from kdpipe.errors import ConfigError, KdpipeError, ShardError
 from kdpipe.shards import layout
-from kdpipe.shards.document import MAX_CLASSES
-from kdpipe.shards.index import Index
-from kdpipe.shards.samples import UNLABELLED, Check, Rules
+from kdpipe.shards.classes import CLASSES, MAX_CLASSES, ClassMap, load_class_map, require_same
+from kdpipe.shards.index import Index, listing
+from kdpipe.shards.labels import UNLABELLED, Check, Rules
+from kdpipe.shards.problems import MOST, Problems, raise_all
+from kdpipe.shards.samples import BadSample
 from kdpipe.shards.scan import Scan, scan
-from kdpipe.shards.sources import Source, name_of, resolve
+from kdpipe.shards.sources import Source, is_local, resolve
+from kdpipe.shards.tar import Damage, UnusableShard
 
 Progress = Callable[[int, int, int], None]
 
@@ -28,6 +32,9 @@ def build_index(
     block_size: int = 256,
     num_classes: int | None = None,
     label_key: str | None = None,
+    image_key: str | None = None,
+    class_map: ClassMap | None = None,
+    labels: Mapping[str, str] | None = None,
     split: str | None = None,
     skip_bad: bool = False,
     check: Check = "decode",
@@ -42,10 +49,14 @@ def build_index(
         source: what `sources.expand` takes.
         out: the index's folder. The very same index there is left alone, another only replaced with `overwrite`.
         block_size: samples a block, the unit of reading, at least 1.
-        num_classes: labels must be below it; at most 2**24.
-        label_key: the field of `.json` that holds the label; else `.cls`, or a field "label" of `.json`.
+        num_classes: labels must be below it; at most 2**24. By default the length of the class list.
+        label_key: where labels are: a suffix, or SUFFIX:FIELD of JSON; else `.cls`, or a field "label" of `.json`.
+        image_key: suffix of the image where samples have several.
+        class_map: names of the classes; by default the classes.json beside the shards, or in the folder above,
+            as `kdpipe prepare` writes it.
+        labels: by key, instead of those in the tars.
         split: of an `_info.json`.
-        skip_bad: leave bad samples out and list them in the index, rather than stop at the first.
+        skip_bad: leave bad samples and shards out and list them in the index; otherwise `Problems` tells of up to 20.
         check: "decode" every image, or read its "header" only.
         limit: index the first so many samples.
         workers: threads; the result doesn't depend on them.
@@ -53,7 +64,8 @@ def build_index(
         progress: called with (shards done, shards in all, samples found) now and then.
 
     Raises:
-        ShardError: as `sources.expand` and `scan.scan`; the first in shard order.
+        ShardError: as `sources.expand`, `scan.scan` and `classes.load_class_map`.
+        IdentityError: `class_map` has other names than the classes.json beside the shards.
         IndexFileError: `out` can't be written, or holds something else.
         ConfigError: a number is impossible.
     """
@@ -66,33 +78,83 @@ def build_index(
     path = Path(out).absolute()
     layout.refuse_foreign(path)
     shards = resolve(os.fspath(source), split)
+    if shards.alt_label is not None and (label_key is not None or labels is not None):
+        what = "the manifest names the labels by alt_label"
+        raise ShardError(what, where=source, found=shards.alt_label, do="Leave --label-key and --labels out")
+    classes = _classes(class_map, shards.urls)
+    if classes is not None and classes.names is not None:
+        if num_classes is not None and num_classes != len(classes.names):
+            what = "as many classes as there are names"
+            raise ConfigError(f"not {what}", where="num_classes", found=num_classes, allowed=len(classes.names))
+        num_classes = len(classes.names)
     if not overwrite and limit is None:
-        names = [name_of(url) for url in shards.urls]
-        layout.refuse_other(path, block_size=block_size, num_classes=num_classes, names=names)
-    rules = Rules(num_classes, label_key, check)
+        layout.refuse_other(path, block_size=block_size, num_classes=num_classes, names=sorted(shards.names))
     scans = _scan_all(
         shards,
-        rules=rules,
+        rules=Rules(num_classes, label_key, check, image_key, classes, labels, shards.alt_label),
         block_size=block_size,
         skip_bad=skip_bad,
         limit=limit,
         workers=workers or os.cpu_count() or 1,
         progress=progress,
     )
-    arrays = _join(scans)
-    if not len(arrays["labels"]):
-        raise ShardError("no sound sample in the shards", where=source)
+    used = [found for found in scans if found.usable]
+    if not any(len(found.keys) for found in used):
+        raise ShardError("no sound sample in the shards", where=source, do=_first_reason(scans))
+    arrays = _join(used)
+    unused = sum((found.unused for found in scans), Counter())
     if label_key is not None and (arrays["labels"] == UNLABELLED).all():
-        do = "Check --label-key"
-        raise ShardError("no sample has a label", where=source, found=f"field {label_key!r} nowhere", do=do)
+        do = "Check --label-key" + ("" if ":" in label_key else f"; a field of .json is json:{label_key}")
+        do += f". Members not used: {listing(unused) or 'none'}"
+        raise ShardError("no sample has a label", where=source, found=f"{label_key!r} nowhere", do=do)
     document = {
         "block_size": block_size,
         "num_classes": num_classes,
-        "shards": _table(scans),
+        "shards": _table(used),
         "skipped": [entry for found in scans for entry in found.skipped],
     }
-    layout.save(path, document, arrays, overwrite)
-    return Index.open(path, {found.name: found.url for found in scans if bare_url(found.url) != found.url})
+    extra = {
+        "classes": None if classes is None else classes.names,
+        "left_out": sum(found.left_out for found in scans),
+        "unused": dict(unused.most_common(64)),
+    }
+    layout.save(path, document | {name: value for name, value in extra.items() if value}, arrays, overwrite)
+    return Index.open(path, {found.name: found.url for found in used if bare_url(found.url) != found.url})
+
+
+def _classes(given: ClassMap | None, urls: Sequence[str]) -> ClassMap | None:
+    if given is None:
+        return beside(urls)
+    try:
+        own = beside(urls)
+    except ShardError:  # something else of this name
+        return given
+    if own is not None:
+        require_same(given.names, own.names, Path(urls[0]).parent / CLASSES, f"{CLASSES} beside the shards")
+    return given
+
+
+def beside(urls: Sequence[str]) -> ClassMap | None:
+    """The class list that `kdpipe prepare` wrote into the folder of local shards, or into the folder above that.
+
+    Raises:
+        ShardError: the one beside the shards is no class list; one above may be something else.
+    """
+    folders = {Path(url).parent for url in urls if is_local(url)}
+    if len(folders) != 1 or not all(is_local(url) for url in urls):
+        return None
+    [folder] = folders
+    if (folder / CLASSES).is_file():
+        return load_class_map(folder / CLASSES)
+    try:
+        return load_class_map(folder.parent / CLASSES) if (folder.parent / CLASSES).is_file() else None
+    except ShardError:
+        return None
+
+
+def _first_reason(scans: list[Scan]) -> str | None:
+    reasons = [entry["reason"] for found in scans for entry in found.skipped]
+    return f"All {len(reasons)} were left out, the first because: {reasons[0]}" if reasons else None
 
 
 def _scan_all(
@@ -105,35 +167,46 @@ def _scan_all(
     workers: int,
     progress: Progress | None,
 ) -> list[Scan]:
-    """Scan in rounds of a few shards a worker, so that a mistake in the first shard stops the work early."""
+    """Scan in rounds of a few shards a worker, until enough mistakes were found or enough samples."""
     done: list[Scan] = []
+    errors: list[KdpipeError] = []
     left, size = limit, 4 * workers
-    for at in range(0, len(shards.urls), size):
-        urls = shards.urls[at : at + size]
-        tasks = [delayed(_attempt, pure=False)(url, rules, block_size, skip_bad, left) for url in urls]
+    pairs = list(zip(shards.urls, shards.names, strict=True))
+    for at in range(0, len(pairs), size):
+        part = pairs[at : at + size]
+        tasks = [delayed(_attempt, pure=False)(url, rules, block_size, skip_bad, left, name) for url, name in part]
         results: tuple[Scan | ShardError, ...] = compute(*tasks, scheduler="threads", num_workers=workers)
-        for url, result in zip(urls, results, strict=True):
-            if isinstance(result, ShardError):
-                raise result  # the first in shard order, whichever thread was quickest
+        for (url, name), result in zip(part, results, strict=True):
+            if isinstance(result, ShardError):  # in shard order, whichever thread was quickest
+                if not isinstance(result, Problems | BadSample | Damage | UnusableShard):
+                    raise result  # it couldn't be read: that says nothing of the shard
+                errors += result.errors if isinstance(result, Problems) else [result]
+                continue
             found = result
             if left is not None and len(found.keys) > left:
-                found = scan(url, rules, block_size, skip_bad, left)
-            if limit is None and not skip_bad and len(found.keys) != shards.lengths.get(url, len(found.keys)):
-                what, said = "the shard is not as long as _info.json says", shards.lengths[url]
-                raise ShardError(what, where=url, found=f"{len(found.keys)} samples", allowed=said)
+                found = scan(url, rules, block_size, skip_bad, left, name)
+            count = len(found.keys) + found.left_out
+            if limit is None and not skip_bad and count != shards.lengths.get(url, count):
+                what, said = "the shard is not as long as the manifest says", shards.lengths[url]
+                errors.append(ShardError(what, where=url, found=f"{count} samples", allowed=said))
             done.append(found)
             if left is not None:
                 left -= len(found.keys)
                 if left == 0:
-                    return done
+                    break
         if progress is not None:
             progress(len(done), len(shards.urls), sum(len(found.keys) for found in done))
+        if left == 0 or len(errors) >= MOST:
+            break
+    raise_all(errors)
     return done
 
 
-def _attempt(url: str, rules: Rules, block_size: int, skip_bad: bool, limit: int | None) -> Scan | ShardError:
+def _attempt(
+    url: str, rules: Rules, block_size: int, skip_bad: bool, limit: int | None, name: str
+) -> Scan | ShardError:
     try:
-        return scan(url, rules, block_size, skip_bad, limit)
+        return scan(url, rules, block_size, skip_bad, limit, name)
     except ShardError as error:
         return error
 

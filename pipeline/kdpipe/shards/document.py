@@ -15,13 +15,12 @@ from kdpipe._util.redact import bare_url
 from kdpipe._util.untrusted import load_json
 from kdpipe.config import Config, first_problem
 from kdpipe.errors import IndexFileError
+from kdpipe.shards.classes import MAX_CLASSES, ClassName
 from kdpipe.shards.remote import refuse_chain
-from kdpipe.shards.sources import is_name, name_of
+from kdpipe.shards.sources import is_name, is_name_of
 
 # Of index.json: some 200,000 shards, or as many samples that were left out.
 MAX_BYTES = 2**26
-# A classifier of so many classes has gigabytes of weights already.
-MAX_CLASSES = 2**24
 DTYPES = {
     "labels": "<i4",  # (samples,), -1 for none
     "image_start": "<i8",  # (samples,), bytes from the shard's start
@@ -35,6 +34,7 @@ DTYPES = {
     "block_digest": "|u1",  # (blocks, 32), sha256 of that byte range
     "block_content": "|u1",  # (blocks, 32), sha256 over keys and images alone
 }
+
 
 Count = Annotated[int, Field(ge=0, lt=2**62)]
 Positive = Annotated[int, Field(ge=1, lt=2**62)]
@@ -78,6 +78,10 @@ class _Document(_Strict):
     skipped: list[_Skipped]
     arrays: dict[Literal[tuple(DTYPES)], _Array]  # type: ignore[valid-type]
     digest: str
+    # Each is left out where there is nothing of it, so that an index that doesn't need it is as it was before.
+    classes: Annotated[list[ClassName], Field(min_length=1, max_length=MAX_CLASSES)] | None = None
+    left_out: Count = 0  # samples, by timm's alt_label
+    unused: Annotated[dict[str, Count], Field(max_length=64)] = Field(default_factory=dict)
 
 
 def read(file: Path) -> Any:
@@ -108,11 +112,13 @@ def check(document: dict[str, Any], file: Path, do: str) -> None:
         if bare_url(entry.url) != entry.url:
             what = "the index holds a URL with a user, a password or a query"
             raise IndexFileError(what, where=file, found=entry.url, do="Make it again by `kdpipe index --overwrite`")
-        if not is_name(entry.name) or name_of(entry.url) != entry.name or "\0" in entry.url:
+        if not is_name(entry.name) or not is_name_of(entry.name, entry.url) or "\0" in entry.url:
             raise refuse("shards", f"{entry.name!r} is not the file name of {entry.url}")
         refuse_chain(entry.url)
     if len({entry.name for entry in said.shards}) != len(said.shards):
         raise refuse("shards", "two have one name")
+    if said.classes is not None and (len(set(said.classes)), said.num_classes) != (len(said.classes),) * 2:
+        raise refuse("classes", "two of one name, or not as many as num_classes")
     samples, blocks = sum(s.samples for s in said.shards), sum(s.blocks for s in said.shards)
     if [s.first for s in said.shards] != list(accumulate((s.samples for s in said.shards[:-1]), initial=0)):
         raise refuse("shards", "their first samples are not those that follow from their counts")

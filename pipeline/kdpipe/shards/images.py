@@ -27,6 +27,12 @@ EXTENSIONS = frozenset(
     | {"bmp", "gif", "tif", "tiff", "ppm", "pgm", "avif", "heic", "jp2", "jxl"}
 )
 _FORMATS = ("JPEG", "PNG", "WEBP")
+# Formats that Pillow reads, by what stands at byte 0 or 4.
+_OTHERS = (
+    *((0, b"GIF8", "GIF"), (0, b"BM", "BMP"), (0, b"II*\0", "TIFF"), (0, b"MM\0*", "TIFF")),
+    *((4, b"ftypavif", "AVIF"), (4, b"ftypavis", "AVIF"), (0, b"\xff\x0a", "JPEG XL"), (4, b"JXL \r\n", "JPEG XL")),
+)
+CONVERT = "kdpipe prepare folder --convert png encodes a folder of such images again, without loss"
 _PNG = b"\x89PNG\r\n\x1a\n"
 _PNG_DEPTH = 24
 _ORIENTATION = 0x0112
@@ -51,6 +57,11 @@ def identify(data: bytes | bytearray | memoryview) -> Literal["jpeg", "png", "we
     if head[:4] == b"RIFF" and head[8:] == b"WEBP":
         return "webp"
     return None
+
+
+def other_format(head: bytes) -> str | None:
+    """The name of a format that Pillow reads and `decode` doesn't, of its first 12 bytes."""
+    return next((name for at, begin, name in _OTHERS if head[at:].startswith(begin)), None)
 
 
 def check(data: bytes | bytearray | memoryview) -> None:

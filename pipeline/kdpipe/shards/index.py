@@ -133,6 +133,12 @@ class Index:
         return None if value is None else int(value)
 
     @property
+    def classes(self) -> list[str] | None:
+        """The names of the classes, by number, if they are known."""
+        names: list[str] | None = self._document.get("classes")
+        return names
+
+    @property
     def blocks(self) -> int:
         """The number of blocks."""
         return len(self.block_shard)
@@ -149,7 +155,7 @@ class Index:
 
     @property
     def skipped(self) -> list[dict[str, Any]]:
-        """Bad samples that were left out: shard, key, offset, reason."""
+        """What was left out: shard, key, offset, reason; without a key it is the shard, or the rest of it."""
         return list(self._document["skipped"])
 
     @cached_property
@@ -264,7 +270,14 @@ class Index:
         """What a user should know before training on it: sorted labels, unlabelled and skipped samples."""
         found = []
         if self.unlabelled:
-            found.append(f"{self.unlabelled} of {len(self)} samples have no label")
+            line, unused = f"{self.unlabelled} of {len(self)} samples have no label", self._document.get("unused")
+            if unused:
+                line += f"; members not used: {listing(unused)}. --label-key names another place of labels"
+                if any("." in suffix for suffix in unused):
+                    line += "; keys end at the first dot of a file name"
+            found.append(line)
+        if self._document.get("left_out"):
+            found.append(f"{self._document['left_out']} samples were left out: their alt_label is negative")
         runs, expected = _label_runs(np.asarray(self.labels))
         if expected >= 50 and runs < expected / 2:
             found.append(
@@ -273,7 +286,7 @@ class Index:
                 "Shuffle the samples when writing the shards"
             )
         if self.skipped:
-            found.append(f"{len(self.skipped)} bad samples were left out; index.json lists them")
+            found.append(f"{len(self.skipped)} bad samples or shards were left out; {layout.DOCUMENT} lists them")
         return found
 
     def verify(self) -> None:
@@ -283,6 +296,12 @@ class Index:
             IndexFileError: at the first that differs.
         """
         self._arrays.verify()
+
+
+def listing(unused: Mapping[str, int]) -> str:
+    """Suffixes of members, the commonest first."""
+    some = sorted(unused.items(), key=lambda item: (-item[1], item[0]))
+    return ", ".join(f".{suffix} ({count})" for suffix, count in some[:8]) + (", ..." if len(some) > 8 else "")
 
 
 def _label_runs(labels: np.ndarray) -> tuple[int, float]:

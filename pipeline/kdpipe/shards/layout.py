@@ -78,7 +78,8 @@ def refuse_other(path: Path, **expected: Any) -> None:
     if not (path / DOCUMENT).is_file():
         return
     old = load(path)
-    old["names"] = [shard["name"] for shard in old["shards"]]
+    skipped = {entry["shard"] for entry in old["skipped"]}  # some as a whole
+    old["names"] = sorted(skipped | {shard["name"] for shard in old["shards"]})
     for field, value in expected.items():
         if old[field] != value:
             raise IndexFileError(f"another index is there, with other {field}", where=path, do=_REPLACE)

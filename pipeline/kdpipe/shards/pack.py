@@ -16,15 +16,21 @@ from PIL import Image
 from kdpipe._util.files import fsync
 from kdpipe.errors import ImageError, ShardError
 from kdpipe.shards import images
+from kdpipe.shards.convert import Lossless, reencoded
 
 
 @dataclass(frozen=True)
 class Item:
-    """A sample to write: its image as a file or as encoded bytes, its label or None."""
+    """A sample to write: its image as a file or as encoded bytes, its label or None.
+
+    `convert` is the format to encode the image again in, and `was` what it is before.
+    """
 
     key: str
     image: Path | bytes
     label: int | None
+    convert: Lossless | None = None
+    was: str = ""
 
 
 def write_shards(
@@ -67,7 +73,7 @@ def _write_shard(path: Path, items: list[Item], resize: int | None) -> None:
         # GNU's format takes names of any length; the fixed user and time make equal content equal bytes.
         with TarWriter(file, user="", group="", mtime=0, encoder=False, format="GNU_FORMAT") as tar:
             for item in items:
-                kind, data = _encoded(item.image, resize)
+                kind, data = _encoded(item, resize)
                 sample: dict[str, str | bytes] = {"__key__": item.key, kind: data}
                 if item.label is not None:
                     sample["cls"] = str(item.label).encode()
@@ -76,9 +82,12 @@ def _write_shard(path: Path, items: list[Item], resize: int | None) -> None:
         os.fsync(file.fileno())
 
 
-def _encoded(image: Path | bytes, resize: int | None) -> tuple[str, bytes]:
+def _encoded(item: Item, resize: int | None) -> tuple[str, bytes]:
+    image = item.image
     data = image if isinstance(image, bytes) else image.read_bytes()
     try:
+        if item.convert is not None:
+            data = reencoded(data, item.convert)
         kind = images.identify(data)
         if kind is None or resize is None:
             images.check(data)
@@ -102,6 +111,12 @@ def _shrunk(pixels: np.ndarray, shorter: int) -> Image.Image | None:
     return Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC)
 
 
+def refuse_used(out: Path) -> None:
+    """Raise ShardError if something is there that isn't an empty folder."""
+    if out.is_symlink() or (out.exists() and not (out.is_dir() and not any(out.iterdir()))):
+        raise ShardError("something is there already", where=out, do="Choose another --out")
+
+
 @contextmanager
 def new_folder(out: Path) -> Iterator[Path]:
     """A folder to fill, which becomes `out` when all went well and otherwise vanishes.
@@ -110,8 +125,7 @@ def new_folder(out: Path) -> Iterator[Path]:
         ShardError: `out` is there and not empty, or the disk won't.
     """
     do = "Choose another --out"
-    if out.is_symlink() or (out.exists() and not (out.is_dir() and not any(out.iterdir()))):
-        raise ShardError("something is there already", where=out, do=do)
+    refuse_used(out)
     partial = out.absolute().with_name(f".{out.name}.{os.getpid()}.partial")
     try:
         try:

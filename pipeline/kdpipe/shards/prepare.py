@@ -7,19 +7,44 @@ import io
 import json
 import os
 import random
-import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from kdpipe.errors import ConfigError, ShardError
-from kdpipe.shards import images
-from kdpipe.shards.pack import Item, new_folder, write_shards
+from kdpipe.shards.classes import CLASSES, ClassMap
+from kdpipe.shards.convert import Lossless
+from kdpipe.shards.folder import ClassOrder, Found, decode_all, look_through, require_part, share
+from kdpipe.shards.pack import Item, new_folder, refuse_used, write_shards
+from kdpipe.shards.problems import raise_all
 
-_SPLITS = {"train", "training", "val", "valid", "validation", "test"}
-CLASSES = "classes.json"
+REPORT = "prepared.json"
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What was written.
+
+    Attributes:
+        shards: by split, in order.
+        classes: their names; a class's number is its place.
+        counts: samples of each class, by split.
+        skipped: file or folder, reason.
+        ignored: files and folders that no sample can be, counted by their kind.
+        converted: what was encoded again: file, key, from, to.
+        remarks: what somebody should know, a line each.
+    """
+
+    shards: dict[str, list[Path]]
+    classes: list[str]
+    counts: dict[str, list[int]]
+    skipped: list[dict[str, str]]
+    ignored: dict[str, int]
+    converted: list[dict[str, str]]
+    remarks: list[str]
 
 
 def prepare_folder(
@@ -31,11 +56,18 @@ def prepare_folder(
     resize: int | None = None,
     seed: int = 0,
     workers: int | None = None,
-) -> list[Path]:
+    classes: ClassMap | None = None,
+    class_order: ClassOrder = "plain",
+    val_split: float = 0.0,
+    convert: Lossless | None = None,
+    keep_truncated: bool = False,
+    skip_bad: bool = False,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Prepared:
     """Write `out`/`name`-0000.tar ... and classes.json from a folder with one folder of images a class.
 
-    Class folders, sorted by name, are labelled 0, 1, ... A sample's key is its path in `source` without the
-    extension, dots replaced by underscores. Images' bytes are copied untouched unless `resize` is given.
+    A sample's key is its path in `source` without the extension, dots replaced by underscores. Every image is decoded;
+    its bytes are copied untouched unless it has to be encoded again. `out`/prepared.json lists what was done.
 
     Args:
         source: the tree; files that are hidden or have no image's extension are passed over.
@@ -44,22 +76,97 @@ def prepare_folder(
         samples_per_shard: at least 1; the last shard may have fewer.
         resize: shrink the shorter side to so many pixels (Pillow's bicubic), encoded again as PNG where it
             was PNG and as JPEG of quality 95 otherwise. Smaller images stay as they are.
-        seed: of the order.
+        seed: of the order, and of the split.
         workers: threads; the result doesn't depend on them.
+        classes: the class list; by default the folders' names.
+        class_order: of the folders where there is no list: torchvision's, "plain", or timm's, "natural".
+        val_split: share of each class that goes to `out`/val, and the rest to `out`/train; 0 for none.
+        convert: encode GIF, BMP, TIFF, AVIF and JPEG XL again, without loss.
+        keep_truncated: encode truncated JPEGs again, grey where data are missing.
+        skip_bad: leave out what is bad; otherwise `Problems` tells of up to 20.
+        progress: called with (images looked at, images in all).
 
     Raises:
-        ShardError: no such tree, a class without images, a file that is no image, or `out` in use or
-            not writable.
+        ShardError: no such tree, something in it is bad, or `out` is in use or not writable.
         ConfigError: a number is impossible.
     """
     _positive(samples_per_shard=samples_per_shard, resize=resize, workers=workers)
-    root = Path(source)
-    classes, items = _tree(root)
-    random.Random(seed).shuffle(items)
+    require_part("val_split", val_split)
+    if classes is not None and classes.names is None:
+        raise ShardError("a class list has every number from 0 on", where="classes", do="Add the missing classes")
+    root, threads = Path(source), workers or os.cpu_count() or 1
+    refuse_used(Path(out))
+    found = look_through(root, classes, class_order)
+    decode_all(
+        found,
+        root=root,
+        convert=convert,
+        keep_truncated=keep_truncated,
+        skip_bad=skip_bad,
+        workers=threads,
+        progress=progress,
+    )
+    if not skip_bad:
+        raise_all([error for _, error in found.problems])
+    if not found.items:
+        do = f"All {len(found.problems)} were left out, the first because: {found.problems[0][1]}"
+        raise ShardError("no sound image in the folder", where=root, do=do)
+    sets = _split(found, name, val_split, random.Random(seed))
+    empty = [c for i, c in enumerate(found.classes) if not any(item.label == i for item in found.items)]
+    if empty:
+        more = ", ..." if len(empty) > 5 else ""
+        found.remarks.append(f"{len(empty)} of the classes have no image: {', '.join(empty[:5])}{more}")
+    folders = {split: Path(out) / split if val_split else Path(out) for split in sets}
+    made = Prepared(
+        {},
+        found.classes,
+        {split: _counts(items, len(found.classes)) for split, items in sets.items()},
+        [{"file": what, "reason": str(ShardError(error.what, found=error.found))} for what, error in found.problems],
+        dict(sorted(found.ignored.items())),
+        found.converted,
+        found.remarks,
+    )
     with new_folder(Path(out)) as folder:
-        paths = write_shards(folder, name, items, samples_per_shard, resize=resize, workers=workers)
-        (folder / CLASSES).write_text(json.dumps(classes, ensure_ascii=False) + "\n", encoding="utf-8")
-    return [Path(out) / path.name for path in paths]
+        for split, items in sets.items():
+            inside = folder / split if val_split else folder
+            inside.mkdir(exist_ok=True)
+            paths = write_shards(inside, split, items, samples_per_shard, resize=resize, workers=workers)
+            made.shards[split] = [folders[split] / path.name for path in paths]
+        (folder / CLASSES).write_text(json.dumps(found.classes, ensure_ascii=False) + "\n", encoding="utf-8")
+        shards = {split: [path.name for path in paths] for split, paths in made.shards.items()}
+        report = json.dumps(vars(made) | {"shards": shards}, ensure_ascii=False, indent=1)
+        (folder / REPORT).write_text(report + "\n", encoding="utf-8")
+    return made
+
+
+def _split(found: Found, name: str, part: float, order: random.Random) -> dict[str, list[Item]]:
+    if not part:
+        order.shuffle(found.items)
+        return {name: found.items}
+    by_class: dict[int | None, list[Item]] = {}
+    for item in found.items:
+        by_class.setdefault(item.label, []).append(item)
+    chosen: set[str] = set()
+    for label in sorted(by_class, key=str):
+        own = by_class[label]
+        chosen.update(item.key for item in order.sample(own, share(len(own), part)))
+    single = sum(len(own) == 1 for own in by_class.values())
+    if single:
+        found.remarks.append(f"{single} classes of one image are in train alone")
+    sets = {
+        "train": [item for item in found.items if item.key not in chosen],
+        "val": [item for item in found.items if item.key in chosen],
+    }
+    for items in sets.values():
+        order.shuffle(items)
+    return {split: items for split, items in sets.items() if items}
+
+
+def _counts(items: list[Item], classes: int) -> list[int]:
+    counts = [0] * classes
+    for item in items:
+        counts[item.label or 0] += 1
+    return counts
 
 
 def prepare_digits(
@@ -117,43 +224,6 @@ def prepare_digits(
             written[name] = [Path(out) / name / path.name for path in paths]
         (folder / CLASSES).write_text(json.dumps([str(c) for c in range(10)]) + "\n")
     return written
-
-
-def _tree(root: Path) -> tuple[list[str], list[Item]]:
-    if not root.is_dir():
-        raise ShardError("no such folder", where=root, allowed="a folder with one folder of images a class")
-    folders = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
-    classes = [path.name for path in folders]
-    if not folders:
-        raise ShardError("no class folders", where=root, allowed="a folder with one folder of images a class")
-    if len(_SPLITS & {name.lower() for name in classes}) == len(classes):
-        raise ShardError("these are splits, not classes", where=root, found=", ".join(classes), do="Prepare each")
-    items: list[Item] = []
-    taken: dict[str, int] = {}
-    for label, folder in enumerate(folders):
-        before = len(items)
-        for path in sorted(folder.rglob("*")):
-            if path.name.startswith(".") or path.suffix[1:].lower() not in images.EXTENSIONS or not path.is_file():
-                continue
-            items.append(Item(_key(path.relative_to(root), taken), path, label))
-        if len(items) == before:
-            raise ShardError("no images in a class folder", where=folder)
-    return classes, items
-
-
-def _key(path: Path, taken: dict[str, int]) -> str:
-    """A key that webdataset reads back as it is: without dots, unlike its own `__metadata__`, and unique."""
-    key = re.sub(r"^_+", "", path.with_suffix("").as_posix().replace(".", "_"))
-    try:
-        key.encode()
-    except UnicodeEncodeError as error:
-        shown = str(path).encode("utf-8", "backslashreplace").decode()
-        raise ShardError("a file name is not UTF-8", where=shown, do="Rename it") from error
-    while key in taken:  # a.jpg beside a.png
-        taken[key] += 1
-        key = f"{key}-{taken[key]}"
-    taken[key] = 1
-    return key
 
 
 def _load_digits(size: int) -> tuple[list[bytes], list[int]]:

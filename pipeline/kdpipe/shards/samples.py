@@ -1,24 +1,18 @@
 """Members grouped into samples, as webdataset groups them, with everything checked that it takes on trust."""
 
 import mmap
-import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any, Literal
+from typing import Any
 
-from kdpipe._util.untrusted import load_json
 from kdpipe.errors import ImageError, ShardError
 from kdpipe.shards import images
-from kdpipe.shards.document import MAX_CLASSES
+from kdpipe.shards.labels import UNLABELLED, WRITE_IN_FULL, Rules, matching, read_label
 from kdpipe.shards.tar import Member
 
-Check = Literal["decode", "header"]
-UNLABELLED = -1
-MAX_LABEL = MAX_CLASSES - 1
-# Of a .cls, white space included, and of a .json.
-_CLS_BYTES, _JSON_BYTES = 64, 2**24
-_INTEGER = re.compile(rb"\s*[+-]?[0-9]+\s*")
+# What is indexed of an image that is a hard link spans the block and the member that it links to.
+_FARTHEST = 2**26
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,15 +25,7 @@ class Sample:
     image_start: int
     image_size: int
     label: int
-
-
-@dataclass(frozen=True)
-class Rules:
-    """What a sample must be like to be indexed."""
-
-    num_classes: int | None = None
-    label_key: str | None = None
-    check: Check = "decode"
+    unused: tuple[str, ...] = ()  # of an unlabelled sample: suffixes of members that might be its label
 
 
 class BadSample(ShardError):
@@ -97,7 +83,7 @@ def examine(group: Group, data: mmap.mmap, url: str, rules: Rules) -> Sample:
         other = by_suffix.setdefault(member.suffix, member)
         if other is not member:
             raise bad(f"two members .{member.suffix}", member.offset, found=f"the first at byte {other.offset}")
-    image = _image(group, data, bad)
+    image = _image(by_suffix, data, rules, bad)
     view = memoryview(data)[image.start : image.start + image.size]
     try:
         if rules.check == "decode":
@@ -108,62 +94,48 @@ def examine(group: Group, data: mmap.mmap, url: str, rules: Rules) -> Sample:
         raise bad(error.what, image.offset, found=error.found, allowed=error.allowed, do=error.do) from error
     finally:
         view.release()
-    label = _label(by_suffix, data, rules, bad)
-    return Sample(key, offset, max(m.stop for m in group), image.start, image.size, label)
+
+    def read(member: Member) -> bytes:
+        return data[member.start : member.start + member.size]
+
+    label = read_label(key, by_suffix, read, rules, bad)
+    unused = tuple(s for s, m in by_suffix.items() if m is not image) if label == UNLABELLED else ()
+    return Sample(key, offset, max(m.stop for m in group), image.start, image.size, label, unused)
 
 
-def _image(group: Group, data: mmap.mmap, bad: Callable[..., BadSample]) -> Member:
+def _image(members: dict[str, Member], data: mmap.mmap, rules: Rules, bad: Callable[..., BadSample]) -> Member:
+    chosen = list(members.values()) if rules.image_key is None else matching(members, rules.image_key)
     found = []
-    for member in group:
+    for member in chosen:
+        promises = member.suffix.rpartition(".")[2] in images.EXTENSIONS or rules.image_key is not None
+        if member.problem:
+            if promises:
+                raise bad(f"member .{member.suffix} is {member.problem}", member.offset, do=WRITE_IN_FULL)
+            continue
         head = data[member.start : member.start + min(member.size, 12)]
         if images.identify(head):
             found.append(member)
-        elif member.suffix.rpartition(".")[2] in images.EXTENSIONS:
+        elif promises:
             shown = f"first bytes {head[:8].hex(' ')}" if head else "an empty file"
-            raise bad(f"member .{member.suffix} is not a JPEG, PNG or WebP image", member.offset, found=shown)
+            other = images.other_format(head)
+            do = f"It is {other}: {images.CONVERT}" if other else None
+            what = f"member .{member.suffix} is not a JPEG, PNG or WebP image"
+            raise bad(what, member.offset, found=shown, do=do)
     if not found:
-        raise bad("no image in the sample", found=" ".join(f".{m.suffix}" for m in group))
+        do = "Leave files that are no samples out of the tar, or skip them by --skip-bad"
+        allowed = None if rules.image_key is None else f"--image-key {rules.image_key}"
+        raise bad("no image in the sample", found=_names(members.values()), allowed=allowed, do=do)
     if len(found) > 1:
-        raise bad("several images in one sample", found=" ".join(f".{m.suffix}" for m in found), allowed="one")
+        do = "Choose one by --image-key"
+        if all("." in member.suffix for member in found):
+            do = "Keys end at the first dot of a file name: write other names, as img_0001.jpg for img.0001.jpg"
+        raise bad("several images in one sample", found=_names(found), allowed="one", do=do)
+    if found[0].start + _FARTHEST < found[0].offset:
+        what = f"member .{found[0].suffix} is a hard link to a member more than {_FARTHEST} bytes before"
+        raise bad(what, found[0].offset, do="Write the tar again with the file itself: tar --hard-dereference")
     return found[0]
 
 
-def _label(members: dict[str, Member], data: mmap.mmap, rules: Rules, bad: Callable[..., BadSample]) -> int:
-    value: Any
-    place = members.get("cls") if rules.label_key is None else None
-    if place is not None:
-        if place.size > _CLS_BYTES:
-            found, allowed = f"{place.size} bytes", f"an integer in at most {_CLS_BYTES} bytes"
-            raise bad("the label is not an integer", place.offset, found=found, allowed=allowed)
-        text = data[place.start : place.start + place.size]
-        if not _INTEGER.fullmatch(text):
-            raise bad("the label is not an integer", place.offset, found=_shown(text.decode("utf-8", "replace")))
-        value = int(text)
-    elif (place := members.get("json")) is not None:
-        if place.size > _JSON_BYTES:
-            found, allowed = f"{place.size} bytes", f"at most {_JSON_BYTES}"
-            raise bad("member .json is too large", place.offset, found=found, allowed=allowed)
-        try:
-            fields = load_json(data[place.start : place.start + place.size])
-        except ValueError as error:
-            raise bad("member .json is not JSON", place.offset, found=_short(str(error), 100)) from error
-        value = fields.get(rules.label_key or "label") if isinstance(fields, dict) else None
-        if value is None:
-            return UNLABELLED
-        if type(value) is not int:
-            what = f"the label, field {rules.label_key or 'label'!r} of .json, is not an integer"
-            raise bad(what, place.offset, found=_shown(value), do="Name an integer field by --label-key")
-    else:
-        return UNLABELLED
-    most = MAX_LABEL if rules.num_classes is None else rules.num_classes - 1
-    if not 0 <= value <= most:
-        raise bad("label out of range", place.offset, found=_shown(value), allowed=f"0 to {most}")
-    return int(value)
-
-
-def _shown(value: object) -> str:
-    return _short(repr(value))
-
-
-def _short(text: str, most: int = 40) -> str:
-    return text if len(text) <= most else text[: most - 3] + "..."
+def _names(members: Iterable[Member]) -> str:
+    some = [f".{member.suffix}" for member in members]
+    return " ".join(some[:8]) + (f" and {len(some) - 8} more" if len(some) > 8 else "")

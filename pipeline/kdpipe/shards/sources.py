@@ -5,10 +5,11 @@ import os
 import re
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from itertools import pairwise
+from dataclasses import dataclass, field, replace
+from itertools import pairwise, takewhile
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 from kdpipe._util.files import read_bounded
 from kdpipe._util.redact import SHARD_URLS, is_http
@@ -20,6 +21,8 @@ from kdpipe.shards import remote
 MAX_TEXT_BYTES = 2**26
 _GLOB, _HTTP_GLOB = re.compile(r"[*?\[]"), re.compile(r"[*\[]")
 _INFO = re.compile(r"(?P<path>.*\.json)(:(?P<split>[^:/]+))?$")
+# The names of timm's manifest, in the order in which timm looks for them.
+_INFO_NAMES = ("_info.json", "info.json")
 _HOW = (
     "a brace pattern, a folder, a glob, a .tar file, an fsspec URL of these, timm's _info.json, or a .txt file of URLs"
 )
@@ -29,10 +32,12 @@ _ABSOLUTE_OR_UP = re.compile(r"^[/~]|(^|/)\.\.(/|$)|::|://|[\\\x00-\x1f\x7f]")
 
 @dataclass(frozen=True)
 class Source:
-    """Shards in the order of their file names, and how many samples each should hold, where that is said."""
+    """Shards in the order of their names, and what a manifest of timm's tells of them."""
 
     urls: list[str]
-    lengths: dict[str, int]  # by url; empty unless an _info.json told
+    lengths: dict[str, int] = field(default_factory=dict)  # samples by url
+    alt_label: str | None = None  # the field of .json that has the label
+    names: list[str] = field(default_factory=list)  # of each url
 
 
 def expand(source: str, split: str | None = None) -> list[str]:
@@ -45,8 +50,7 @@ def expand(source: str, split: str | None = None) -> list[str]:
         split: of an `_info.json`, or of a folder with one.
 
     Raises:
-        ShardError: nothing found, a member of a pattern missing, an unusable `_info.json`, or two shards of
-            one file name (names are their identity).
+        ShardError: nothing found, a member of a pattern missing, an unusable `_info.json`, or one shard twice.
     """
     return resolve(source, split).urls
 
@@ -59,12 +63,13 @@ def resolve(source: str, split: str | None = None, *, look: bool = True) -> Sour
             raise ShardError("two splits are named", where=source, found=f"{info['split']} and {split}")
         return _checked(_from_info(info["path"], split or info["split"], look), source)
     if not _is_pattern(source) and _is_folder(source):
-        beside = f"{source.rstrip('/')}/_info.json"
-        if _exists(beside):  # a folder of train and validation shards must not become one set by accident
-            return _checked(_from_info(beside, split, look), source)
+        for name in _INFO_NAMES:
+            beside = f"{source.rstrip('/')}/{name}"
+            if _exists(beside):  # a folder of train and validation shards must not become one set by accident
+                return _checked(_from_info(beside, split, look), source)
     if split is not None:
         raise ShardError("a split needs an _info.json", where=source, found=f"split {split}")
-    return _checked(Source(_plain(source, look), {}), source)
+    return _checked(Source(_plain(source, look)), source)
 
 
 def addresses(source: str) -> dict[str, str]:
@@ -74,7 +79,8 @@ def addresses(source: str) -> dict[str, str]:
         ShardError: as `expand`, naming the environment variable that it comes from.
     """
     try:
-        return {name_of(url): url for url in resolve(source, look=False).urls}
+        found = resolve(source, look=False)
+        return dict(zip(found.names, found.urls, strict=True))
     except ShardError as error:
         where = f"{SHARD_URLS}={error.where}"
         raise ShardError(error.what, where=where, found=error.found, allowed=error.allowed, do=error.do) from error
@@ -86,13 +92,31 @@ def is_local(url: str) -> bool:
 
 
 def name_of(url: str) -> str:
-    """A shard's file name, which is its identity; the query of an HTTP URL is no part of it."""
+    """A shard's file name; the query of an HTTP URL is no part of it."""
     return _without_query(url)[0].rsplit("/", 1)[-1]
 
 
 def is_name(name: str) -> bool:
     """Whether a shard may be called so."""
     return _NAME.fullmatch(name) is not None and name not in (".", "..")
+
+
+def is_name_of(name: str, url: str) -> bool:
+    """Whether a name is the file name of a URL, or its path below some folder as `_names` writes it."""
+    return name == name_of(url) or f"/{_without_query(url)[0]}".endswith(f"/{unquote(name)}")
+
+
+def _names(urls: list[str]) -> list[str]:
+    """The names of shards, which are their identity: file names or, where two are alike, paths below the folder that
+    all are in. Names are one component of paths elsewhere, so slashes are written as %2F."""
+    names = [name_of(url) for url in urls]
+    if len(set(names)) == len(names):
+        return names
+    paths = [_without_query(url)[0] for url in urls]
+    levels = zip(*(path.split("/")[:-1] for path in paths), strict=False)
+    common = len(list(takewhile(lambda level: len(set(level)) == 1, levels)))
+    below = ["/".join(path.split("/")[common:]) for path in paths]
+    return [path.replace("%", "%25").replace("/", "%2F") for path in below]
 
 
 def _plain(source: str, look: bool) -> list[str]:
@@ -112,7 +136,9 @@ def _plain(source: str, look: bool) -> list[str]:
         found = _glob(source)
         return [url for url in found if url.endswith(".tar")] or _nothing(source, "no .tar file matches", found)
     if _is_folder(source):
-        return _glob(f"{source.rstrip('/')}/*.tar") or _nothing(source, "no .tar file in the folder")
+        return _glob(f"{source.rstrip('/')}/*.tar") or _nothing(
+            source, "no .tar file in the folder (**/*.tar finds those below)"
+        )
     if look and not _exists(source):
         _nothing(source, "no such file or folder")
     return [_absolute(source)]
@@ -148,7 +174,7 @@ def _from_info(path: str, split: str | None, look: bool) -> Source:
         raise
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         allowed = "splits by name, each with filenames and shard_lengths"
-        raise ShardError("not timm's _info.json", where=path, allowed=allowed) from error
+        raise ShardError("not a manifest of timm's", where=path, allowed=allowed) from error
     if split is None and len(names) != 1:
         raise ShardError("which split?", where=path, allowed=", ".join(sorted(names)), do="Name one by --split")
     if split is not None and split not in names:
@@ -162,7 +188,10 @@ def _split(said: dict[str, Any]) -> dict[str, Any]:
         raise TypeError
     if not all(isinstance(name, str) and name for name in filenames) or not all(type(n) is int for n in lengths):
         raise TypeError
-    return {"filenames": filenames, "lengths": lengths}
+    alt_label = said.get("alt_label") or None
+    if not isinstance(alt_label, str | None):
+        raise TypeError
+    return {"filenames": filenames, "lengths": lengths, "alt_label": alt_label}
 
 
 def _lengths(path: str, chosen: dict[str, Any], look: bool) -> Source:
@@ -172,12 +201,12 @@ def _lengths(path: str, chosen: dict[str, Any], look: bool) -> Source:
         raise ShardError("a split's lists differ in length", where=path, found=found)
     for name in filenames:  # a file must not choose what else is read
         if _ABSOLUTE_OR_UP.search(name):
-            raise ShardError("_info.json names a shard elsewhere", where=path, found=name, allowed="names beside it")
+            raise ShardError("the manifest names a shard elsewhere", where=path, found=name, allowed="names beside it")
     folder = path.rpartition("/")[0] or "."
     urls = [_absolute(f"{folder}/{name}") for name in filenames]
     if look:
-        _all_there(urls, "a shard that _info.json names is missing")
-    return Source(urls, dict(zip(urls, lengths, strict=True)))
+        _all_there(urls, "a shard that the manifest names is missing")
+    return Source(urls, dict(zip(urls, lengths, strict=True)), chosen["alt_label"])
 
 
 def _text(path: str) -> bytes:
@@ -197,17 +226,16 @@ def _text(path: str) -> bytes:
 def _checked(source: Source, given: str) -> Source:
     if not source.urls:
         _nothing(given, "no shards")
-    urls = sorted(source.urls, key=lambda url: (name_of(url), url))
-    for url in urls:
+    names = _names(source.urls)
+    pairs = sorted(zip(names, source.urls, strict=True))
+    for (name, url), (again, _) in pairwise([*pairs, ("", "")]):
         remote.refuse_chain(url)
-        if not is_name(name_of(url)):
+        if not is_name(name):
             allowed = "a file name of up to 255 characters, without control characters and backslashes"
-            raise ShardError("a shard's name can't be used", where=given, found=repr(name_of(url)), allowed=allowed)
-    for one, two in pairwise(urls):
-        if name_of(one) == name_of(two):
-            do = "A shard's file name is its identity: rename one"
-            raise ShardError("two shards have the same file name", where=given, found=f"{one} and {two}", do=do)
-    return Source(urls, source.lengths)
+            raise ShardError("a shard's name can't be used", where=given, found=repr(name), allowed=allowed)
+        if name == again:
+            raise ShardError("a shard is named twice", where=given, found=url, do="Name each once")
+    return replace(source, urls=[url for _, url in pairs], names=[name for name, _ in pairs])
 
 
 def _without_query(url: str) -> tuple[str, str]:
@@ -233,7 +261,7 @@ def _absolute(url: str) -> str:
 
 def _glob(pattern: str) -> list[str]:
     if is_local(_absolute(pattern)):
-        return sorted(glob.glob(_absolute(pattern)))
+        return sorted(glob.glob(_absolute(pattern), recursive=True))
     return remote.listed(pattern)
 
 

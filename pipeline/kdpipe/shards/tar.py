@@ -1,20 +1,32 @@
 """The members of a tar file with their places, read by Python's `tarfile` over a memory map."""
 
 import mmap
+import posixpath
 import re
+import shlex
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from kdpipe.errors import ShardError
+from kdpipe.shards.sources import is_local, name_of
 
 RECORD = 512
-_UNPACK = {
+_COMPRESSED = {
     b"\x1f\x8b": "gunzip",
     b"BZh": "bunzip2",
     b"\xfd7zXZ": "unxz",
     b"\x28\xb5\x2f\xfd": "zstd -d",
 }
+# What lies in the place of shards: how it begins, what it is, and what helps.
+_FETCH = "Download the shard again, and look at its address and your access"
+_OTHERS = (
+    (b"version https://git-lfs.github.com/spec/", "a git-LFS pointer instead of the shard", "Fetch it: git lfs pull"),
+    (b"<!doctype html", "an HTML page instead of the shard", _FETCH),
+    (b"<html", "an HTML page instead of the shard", _FETCH),
+    (b"<?xml", "an XML page instead of the shard", _FETCH),
+    (b"pk\x03\x04", "a zip archive", "Unpack it, and write a tar of its files"),
+)
 # As webdataset's base_plus_ext: the key goes up to the first dot of the file name. Hidden files (macOS adds many)
 # have none; webdataset's own pattern makes samples of those that lie in folders.
 _KEY = re.compile(r"^((?:.*/|)[^./]+)[.]([^/]*)$")
@@ -27,18 +39,27 @@ _HEADER = "Copy or write it again, or pass --skip-bad to keep the samples before
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """A regular file in a tar: its header at byte `offset`, its data at `start`."""
+    """A file in a tar: its header at byte `offset`, its data at `start`, the next header at `stop`.
+
+    The data of a hard link are those of the member that it links to.
+    """
 
     key: str
     suffix: str  # lower case, without the leading dot; "" for a name that ends in a dot
     offset: int
     start: int
     size: int
+    stop: int
+    problem: str = ""  # why there are no data: what is stored instead of them
+
+
+class UnusableShard(ShardError):
+    """Nothing of a shard can be used: it is no tar, or has no samples."""
 
     @property
-    def stop(self) -> int:
-        """Where its data ends, padded to whole records."""
-        return -(-(self.start + self.size) // RECORD) * RECORD
+    def reason(self) -> str:
+        """The message without the place."""
+        return str(ShardError(self.what, found=self.found))
 
 
 class Damage(ShardError):
@@ -54,32 +75,66 @@ class Damage(ShardError):
 
 
 def members(data: mmap.mmap, url: str) -> Iterator[Member]:
-    """The members that belong to samples, in order; hidden files, links and folders are passed over.
+    """The members that belong to samples, in order; hidden files and folders are passed over.
 
     Raises:
-        ShardError: compressed, or not a tar at all.
+        UnusableShard: compressed, or not a tar at all.
         Damage: after the last sound member, when the file is truncated (if only by its end marker), a
             header is damaged, or something follows the marker.
     """
-    for magic, command in _UNPACK.items():
-        if data[: len(magic)] == magic:
-            raise ShardError("the tar is compressed", where=url, do=f"Unpack it first: {command} {url}")
+    _refuse_others(data, url)
     if len(data) < RECORD:
         raise Damage(url, 0, "the tar is truncated", found=f"{len(data)} bytes in all", do=_AGAIN)
+    if not any(data[:RECORD]):
+        _check_end(data, 0, url)
+        raise UnusableShard("the tar is empty", where=url, found=f"{len(data)} bytes, all zero")
     try:
         tar = tarfile.open(fileobj=data, mode="r:", encoding="utf-8")  # noqa: SIM115
     except MemoryError:
         raise
     except Exception as error:  # a header can bring `tarfile` to raise almost anything
-        raise ShardError("not a tar file", where=url, found=f"first bytes {data[:8].hex(' ')}") from error
+        raise UnusableShard("not a tar file", where=url, found=f"first bytes {data[:8].hex(' ')}") from error
+    files: dict[str, Member] = {}  # by path: what hard links refer to
     with tar:
         while (info := _next(tar, url, len(data))) is not None:
-            named = _KEY.match(info.name)
-            if info.isreg() and named and not _META.match(info.name):
-                if info.issparse():
-                    raise ShardError("a sparse member", where=f"{url}, byte {info.offset}", do="Write it in full")
-                yield Member(named[1], named[2].lower(), info.offset, info.offset_data, info.size)
+            member = _member(info, tar.offset, files)
+            if info.isreg() and member is not None:
+                files[posixpath.normpath(info.name)] = member
+            if member is not None and _KEY.match(info.name) and not _META.match(info.name):
+                yield member
         _check_end(data, tar.offset, url)
+
+
+def _refuse_others(data: mmap.mmap, url: str) -> None:
+    for magic, command in _COMPRESSED.items():
+        if data[: len(magic)] == magic:
+            name = shlex.quote(url if is_local(url) else name_of(url))  # the tools refuse the suffix .tar
+            do = f"Unpack it first: {command} < {name} > {shlex.quote(name_of(url).removesuffix('.tar'))}-unpacked.tar"
+            raise UnusableShard("the tar is compressed", where=url, do=do)
+    head = data[:RECORD].lstrip().lower()
+    for begin, what, do in _OTHERS:
+        if head.startswith(begin):
+            raise UnusableShard(what, where=url, found=f"{len(data)} bytes", do=do)
+
+
+def _member(info: tarfile.TarInfo, stop: int, files: dict[str, Member]) -> Member | None:
+    """A file or a link; None for folders and devices."""
+    named = _KEY.match(info.name)
+    key, suffix = (named[1], named[2].lower()) if named else ("", "")
+    start, size, problem = info.offset_data, info.size, ""
+    if info.issparse():
+        size, problem = 0, "stored sparse, in pieces"
+    elif info.issym():
+        size, problem = 0, f"a symbolic link to {info.linkname!r}"
+    elif info.islnk():
+        target = files.get(posixpath.normpath(info.linkname))
+        if target is None:
+            size, problem = 0, f"a hard link to {info.linkname!r}, which doesn't come before it"
+        else:
+            start, size, problem = target.start, target.size, target.problem
+    elif not info.isreg():
+        return None
+    return Member(key, suffix, info.offset, start, size, stop, problem)
 
 
 def _next(tar: tarfile.TarFile, url: str, size: int) -> tarfile.TarInfo | None:
@@ -95,10 +150,13 @@ def _next(tar: tarfile.TarFile, url: str, size: int) -> tarfile.TarInfo | None:
     tar.members = []  # type: ignore[attr-defined]  # it would keep every one
     if info is not None and (info.size < 0 or tar.offset < info.offset_data):  # which would come by here for ever
         raise Damage(url, place, "the tar is damaged: a member of negative size", found=info.size, do=_HEADER)
-    if info is not None and info.offset_data + info.size > size:
+    if info is None:
+        return None
+    held = 0 if info.issym() or info.islnk() else tar.offset - info.offset_data if info.issparse() else info.size
+    if info.offset_data + held > size:
         what, found = (
             f"the tar is truncated inside {info.name!r}",
-            f"{size - info.offset_data} of its {info.size} bytes",
+            f"{size - info.offset_data} of its {held} bytes",
         )
         named = _KEY.match(info.name)
         raise Damage(url, info.offset, what, found=found, do=_AGAIN, key=named[1] if named else None)

@@ -179,6 +179,7 @@ class TrainingLoop:
         header = {
             **kept.metadata(),
             "views": job.views.model_dump(mode="json"),
+            **({} if job.index.classes is None else {"classes": job.index.classes}),
             "loss": job.loss.used(),
             "epoch": self.epoch,
             "evaluation": scores,

@@ -13,6 +13,7 @@ from kdpipe.loader import Loader, LoaderConfig
 from kdpipe.losses import LossConfig, Requirements
 from kdpipe.models import ModelConfig, ModelSpec, weights_digest
 from kdpipe.shards import Index
+from kdpipe.shards.classes import require_same
 from kdpipe.trainer.config import TrainConfig
 from kdpipe.trainer.distributed import Distributed
 from kdpipe.trainer.module import DistillationModule
@@ -92,6 +93,7 @@ def prepare(job: TrainingJob, ranks: Distributed, log: Log, begun: dict[str, Any
     built = build_student(job.student, job.train, _classes(job, teachers))
     for index in (labelling_index(job.index, job.views), *([job.validation] if job.validation else [])):
         index.check_labels(built.num_classes)
+    _compare_class_names(job, teachers, log)
     for idle in job.views.remarks():
         log(idle)
     pixels = teachers.fit(built, log)
@@ -133,6 +135,16 @@ def _classes(job: TrainingJob, teachers: Teachers) -> int | None:
         return teachers.readers[0].num_classes
     largest = int(np.max(labelling_index(job.index, job.views).labels))
     return job.index.num_classes or (largest + 1 if largest >= 0 else None)
+
+
+def _compare_class_names(job: TrainingJob, teachers: Teachers, log: Log) -> None:
+    """Raise IdentityError where the index and what is used with it name classes differently."""
+    others = [(reader.cache.classes, reader.url, "the cache") for reader in teachers.readers]
+    if job.validation is not None:
+        others.append((job.validation.classes, str(job.validation.path), "the validation index"))
+    for remark in dict.fromkeys(require_same(job.index.classes, *other) for other in others):
+        if remark is not None:
+            log(remark)
 
 
 def _remark_labels(job: TrainingJob, needs: Requirements, loader: Loader, log: Log) -> None:

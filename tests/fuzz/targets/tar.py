@@ -7,13 +7,13 @@ from random import Random
 import numpy as np
 
 from kdpipe.errors import KdpipeError
-from kdpipe.shards.samples import MAX_LABEL, Rules
+from kdpipe.shards.labels import MAX_LABEL, Rules
 from kdpipe.shards.scan import Scan, scan
 from tests.fuzz.mutate import mutate_bytes
 from tests.fuzz.target import Changed, Target
 from tests.shards.making import encode, shard_members, write_tar
 
-_RULES = (Rules(check="header"), Rules(check="header", num_classes=10), Rules(check="header", label_key="x"))
+_RULES = (Rules(check="header"), Rules(check="header", num_classes=10), Rules(check="header", label_key="json:x"))
 
 
 def make(folder: Path) -> Target:

@@ -100,6 +100,7 @@ def describe_outputs(
     all_samples = sum(len(block.rows) for block in committed_blocks(cache))
     found = read_statistics(cache, blocks, labels, top=top, on_samples=on_samples)
     unknown = {} if labels else {"labelled": None, "mixed": None}
+    classes = cache.classes or (labels.index.classes if labels else None)
     pairs = sorted(found.confusions.items(), key=lambda item: (-item[1], item[0]))[:top]
     return {
         "samples": found.samples,
@@ -109,6 +110,7 @@ def describe_outputs(
         "remark": remark,
         "views": [sums.summary() | unknown for sums in found.view_sums if sums.views],
         "unmixed": found.unmixed,
+        "classes": classes,
         "confusions": [{"label": label, "predicted": predicted, "views": n} for (label, predicted), n in pairs],
         "contradictions": found.contradictions,
     }
