@@ -87,7 +87,7 @@ class TestLocalCluster:
         assert {host for host, _ in places} == {"127.0.0.1"}
         assert client.scheduler.address.startswith("tls://127.0.0.1:")
 
-    def test_answers_nobody_without_its_key(self, started):
+    def test_refuses_clients_without_its_key(self, started):
         nobody = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         nobody.check_hostname, nobody.verify_mode = False, ssl.CERT_NONE
         for _, port in started[1]:

@@ -83,7 +83,7 @@ EVERY = {"upright": "banded", "level": "contiguous", "square": "banded", "mlp": 
 
 
 def planned(**changes: object) -> Teacher:
-    return teacher(model="tests.test_teacher_ways:large", **changes)
+    return teacher(model="tests.test_teacher_kernels:large", **changes)
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -228,7 +228,7 @@ class TestPlans:
             planned(layers={"mlp": "convolved"})
 
     def test_members_have_their_own(self):
-        member = {"model": "tests.test_teacher_ways:large", "mean": (0.5,) * 3, "std": (0.25,) * 3}
+        member = {"model": "tests.test_teacher_kernels:large", "mean": (0.5,) * 3, "std": (0.25,) * 3}
         said = {"num_classes": CLASSES, "input_size": SIZE, "batch_size": 8, "threads": 1, "members": [member, member]}
         both = Teacher(TeacherConfig.model_validate({**said, "layers": {"1.mlp": "convolved"}}))
         assert both.layers == {"1.mlp": "convolved"}
@@ -320,7 +320,7 @@ class TestSearch:
     def test_networks_that_are_not_for_it_run_as_they_did(self, monkeypatch, kind):
         """Every way is as fast as can be; but a layer may run at two sizes, in float64, or be read by its owner."""
         monkeypatch.setattr(search, "_GAIN", -1e9)
-        one = teacher(model="tests.test_teacher_ways:awkward", model_kwargs={"kind": kind})
+        one = teacher(model="tests.test_teacher_kernels:awkward", model_kwargs={"kind": kind})
         before = one(TestPlans.IMAGES).logits
         one.search(10**7, at_most=5)
         same(one(TestPlans.IMAGES).logits, before)

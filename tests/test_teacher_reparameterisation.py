@@ -58,7 +58,7 @@ def fusing(how: str) -> torch.nn.Module:
 
 
 def users(how: str, **changes: object) -> Teacher:
-    return teacher(model="tests.test_teacher_form:fusing", model_kwargs={"how": how}, **changes)
+    return teacher(model="tests.test_teacher_reparameterisation:fusing", model_kwargs={"how": how}, **changes)
 
 
 def test_merged_says_the_same_with_fewer_layers(slak):
