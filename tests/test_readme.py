@@ -1,4 +1,4 @@
-"""The documents keep their word: their code runs, their commands parse, their links lead somewhere."""
+"""The documents are correct: their code runs, their commands parse, their links resolve."""
 
 import doctest
 import json
@@ -74,7 +74,7 @@ def test_commands_parse(path, words, capsys):
     parse(words)
 
 
-# The changelog speaks of commands that are gone, too.
+# The changelog mentions removed commands, too.
 @pytest.mark.parametrize("path", [path for path in DOCUMENTS if path.name != "CHANGELOG.md"], **ids)
 def test_mentioned_commands_options_and_targets_exist(path):
     text = FENCE.sub("", path.read_text())
@@ -94,18 +94,18 @@ def test_mentioned_commands_options_and_targets_exist(path):
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, **ids)
-def test_links_lead_somewhere(path):
+def test_links_resolve(path):
     missing = [link for link in LINK.findall(path.read_text()) if not (path.parent / link).exists()]
     assert missing == []
 
 
-def test_the_readme_shows_every_command():
-    shown = {words[0] for words in command_lines(ROOT / "README.md") if words}
+def test_the_documents_show_every_command():
+    shown = {words[0] for words in command_lines(ROOT / "docs" / "commands.md") if words}
     assert set(COMMANDS) <= shown
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_every_command_loads_and_explains_itself(name):
+def test_every_command_loads_and_has_help(name):
     command, _ = resolve([name])
     assert command.help
     assert COMMANDS[name][1].endswith(".")
@@ -137,7 +137,7 @@ def test_python_in_the_documents_runs(path, place, monkeypatch):
     monkeypatch.chdir(place / path.name if (place / path.name).is_dir() else place)
     text = "\n".join(blocks(path, "python"))
     test = doctest.DocTestParser().get_doctest(text, {}, path.name, str(path), 0)
-    said: list[str] = []
-    result = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS).run(test, out=said.append)
+    output: list[str] = []
+    result = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS).run(test, out=output.append)
     assert result.attempted
-    assert not result.failed, "".join(said)
+    assert not result.failed, "".join(output)

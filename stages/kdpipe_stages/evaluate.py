@@ -91,7 +91,7 @@ def evaluate(
             index,
             policy,
             settings.loader.canary_tolerance,
-            asked="canary_tolerance" in settings.loader.model_fields_set,
+            required="canary_tolerance" in settings.loader.model_fields_set,
             log=lambda text: click.echo(text, err=True),
         )
     loader = Loader(

@@ -42,7 +42,7 @@ def killed(index: str, out: str, phase: str, call: int) -> None:
     if phase == "render":
         task.render_rows = children.dying_at(task.render_rows, call)
     elif phase == "forward":
-        Teacher._answer = children.dying_at(Teacher._answer, call)
+        Teacher._forward = children.dying_at(Teacher._forward, call)
     elif phase == "first array":
         Store.read = dying_on(Store.read, lambda _, name, *most: name.endswith("/c/0/1/0/0"), call, after=False)
     elif phase == "arrays written":

@@ -176,11 +176,11 @@ def test_a_worker_with_other_weights_is_refused(world, client, tmp_path, monkeyp
     assert "another weights" in str(report.failed[0].error)
 
 
-def test_one_worker_searches_and_all_obey(world, client, tmp_path, monkeypatch):
+def test_one_worker_searches_and_all_apply_its_plan(world, client, tmp_path, monkeypatch):
     found = iter([{"mlp": "convolved"}, {"mlp": "plain, if there is a second search"}])
     monkeypatch.setattr("kdpipe.teacher.teacher._LEAST", 0.0)
     monkeypatch.setattr("kdpipe.teacher.runner.search", lambda *_, **__: next(found))
-    who = teacher(client, model="tests.test_teacher_ways:large")
+    who = teacher(client, model="tests.test_teacher_kernels:large")
     cache, report = cached(world, tmp_path / "c", who, views=(0, 1))
     assert (report.tasks, report.failed) == (3, [])
     assert [s.numerics["layers"] for s in cache.segments] == [{"mlp": "convolved"}]
@@ -197,7 +197,7 @@ def test_each_job_has_its_own_ways(world, client, tmp_path, monkeypatch):
         return backend.do(job, task, teacher, cache)
 
     monkeypatch.setattr("kdpipe.caching.worker.do", noting)
-    model = {"model": "tests.test_teacher_ways:large"}
+    model = {"model": "tests.test_teacher_kernels:large"}
     who = teacher(client, **model)
     for name, layers in (("a", {"mlp": "convolved"}), ("b", {}), ("a", {"mlp": "convolved"})):
         monkeypatch.setattr("kdpipe.caching.run.layers_asked", lambda _, layers=layers: layers)
@@ -233,7 +233,7 @@ def test_each_job_has_its_own_features(world, client, tmp_path):
     assert len(Cache(Store(tmp_path / "a")).segments) == 2
 
 
-def test_a_worker_without_such_a_part_says_so(world, client, tmp_path):
+def test_a_worker_without_such_a_part_is_an_error(world, client, tmp_path):
     targets = TargetsConfig(k=4, map="int8", tail=True)
     with pytest.raises(TeacherError, match="no last stage"):
         cache_views(str(tmp_path / "c"), world.index, RECIPE, teacher(client, **TINY), targets, [0])
@@ -256,7 +256,7 @@ class TestDeath:
             ("do", r"shard-0000\.tar of \S+"),
         ],
     )
-    def test_of_what_one_is_asked(self, world, client, tmp_path, monkeypatch, method, doing):
+    def test_in_a_call_to_one_worker(self, world, client, tmp_path, monkeypatch, method, doing):
         def killed(*_):
             raise KilledWorker("call-1", SimpleNamespace(address="tcp://10.0.0.7:1"), 3)
 
@@ -280,7 +280,7 @@ class TestDeath:
             (CommClosedError("gone"), CacheError, r"^the scheduler is gone\. Repeat the command"),
         ],
     )
-    def test_of_what_all_are_asked(self, client, monkeypatch, answers, error, message):
+    def test_in_a_call_to_all_workers(self, client, monkeypatch, answers, error, message):
         def run(*_, **__):
             if isinstance(answers, Exception):
                 raise answers
@@ -316,7 +316,7 @@ def test_a_cluster_that_is_lost_at_the_start_is_one_line():
         Cluster(Lost(), TeacherConfig(model="resnet10t"), 7)  # type: ignore[arg-type]
 
 
-def test_a_lost_scheduler_says_how_to_go_on(world, tmp_path, monkeypatch):
+def test_a_lost_scheduler_prints_how_to_resume(world, tmp_path, monkeypatch):
     do, count = backend.do, iter(range(100))
     cluster = LocalCluster(n_workers=1, threads_per_worker=1, processes=False, dashboard_address=None)
     client = Client(cluster)

@@ -127,8 +127,8 @@ class TestRunAgain:
     def test_the_batches_are_others(self, monkeypatch):
         images = torch.randint(0, 256, (6, SIZE, SIZE, 3), dtype=torch.uint8)
         one, seen = teacher(batch_size=4), []
-        answer = one._answer
-        monkeypatch.setattr(one, "_answer", lambda x, erased: seen.append(x.clone()) or answer(x, erased))
+        forward = one._forward
+        monkeypatch.setattr(one, "_forward", lambda x, erased: seen.append(x.clone()) or forward(x, erased))
         run_again(one, images.numpy(), None)
         assert [tuple(x.shape) for x in seen] == [(4, SIZE, SIZE, 3)] * 3
         for at, batch in enumerate(seen):

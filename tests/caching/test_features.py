@@ -28,7 +28,7 @@ def slak(tmp_path_factory) -> dict[str, object]:
 
 
 @pytest.mark.parametrize("name", ["convnext", "slak", "swin", "resnet"])
-def test_float32_is_what_the_teacher_says(world, tmp_path, name):
+def test_float32_equals_the_teachers_output(world, tmp_path, name):
     said = settings(name, tmp_path)
     cache = make_cache(world, tmp_path / "c", views=(0, "center"), targets=EXACT, **said)
     one = giving(*BOTH, **said)
@@ -187,7 +187,7 @@ class TestParts:
         rows, now = stored(cache, 0), live(world, 0, VIEWS, teacher(form=form, **slak))
         torch.testing.assert_close(load_head(stored_head, "here")(rows["pooled"]), now.logits, rtol=1e-5, atol=1e-5)
 
-    def test_what_cannot_be_had_is_said_before_there_is_a_cache(self, world, tmp_path):
+    def test_missing_features_are_refused_before_a_cache_is_created(self, world, tmp_path):
         two = {"model": None, "mean": None, "std": None, "members": [TINY, TINY]}
         for targets, said, message in [
             (TargetsConfig(pooled="float16"), {}, "no forward_features"),

@@ -181,7 +181,7 @@ class TestTime:
 
 
 class TestRefusals:
-    def test_an_answer_that_is_no_number(self, world):
+    def test_an_output_that_is_not_a_number(self, world):
         with pytest.raises(TeacherError, match="NaN"):
             foreseen(world, [0], model="tests.caching.test_forecast:broken")
 

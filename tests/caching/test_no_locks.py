@@ -115,7 +115,7 @@ def test_a_task_of_another_segment_is_reported_and_done_again(world, tmp_path):
     assert (report.tasks, report.skipped, cache.root_digest()) == (1, 2, whole)
 
 
-def test_tasks_that_are_moved_say_where_they_are(world, tmp_path):
+def test_moved_tasks_are_reported_with_their_place(world, tmp_path):
     for name, views in (("a", [0, 1]), ("b", [2])):
         who, caching = teacher(**TINY), CachingConfig(render_threads=1)
         cache_views(str(tmp_path / name), world.index, VIEWS, who, TargetsConfig(k=4), views, caching=caching)

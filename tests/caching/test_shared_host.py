@@ -87,7 +87,7 @@ class TestLocalCluster:
         assert {host for host, _ in places} == {"127.0.0.1"}
         assert client.scheduler.address.startswith("tls://127.0.0.1:")
 
-    def test_answers_nobody_without_its_key(self, started):
+    def test_refuses_clients_without_its_key(self, started):
         nobody = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         nobody.check_hostname, nobody.verify_mode = False, ssl.CERT_NONE
         for _, port in started[1]:
@@ -176,7 +176,7 @@ class TestUserCluster:
         (tmp_path / "key").write_text(other.tls_client_key)
         with (
             dask.config.set({"distributed.comm.timeouts.connect": "2s"}),
-            pytest.raises(CacheError, match=r"no dask scheduler answers.*or the certificates"),
+            pytest.raises(CacheError, match=r"no dask scheduler responds.*or the certificates"),
             user_client(address, *(str(tmp_path / n) for n in ("cert", "cert", "key"))),
         ):
             pass
@@ -184,7 +184,7 @@ class TestUserCluster:
 
     def test_an_address_that_dasks_configuration_forbids(self):
         required = dask.config.set({"distributed.comm.require-encryption": True})
-        message = r"no dask scheduler answers: encryption required by Dask configuration"
+        message = r"no dask scheduler responds: encryption required by Dask configuration"
         with required, pytest.raises(CacheError, match=message), user_client("tcp://127.0.0.1:1"):
             pass
 

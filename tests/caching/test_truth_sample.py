@@ -71,7 +71,7 @@ def test_a_lie_in_any_segment_is_found(large, six, tmp_path):
         assert all(f["where"].endswith(f"view {segment.views[0]}") for f in report["failures"])
 
 
-def test_the_report_says_which_segments(world, tmp_path):
+def test_the_report_names_the_segments(world, tmp_path):
     cache = make_cache(world, tmp_path / "c", views=(0, "center"))
     make_cache(world, tmp_path / "c", views=(0,), targets=TargetsConfig(k=2), amp_dtype="bfloat16")
     asked = ("verify", tmp_path / "c", "--trust", "tests.tiny", "--samples", 8)

@@ -91,7 +91,7 @@ class Moments:
         sys.addaudithook(self._audit)
         os.fsync = self._counted(os.fsync)  # type: ignore[assignment]
         task.render_rows = self._counted(task.render_rows)
-        Teacher._answer = self._counted(Teacher._answer)  # type: ignore[method-assign]
+        Teacher._forward = self._counted(Teacher._forward)  # type: ignore[method-assign]
         LossLog.add = self._counted(LossLog.add)  # type: ignore[method-assign]
 
     def _audit(self, event: str, args: tuple[Any, ...]) -> None:

@@ -60,7 +60,7 @@ def test_every_option_is_in_the_table():
         assert set(entry.sound) <= {param.name for param in command.params}
 
 
-def test_kinds_are_told_apart():
+def test_kinds_are_distinguished():
     for category, kinds in KINDS.items():
         names = [kind.name for kind in kinds]
         assert len(set(names)) == len(names), category

@@ -118,7 +118,7 @@ def test_processes_share_the_same_batches(world, policy, policy_cache, plain, wo
 
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("start", [1, 4, 6])
-def test_an_epoch_goes_on_where_it_stopped(world, policy, policy_cache, plain, workers, start):
+def test_an_epoch_resumes_where_it_stopped(world, policy, policy_cache, plain, workers, start):
     later = loader(world, policy_cache, policy, loader=CONFIG.model_copy(update={"workers": workers}))
     assert_same(list(later.epoch(1, start_step=start)), plain[start:])
     later.close()
@@ -157,7 +157,7 @@ def test_without_a_cache_views_never_repeat(world):
     assert free.require_epochs(300) is None
 
 
-def test_repeating_views_is_said_or_refused_at_once(world, cache_path):
+def test_repeating_views_is_reported_or_refused_at_once(world, cache_path):
     assert "3 cached views for 5 epochs" in (loader(world, cache_path).require_epochs(5) or "")
     assert loader(world, cache_path).require_epochs(3) is None
     strict = loader(world, cache_path, loader=CONFIG.model_copy(update={"view_schedule": "strict"}))
@@ -177,7 +177,7 @@ def test_evaluation_visits_every_sample_once_in_order(world, cache_path, workers
     center.close()
 
 
-def test_only_labelled_samples_when_asked(tmp_path):
+def test_only_labelled_samples_on_request(tmp_path):
     half = make_world(tmp_path / "w", unlabelled=0.5)
     some = Loader(half.index, VIEWS, SIZE, 16, labelled_only=True)
     rows = torch.cat([b.rows for b in some.epoch(0)])

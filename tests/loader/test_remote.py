@@ -95,7 +95,7 @@ def test_a_block_that_changed_between_epochs_is_refused(noise: tuple[Index, Inde
     batches.close()
 
 
-def test_no_room_is_said(noise: tuple[Index, Index], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_reported(noise: tuple[Index, Index], monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> int:
         raise OSError(28, "No space left on device")
 

@@ -243,7 +243,7 @@ def test_a_server_without_conditional_puts_is_found_out(s3, world, cache_path):
     ],
     ids=["endpoint", "credentials"],
 )
-def test_a_server_that_cannot_be_asked_is_one_line(remote, missing):
+def test_an_unreachable_server_is_one_line(remote, missing):
     with environment(**missing):
         assert remote.bucket in refused("inspect", remote.cache)
         assert remote.bucket in refused(*caching(remote.world, f"{remote.bucket}/new.zarr", *VIEWS))

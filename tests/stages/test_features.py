@@ -171,7 +171,7 @@ class TestVerify:
         assert result.code == 1
         parts = json.loads(result.out)["parts"]
         assert [n for n in ("head", "tail") if not parts[n]["ok"]] == [name]
-        assert "says something else of its probes" in parts[name]["what"]
+        assert "its outputs for the probes differ" in parts[name]["what"]
         if name == "head":
             tensors["probe_outputs"] = tensors["probe_outputs"] + 0.5
             for file in (part_file(name), part_record(name)):

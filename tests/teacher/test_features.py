@@ -157,7 +157,7 @@ IMAGES = np.random.default_rng(0).integers(0, 256, (3, 16, 16, 3), dtype=np.uint
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
-        ("lies", rf"with its features, the model says something else.*found .* of the largest logit.*{LEAVE_BOTH}"),
+        ("lies", rf"with its features, the model's output differs.*found .* of the largest logit.*{LEAVE_BOTH}"),
         ("raises", rf"the model can't give its features: RuntimeError: not today\. {LEAVE_BOTH}"),
         ("tokens", rf"the model's tokens make no square map; found 15 tokens\. {LEAVE_MAP}"),
         ("class token", rf"they are no map; found 1 tokens, num_prefix_tokens 0\. {LEAVE_MAP}"),
@@ -246,7 +246,7 @@ def test_a_merge_that_changes_features_is_refused(late):
     if late:
         teacher(IMAGES)
     teacher.set_features(BOTH)
-    with pytest.raises(TeacherError, match=r"merged, the model says something else.*of the largest pooled feature"):
+    with pytest.raises(TeacherError, match=r"merged, the model's output differs.*of the largest pooled feature"):
         teacher(IMAGES)
 
 

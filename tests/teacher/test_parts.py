@@ -108,7 +108,7 @@ def test_swapped_and_damaged_tails_are_refused():
     bent = tensors[key].clone()
     bent[0, 0] += 1
     for weight in (bent, bent * torch.nan):
-        with pytest.raises(IdentityError, match="says something else of its probes"):
+        with pytest.raises(IdentityError, match="its outputs for the probes differ"):
             load_tail(tensors | {key: weight}, about, "cache/tail")
 
 

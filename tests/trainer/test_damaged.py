@@ -75,7 +75,7 @@ class TestDamage:
         path.write_bytes(data)
         line = refusal(job, begun)
         assert f"{path}: checkpoint can't be read: damaged: its tensors aren't those that were written" in line
-        assert line.endswith("Choose another --out, or delete the folder to begin anew")
+        assert line.endswith("Choose another --out, or delete the folder to start again")
 
     def test_a_changed_digit_in_the_state(self, job, begun):
         path = begun / files.CHECKPOINT

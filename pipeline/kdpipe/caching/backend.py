@@ -1,4 +1,4 @@
-"""Who does the tasks: this process here, workers of a dask cluster in `cluster`. Both answer the same questions."""
+"""Who does the tasks: this process here, workers of a dask cluster in `cluster`. Both have the same methods."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -24,7 +24,7 @@ from kdpipe.views import View, ViewsConfig
 
 @dataclass(frozen=True)
 class TeacherSpec:
-    """What a teacher is and how it is run, as `Teacher` says it; JSON-able but for nothing.
+    """What a teacher is and how it is run, as `Teacher` reports it; JSON-able but for nothing.
 
     `shapes` are those of the features it gives, by name, as `Teacher.shapes` has them.
     """
@@ -39,8 +39,8 @@ class TeacherSpec:
         """Have a teacher give these features, and look at one black image: what can't run fails here."""
         size = teacher.built.input_size
         teacher.set_features(features)
-        said = teacher(np.zeros((1, size, size, 3), np.uint8))
-        return cls(teacher.identity(), teacher.numerics(), teacher.config.recorded(), shapes_of(said))
+        output = teacher(np.zeros((1, size, size, 3), np.uint8))
+        return cls(teacher.identity(), teacher.numerics(), teacher.config.recorded(), shapes_of(output))
 
 
 @dataclass(frozen=True)

@@ -79,18 +79,18 @@ def user_client(
     Args:
         address: of its scheduler.
         ca: file of the authority that signed the cluster's certificates; all three files or none, and with none what
-            dask's own configuration says.
+            dask's own configuration.
         cert: file of this client's certificate.
         key: file of its private key.
 
     Raises:
         ConfigError: only some of the files are given, one is missing, or the address takes none.
-        CacheError: nobody answers there, or who answers has other certificates.
+        CacheError: no scheduler responds there, or it has other certificates.
     """
     security = _security(address, {"--tls-ca": ca, "--tls-cert": cert, "--tls-key": key})
     try:
         client = Client(address, security=security)
-    except TypeError as e:  # how dask says that it has no certificates
+    except TypeError as e:  # dask's error for missing certificates
         raise ConfigError(
             "a tls:// scheduler needs certificates",
             where=address,
@@ -98,12 +98,12 @@ def user_client(
         ) from e
     except (OSError, ValueError, RuntimeError) as e:  # dask raises each, with its own words
         raise CacheError(
-            f"no dask scheduler answers: {e}",
+            f"no dask scheduler responds: {e}",
             where=address,
             do="Start one with dask scheduler, or mend the address"
             + (" or the certificates" if authenticated(address) else ""),
         ) from e
-    # What dask tells of a scheduler that it can't find again, with tracebacks; the caller is told by an error.
+    # What dask logs about a scheduler that it can't find again, with tracebacks; the caller gets an error.
     with silence_logging_cmgr(logging.CRITICAL), client:
         yield client
 

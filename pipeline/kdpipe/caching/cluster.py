@@ -29,7 +29,7 @@ _ATTEMPTS = 3
 # What a client meets whose scheduler has died, depending on what it was doing.
 _GONE = (CommClosedError, ClosedClientError, CancelledError, FuturesCancelledError)
 _REPEAT = "Repeat the command: finished tasks are kept"
-# What a worker is about that does what is asked of one, by the name of the plugin's method.
+# What a worker is doing in each call, by the name of the plugin's method.
 _STEPS = {
     "resolve_plan": "finding how the teacher is run fastest",
     "try_extracting": "trying to take the teacher's parts out",
@@ -45,8 +45,8 @@ class Cluster:
     Args:
         client: connected.
         teacher: which teacher, and how it is run.
-        num_classes: used when neither the config nor the weights say.
-        devices: of the numbered workers of a local cluster, in turn; by default as the config says.
+        num_classes: used when neither the config nor the weights give it.
+        devices: of the numbered workers of a local cluster, in turn; by default that of the config.
         beside: workers that share this machine's cores.
     """
 
@@ -68,21 +68,21 @@ class Cluster:
         """See Backend. Every worker loads its teacher; they must all be the same, run in the same way."""
         try:
             self._client.wait_for_workers(1)
-            answers = self._client.run(describe, tuple(features), on_error="return")
+            results = self._client.run(describe, tuple(features), on_error="return")
         except _GONE as e:
             raise CacheError("the scheduler is gone", do=_REPEAT) from e
         first: TeacherSpec | None = None
-        for worker, answer in answers.items():
-            if isinstance(answer, KdpipeError):
-                raise answer
-            if _unreachable(answer):
-                raise _died("loading the teacher and trying it", worker) from answer
-            if not isinstance(answer, TeacherSpec):
-                raise TeacherError(f"a worker can't load the teacher: {answer}", where=worker)
-            first = first or answer
-            require_same(answer, first, worker)
+        for worker, result in results.items():
+            if isinstance(result, KdpipeError):
+                raise result
+            if _unreachable(result):
+                raise _died("loading the teacher and trying it", worker) from result
+            if not isinstance(result, TeacherSpec):
+                raise TeacherError(f"a worker can't load the teacher: {result}", where=worker)
+            first = first or result
+            require_same(result, first, worker)
         if first is None:
-            raise _died("being asked for its teacher")
+            raise _died("loading its teacher")
         return first
 
     def resolve_plan(self, layers: KernelPlan | None, batches: int) -> dict[str, Any]:
@@ -109,7 +109,7 @@ class Cluster:
         self._on_one("try_batch", pickle.dumps(job), encoding, tuple(views), nondeterministic)
 
     def _on_one(self, name: str, *args: Any) -> Any:
-        """What the plugin of some worker answers."""
+        """What the plugin of some worker returns."""
         try:
             # As bytes, which the scheduler does not unpickle: it would import torch for what they hold.
             return self._client.submit(remote.call, name, pickle.dumps(args), pure=False).result()
@@ -165,15 +165,15 @@ class Cluster:
             top_up()
 
 
-def _unreachable(answer: Any) -> bool:
-    """Whether this is what a scheduler met, and no worker said; errors of files have a number, dask's timeout none."""
-    if isinstance(answer, CommClosedError | TimeoutError):
+def _unreachable(result: Any) -> bool:
+    """Whether this is the scheduler's error, not a worker's; errors of files have a number, dask's timeout none."""
+    if isinstance(result, CommClosedError | TimeoutError):
         return True
-    return type(answer) is OSError and answer.errno is None
+    return type(result) is OSError and result.errno is None
 
 
 def _died(doing: str, worker: object = None, times: int = 1) -> CacheError:
-    """What to say of a worker that died, and of so many that did one after the other."""
+    """The error for a worker that died, and of so many that did one after the other."""
     return CacheError(
         "a worker died" if times == 1 else f"{times} workers died one after the other",
         where=worker,

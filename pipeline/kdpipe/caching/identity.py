@@ -102,18 +102,18 @@ def check_readers_canaries(
     config: ViewsConfig,
     tolerance: CanaryTolerance,
     *,
-    asked: bool,
+    required: bool,
     log: Callable[[str], None],
 ) -> dict[str, Any]:
-    """As `check_canaries`, for an index that may be any part of the cache: where nothing can be compared, say so.
+    """As `check_canaries`, for an index that may be any part of the cache: where nothing can be compared, log it.
 
     Args:
         cache, index, config, tolerance: as there.
-        asked: whether somebody asked for `tolerance`, rather than leaving it at its default.
-        log: told a remark, if no canary is of the index's samples.
+        required: whether the user set `tolerance`.
+        log: gets a remark, if no canary is of the index's samples.
 
     Raises:
-        ViewError: they look different now, or it was asked for and nothing can be compared.
+        ViewError: they look different now, or `tolerance` was set and nothing can be compared.
     """
     report = check_canaries(cache, index, config, tolerance)
     if not report["views"]:
@@ -121,12 +121,12 @@ def check_readers_canaries(
         what = f"none of the cache's {len(kept)} canaries is of a sample of this index"
         names = sorted({canary.shard for canary in kept})
         some = ", ".join(names[:3]) + (" ..." if len(names) > 3 else "")
-        if asked:
+        if required:
             raise ViewError(
                 f"pixels can't be compared: {what}",
                 where=index.path,
                 allowed=f"an index with one of the shards {some}",
-                do="Index one of them too; without --canary-tolerance (loader.canary_tolerance) it goes on unchecked",
+                do="Index one of them too; without --canary-tolerance (loader.canary_tolerance) pixels stay unchecked",
             )
         log(f"PIXELS UNCHECKED: {what}; an index with one of the shards {some} would tell")
     return report

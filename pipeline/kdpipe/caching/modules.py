@@ -46,7 +46,7 @@ def parts_of(targets: TargetsConfig) -> tuple[str, ...]:
 
 
 def extract(cache: Cache, teacher: Teacher, names: Sequence[str]) -> None:
-    """Store parts of a teacher in its cache, with what they say of the cache's canaries.
+    """Store parts of a teacher in its cache, with their outputs for the cache's canaries.
 
     Raises:
         TeacherError: it has no such part, or can't be built again as it was before its branches were merged.
@@ -65,7 +65,7 @@ def try_extracting(teacher: Teacher, names: Sequence[str]) -> dict[str, int]:
 
 
 def _taken(teacher: Teacher, names: Sequence[str], images: np.ndarray) -> Iterator[tuple[str, Tensors, dict[str, Any]]]:
-    """Parts with their tensors and what is to be said about them."""
+    """Parts with their tensors and the records about them."""
     if not names:
         return
     plain, x = teacher.original(), teacher.normalized(images).contiguous()
@@ -91,7 +91,7 @@ def calibrate(cache: Cache, teacher: Teacher, sample: FitSample, rank: int | Non
         rank: components of the basis; None for statistics of the channels alone.
 
     Raises:
-        TeacherError: the teacher answers with NaN or infinity.
+        TeacherError: the teacher's output has NaN or infinity.
         CacheError: it can't be written.
     """
     tokens, views = fit_tokens(teacher, sample)
@@ -101,7 +101,7 @@ def calibrate(cache: Cache, teacher: Teacher, sample: FitSample, rank: int | Non
 
 
 def fitted_to(views: Sequence[View]) -> tuple[View, ...]:
-    """Of the views asked for, those that a calibration is fitted to, in whatever order they were asked for."""
+    """Of the requested views, those that a calibration is fitted to, in any order of the request."""
     return tuple(in_order(view for view in views if isinstance(view, int)) or in_order(views))
 
 
@@ -115,18 +115,18 @@ def fit_tokens(teacher: Teacher, sample: FitSample) -> tuple[torch.Tensor, int]:
     found: list[torch.Tensor] = []
     seen = 0
     with ThreadPoolExecutor(sample.threads or cores()) as pool:
-        # Each block first with another view, so that few views of all asked for are as good as many.
+        # Each block first with another view, so that few views of all requested are as good as many.
         for turn, (place, block) in ((t, b) for t in range(len(views)) for b in enumerate(blocks)):
             rows = index.rows(block)[: max(0, min(each, count - seen))]
             if not rows:
                 break
             view = views[(place + turn) % len(views)]
             rendered = render_rows(reader, sample.config, rows, [view], sample.size, pool)
-            said = teacher(rendered.pixels[0], rendered.erased[0])
-            require_finite(said, index, rows, view, teacher.config.amp_dtype)
-            assert said.map is not None, "the teacher doesn't give its map"
-            count = min(VIEWS, max(1, _VALUES // said.map[0].numel()))
-            found.append(said.map.movedim(1, -1).flatten(0, 2).cpu())
+            output = teacher(rendered.pixels[0], rendered.erased[0])
+            require_finite(output, index, rows, view, teacher.config.amp_dtype)
+            assert output.map is not None, "the teacher doesn't give its map"
+            count = min(VIEWS, max(1, _VALUES // output.map[0].numel()))
+            found.append(output.map.movedim(1, -1).flatten(0, 2).cpu())
             seen += len(rows)
     reader.close()
     return torch.cat(found), seen

@@ -87,7 +87,7 @@ def cache_views(
 ) -> tuple[Cache, CachingReport]:
     """Make the cache hold the teacher's targets of these views of all samples of the index.
 
-    Tasks that are committed already are skipped, so an interrupted run goes on by repeating it, and asking for
+    Tasks that are committed already are skipped, so an interrupted run resumes when it is repeated, and asking for
     more views appends a segment. A task that fails doesn't stop the others; the report names it.
 
     Args:

@@ -16,7 +16,7 @@ from kdpipe.views import View
 
 # A task's arrays are in memory until they are written: more views than fit in this become several segments.
 _TASK_BYTES = 2**30
-_AS_BEGUN = "Leave out teacher.form and teacher.layers, and it goes on as it was begun; or begin another cache"
+_AS_STARTED = "Leave out teacher.form and teacher.layers, and it goes on as it was begun; or begin another cache"
 
 
 def with_plan(
@@ -29,7 +29,7 @@ def with_plan(
 ) -> TeacherSpec:
     """How the teacher is run from here on: as the cache's last segments were made, if its form allows that.
 
-    Then a run that goes on, and one that adds views, needn't search, and its targets are as those before.
+    Then a resumed run, and one that adds views, needn't search, and its targets are as those before.
 
     Args:
         backend, described: who will do the tasks, as described before.
@@ -37,19 +37,19 @@ def with_plan(
         batches: of each view; None where the search has been.
 
     Raises:
-        TeacherError: what was begun can't go on as it was.
+        TeacherError: an unfinished segment can't be resumed as it was started.
     """
     ours = [s for s in cache.segments if s.encoding == encoding and set(s.views) & set(views)]
-    begun = [s for s in ours if len(cache.committed(s)) < len(cache.shards)]
-    missing = set(views) - {view for s in ours if s not in begun for view in s.views}
+    unfinished = [s for s in ours if len(cache.committed(s)) < len(cache.shards)]
+    missing = set(views) - {view for s in ours if s not in unfinished for view in s.views}
     if not missing:
         return described
     layers, count = layers_asked(described), len(missing) * (batches or 0)
     if layers is None:
-        segments = [*cache.segments, *begun]
+        segments = [*cache.segments, *unfinished]
         like = [s.numerics for s in segments if not _differences_but_layers(described.numerics, s.numerics)]
         layers = like[-1].get("layers") if like else None
-        if layers is not None and not begun:
+        if layers is not None and not unfinished:
             # A new segment may be made in another way.
             with suppress(TeacherError):
                 return replace(described, numerics=backend.resolve_plan(layers, 0))
@@ -83,7 +83,7 @@ def segments_for(cache: Cache, encoding: Encoding, views: list[View], numerics: 
                 where=f"{cache.store} segment {segment.name}",
                 found=now,
                 allowed=then,
-                do=_AS_BEGUN if name.startswith("layers") else do,
+                do=_AS_STARTED if name.startswith("layers") else do,
             )
     covered = {view for s in there for view in s.views}
     rows = padded_rows(cache.shards, int(cache.identity["block_size"]))

@@ -37,7 +37,7 @@ def run_task(
     threads: int,
     calibration: Calibration | None = None,
 ) -> tuple[dict[str, np.ndarray], Quality]:
-    """Everything the teacher says about the segment's views of one shard; `calibration` is that of its map.
+    """The teacher's outputs for the segment's views of one shard; `calibration` is that of its map.
 
     The teacher's batch is one view of one block, so results depend on nothing but the block. Rendering goes on
     in the background while the teacher works.
@@ -48,7 +48,7 @@ def run_task(
 
     Raises:
         ShardError: a sample can't be read or decoded.
-        TeacherError: the teacher answers with NaN or infinity, or with more than the segment's dtypes hold.
+        TeacherError: the teacher's output has NaN, infinity, or more than the segment's dtypes hold.
         TargetsError: what the encoding loses can't be measured.
     """
     encoding, total = segment.encoding, Quality()

@@ -1,4 +1,4 @@
-"""What a dask worker does: it loads the teacher once, does a task from tar to commit by itself, and answers with the
+"""What a dask worker does: it loads the teacher once, does a task from tar to commit by itself, and returns the
 commit's record. No pixel and no target ever travels.
 """
 
@@ -116,7 +116,7 @@ def describe(features: tuple[str, ...], dask_worker: Any) -> TeacherSpec:
 
 
 def require_same(ours: TeacherSpec, theirs: TeacherSpec, worker: str) -> None:
-    """Refuse a worker whose teacher is another one, or is run in another way. Its layers are as each job says.
+    """Refuse a worker whose teacher is another one, or is run in another way. Each job gives the kernels of its layers.
 
     Raises:
         IdentityError: naming the first difference.

@@ -9,7 +9,7 @@ from kdpipe.errors import ShardError
 
 
 class SpilledBlock:
-    """Encoded images of one block, by place in it; each is read when asked for."""
+    """Encoded images of one block, by place in it; each is read on request."""
 
     def __init__(self, fd: int, slot: int, places: list[tuple[int, int]]) -> None:
         self._fd, self.slot, self._places = fd, slot, places

@@ -10,7 +10,7 @@ from kdpipe.shards import Index
 
 
 class RowBlocks(Sequence[np.ndarray]):
-    """Rows of each block, ascending (n,), none empty; made when asked for, so that no process holds them all.
+    """Rows of each block, ascending (n,), none empty; made on request, so that no process holds them all.
 
     Args:
         index: whose rows.

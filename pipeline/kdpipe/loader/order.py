@@ -3,7 +3,7 @@
 Blocks are permuted and dealt to streams of nearly equal length; a stream shuffles its units within windows of a few
 blocks; the epoch takes one unit from each stream in turn and skips streams that ran out. A unit is what is decoded
 once: a row, or a pair that is mixed, in one view or several. Lanes give locality and nothing else: neither the
-number of processes nor of workers enters, so a run may stop on four GPUs and go on with two.
+number of processes nor of workers enters, so a run may stop on four GPUs and resume with two.
 """
 
 import heapq

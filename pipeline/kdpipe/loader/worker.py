@@ -37,7 +37,7 @@ class _Open:
 
 
 class RowReader:
-    """Renders rows in the order asked for, holding a block open from its first row to its last.
+    """Renders rows in the requested order, holding a block open from its first row to its last.
 
     Args:
         index, config, size: what to render and how large.
@@ -119,7 +119,7 @@ class RowReader:
         self._reader.close()
 
     def _render(self, opened: _Open, drawn: BlockViews, at: int, view: View, out: np.ndarray) -> None:
-        """A view before erasing; of a pair, the partner's too, kept if it will be asked for."""
+        """A view before erasing; of a pair, the partner's too, kept if it will be requested."""
         ready = opened.ready.pop((at, view), None)
         if ready is not None:
             out[:] = ready

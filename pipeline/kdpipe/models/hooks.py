@@ -51,7 +51,7 @@ class StudentHooks:
         silent = [name for name in wanted if name not in found]
         if silent:
             raise TrainingError(
-                "a module takes no part in the student's answer",
+                "a module takes no part in the student's output",
                 where=silent[0],
                 do="Name others in loss.student_layers, or use a loss that takes no feature of the student",
             )
@@ -113,7 +113,7 @@ def usual_maps(model: nn.Module, count: int) -> tuple[str, ...]:
     ninth and the last (ScaleKD's choice).
 
     Raises:
-        TrainingError: the network doesn't say.
+        TrainingError: the network doesn't declare it.
     """
     info = getattr(model, "feature_info", None)
     named = [str(one["module"]) for one in info] if isinstance(info, list) else []

@@ -9,7 +9,7 @@ from torch import nn
 
 from kdpipe.errors import TeacherError
 from kdpipe.models import ModelSpec, first_line
-from kdpipe.teacher.modules import TOLERANCE, Tail, answers, gap, shape_of
+from kdpipe.teacher.modules import TOLERANCE, Tail, gap, part_outputs, shape_of
 from kdpipe.teacher.outputs import channels_last
 
 _NO_TAIL = "Leave out targets.tail: cap-dfm does without one. Networks of ConvNeXt's, Swin's and ResNet's kind have one"
@@ -52,7 +52,7 @@ def tail_parts(
     for name, norm in _norms(plain, stage_name):
         try:
             tail = Tail(here, None if norm is None else deepcopy(norm).cpu(), *shapes, last)
-            outputs = answers(tail, inputs)
+            outputs = part_outputs(tail, inputs)
         except Exception:  # a layer that takes something else than the final map
             continue
         tried.append((gap(outputs, finals), name, norm, outputs))
@@ -111,7 +111,7 @@ def head_parts(plain: nn.Module, built: ModelSpec, images: torch.Tensor) -> dict
 
 
 def _last_stage(plain: nn.Module) -> str | None:
-    """Its name: as the network itself says, or else as most are called."""
+    """Its name: as the network declares it, or else as most are called."""
     infos = getattr(plain, "feature_info", None)
     if isinstance(infos, list) and infos and isinstance(infos[-1], dict):
         named = str(infos[-1].get("module", ""))

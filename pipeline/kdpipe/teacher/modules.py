@@ -18,7 +18,7 @@ from kdpipe.models.header import ModelDescription, Text, parsed
 Shape = tuple[int, int, int]
 Tensors = Mapping[str, torch.Tensor]
 
-# Largest difference of a part's answer from its stored one, relative to the largest value: float32 on two machines.
+# Largest difference of a part's output from its stored one, relative to the largest value: float32 on two machines.
 TOLERANCE = 1e-4
 # Maps run at once, which bounds the memory that a probe takes.
 _BATCH = 16
@@ -99,7 +99,7 @@ def load_tail(
 
     Raises:
         TeacherError: the architecture isn't trusted or can't be built here, or the tensors aren't its.
-        IdentityError: the tail is another teacher's, or says something else of its probes than is stored.
+        IdentityError: the tail is another teacher's, or its outputs for its probes differ from the stored ones.
         CacheError: the part lacks something.
     """
     said = parsed(_OfTail, about, where, "the record of a tail isn't one that kdpipe writes")
@@ -135,7 +135,7 @@ def load_head(tensors: Tensors, where: object) -> nn.Linear:
     """The classifier that `head_parts` took out, frozen, float32, on the CPU, tried on its probes.
 
     Raises:
-        IdentityError: it says something else of its probes than is stored.
+        IdentityError: its outputs for the probes differ than is stored.
         CacheError: the part lacks something.
     """
     dimensions = {"weight": 2, "bias": 1, "probe_inputs": 2, "probe_outputs": 2}
@@ -154,8 +154,8 @@ def load_head(tensors: Tensors, where: object) -> nn.Linear:
 
 
 @torch.no_grad()
-def answers(part: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
-    """What a part on the CPU says of inputs, float32, a few at a time."""
+def part_outputs(part: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
+    """Outputs of a part on the CPU, float32, a few at a time."""
     with torch.autocast("cpu", enabled=False):
         return torch.cat([part(x) for x in inputs.split(_BATCH)]).contiguous()
 
@@ -175,13 +175,13 @@ def shape_of(maps: torch.Tensor) -> Shape:
 
 def _require_same(part: nn.Module, inputs: torch.Tensor, stored: torch.Tensor, where: object, name: str) -> None:
     try:
-        far = gap(answers(part, inputs), stored)
+        far = gap(part_outputs(part, inputs), stored)
     except Exception as e:  # maps of another shape than the stage's: each layer raises what it likes
         what = f"the {name} can't be run on its probes: {type(e).__name__}: {first_line(e)}"
         raise CacheError(what, where=where, do="Copy the cache again") from e
     if far > TOLERANCE:
         raise IdentityError(
-            f"the {name} isn't the one that was stored: it says something else of its probes",
+            f"the {name} isn't the one that was stored: its outputs for the probes differ",
             where=where,
             found=f"{far:.2g} of the largest value",
             allowed=TOLERANCE,

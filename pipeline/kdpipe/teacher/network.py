@@ -23,7 +23,7 @@ class Network:
         config: which model.
         how: how it is run.
         device: where.
-        num_classes: used when neither the config nor the weights say.
+        num_classes: used when neither the config nor the weights give it.
 
     Attributes:
         built: the module as it is run.
@@ -82,7 +82,7 @@ class Network:
         )
 
     def identity(self) -> dict[str, Any]:
-        """What decides the network's answer.
+        """What determines the network's output.
 
         What the weights' file alone says is here too: rows that a class map takes are in the digest of the weights,
         logits that are standardised are not.
@@ -136,16 +136,16 @@ class Network:
         return self._normalize(images, None)
 
     def __call__(self, images: torch.Tensor, erased: Erased | None) -> TeacherOutput:
-        """What it says, in float32, of uint8 (N, S, S, 3) on the device, erased where `erased` says.
+        """Its outputs, in float32, for uint8 (N, S, S, 3) on the device, erased where `erased` says.
 
         Raises:
             TeacherError: it can't run, or a merged form isn't the network that it was made from.
         """
         x = self._normalize(images, erased)
         try:
-            said = self.runner(x)
+            output = self.runner(x)
         except Exception as e:
-            # Whatever a layer raises, it is about what the user asked this model to do.
+            # Whatever a layer raises, it is about how the user configured this model.
             room = (
                 "Lower --batch-size"
                 if isinstance(e, torch.OutOfMemoryError)
@@ -158,7 +158,7 @@ class Network:
                 found=f"{len(images)} views of {images.shape[1]} pixels",
                 do=room,
             ) from e
-        logits = said.logits
+        logits = output.logits
         if logits.ndim != 2 or logits.shape[1] != self.built.num_classes:
             raise TeacherError(
                 "the model's output is no logits",
@@ -170,4 +170,4 @@ class Network:
             plain, run = (WithFeatures(one, self.runner.features) for one in (self._unchecked, self._model))
             check_merged(plain, run, x, self.built.name)
             self._unchecked = None
-        return TeacherOutput(**{name: part.float() for name, part in said.parts().items()})
+        return TeacherOutput(**{name: part.float() for name, part in output.parts().items()})

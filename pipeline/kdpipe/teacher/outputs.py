@@ -1,4 +1,4 @@
-"""A network's answer: its logits, and the features behind them, from one forward."""
+"""A network's output: its logits, and the features behind them, from one forward."""
 
 import math
 from typing import Any, NamedTuple, cast
@@ -15,10 +15,10 @@ _LAYOUTS = ("NCHW", "NHWC")
 
 
 class TeacherOutput(NamedTuple):
-    """What a teacher says of N views: `logits`, float32 (N, num_classes), and features where they were asked for.
+    """A teacher's outputs for N views: `logits`, float32 (N, num_classes), and features where they were requested.
 
     `pooled`, float32 (N, D), is what the classifier sees; `map`, float32 (N, D, h, w), contiguous, the final map as
-    `forward_features` gives it. Before a teacher returns it, a network under autocast may have said it in less.
+    `forward_features` gives it. Before a teacher returns it, a network under autocast may have computed it in less.
 
     Of several networks it is the mean of their logits, or of their log-probabilities. The latter are logits too:
     their softmax is the geometric mean of the members' probabilities, made to sum to 1. They are not
@@ -57,7 +57,7 @@ class WithFeatures(nn.Module):
         self.model, self.features = model, features
 
     def forward(self, x: torch.Tensor) -> TeacherOutput:
-        """Images (N, 3, S, S) -> the answer, in the network's dtype."""
+        """Images (N, 3, S, S) -> the output, in the network's dtype."""
         if not self.features:
             return TeacherOutput(self.model(x))
         model = cast(Any, self.model)

@@ -66,7 +66,7 @@ def check_merged(plain: WithFeatures, run: WithFeatures, x: torch.Tensor, name: 
         TeacherError: they differ by more than TOLERANCE, relative to the largest value of `plain`.
     """
     x = torch.cat([x[:_ROWS].cpu(), noise(1, x.shape[-1])])
-    what = "merged, the model says something else"
+    what = "merged, the model's output differs"
     require_same(on_cpu(run, x), on_cpu(plain, x), name, what, _EAGER, again=lambda: on_cpu(plain, x))
 
 

@@ -1,4 +1,4 @@
-"""A network on its device, each layer computed in the way that a plan says, giving the features that are asked for."""
+"""A network on its device, each layer computed by the kernel of a plan, with the requested features."""
 
 import math
 import time
@@ -31,8 +31,8 @@ from kdpipe.teacher.tune.search import interleaved, search
 _COMPILING = 60.0
 # Images on which two ways are compared.
 _COMPARED = 2
-_OTHERWISE = "computed in other ways, the model says something else"
-_FEATURES = "with its features, the model says something else: forward isn't forward_head of forward_features"
+_OTHERWISE = "computed in other ways, the model's output differs"
+_FEATURES = "with its features, the model's output differs: forward isn't forward_head of forward_features"
 # Of a compiled network, relative to the largest value: it rounds elsewhere.
 _TOLERANCES = {torch.float32: TOLERANCE, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 
@@ -80,14 +80,14 @@ class Runner:
         return self._with_features.features
 
     def __call__(self, x: torch.Tensor) -> TeacherOutput:
-        """The answer on normalised images (N, 3, S, S) on the device; it raises whatever a layer does."""
+        """The output for normalised images (N, 3, S, S) on the device; it raises whatever a layer does."""
         return self._with(self._run, x)
 
     def set_features(self, features: tuple[str, ...]) -> None:
         """Give these features from now on, by a way to the logits that was compared with the network's own.
 
         Raises:
-            TeacherError: the network has no such features, or says something else on that way; then all is as before.
+            TeacherError: the network has no such features, or its output differs that way; then all is as before.
         """
         if features == self.features:
             return
@@ -138,7 +138,7 @@ class Runner:
         """Compute each layer as a plan says, once the outcome was compared with the plain network's.
 
         Raises:
-            TeacherError: it can't be computed like that, or says something else; then it is run plainly.
+            TeacherError: it can't be computed like that, or its output differs; then the original is run.
         """
         if plan == self.plan:
             return
@@ -187,7 +187,7 @@ class Runner:
         tf32 = torch.backends.cudnn.allow_tf32 or torch.backends.cuda.matmul.allow_tf32
         if self._device.type == "cuda" and tf32:
             tolerance = max(tolerance, _TOLERANCES[torch.float16])
-        require_same(found, expected, self._name, "compiled, the model says something else", OTHER, tolerance)
+        require_same(found, expected, self._name, "compiled, the model's output differs", OTHER, tolerance)
         return run
 
     def _with(self, run: Run, x: torch.Tensor) -> TeacherOutput:
@@ -202,8 +202,8 @@ class Runner:
         return noise(count, self._size).to(self._device).contiguous(memory_format=layout)
 
 
-def _here(said: TeacherOutput) -> TeacherOutput:
-    return TeacherOutput(**{name: x.float().cpu() for name, x in said.parts().items()})
+def _here(output: TeacherOutput) -> TeacherOutput:
+    return TeacherOutput(**{name: x.float().cpu() for name, x in output.parts().items()})
 
 
 def _layers(plan: KernelPlan) -> KernelPlan:

@@ -24,11 +24,11 @@ _SHARE, _LEAST = 0.02, 0.5
 
 
 class Teacher:
-    """A frozen model on a device, or an ensemble that answers as one: views in, TeacherOutput out.
+    """A frozen model on a device, or an ensemble with one output: views in, TeacherOutput out.
 
     Args:
         config: which models, and how they are run.
-        num_classes: used when neither the config nor the weights say.
+        num_classes: used when neither the config nor the weights give it.
 
     Attributes:
         built: the module as it is run, and how it is fed. Of an ensemble: all modules, the names joined, and no
@@ -56,7 +56,7 @@ class Teacher:
         return self.built.num_classes
 
     def identity(self) -> dict[str, Any]:
-        """What decides the teacher's answer; a cache and its teacher must agree on all of it."""
+        """What determines the teacher's output; a cache and its teacher must agree on all of it."""
         if not self.config.members:
             return self._networks[0].identity()
         return {
@@ -69,7 +69,7 @@ class Teacher:
         }
 
     def numerics(self) -> dict[str, Any]:
-        """What may move the answer within rounding; one segment of a cache is made with one numerics."""
+        """What may change the output within rounding; one segment of a cache is made with one numerics."""
         c = self.config
         gpu = self.device.type == "cuda"
         return {
@@ -117,26 +117,26 @@ class Teacher:
 
         They come from the forward that gives the logits, in whatever form the network is run; that the logits are
         those of the network's own forward is checked here, and that a merged form has the same features with the next
-        batch. A compiled network is compiled anew, features and all.
+        batch. A compiled network is compiled again, features and all.
 
         Raises:
-            TeacherError: several models have no feature in common; or the model has none, or says something else
+            TeacherError: several models have no feature in common; or the model has none, or its output differs
                 on the way through them.
         """
         unknown = [feature for feature in features if feature not in FEATURES]
         if unknown:
             raise TeacherError("no such feature", found=unknown[0], allowed=", ".join(FEATURES))
-        asked = tuple(feature for feature in FEATURES if feature in features)
-        if asked and self.config.members:
+        requested = tuple(feature for feature in FEATURES if feature in features)
+        if requested and self.config.members:
             raise TeacherError(
                 "several models as one have no features of their own",
                 where=self.built.name,
-                found=", ".join(asked),
-                do=without(*asked),
+                found=", ".join(requested),
+                do=without(*requested),
             )
         self._use_threads()
         for network in self._networks:
-            network.set_features(asked)
+            network.set_features(requested)
 
     def shapes(self, features: Sequence[str]) -> dict[str, tuple[int, ...]]:
         """Of one view's features, by name: (D,) of pooled, (h, w, D) of map, as tokens lie in a cache.
@@ -147,10 +147,10 @@ class Teacher:
         before, size = self.features, self.built.input_size
         self.set_features(features)
         try:
-            said = self(np.zeros((1, size, size, 3), np.uint8))
+            output = self(np.zeros((1, size, size, 3), np.uint8))
         finally:
             self.set_features(before)
-        return shapes_of(said)
+        return shapes_of(output)
 
     def original(self) -> nn.Module:
         """The network as it was built, on the CPU; see `Network.original`.
@@ -159,7 +159,7 @@ class Teacher:
             TeacherError: there are several, or built again it has other weights.
         """
         if self.config.members:
-            # Of the parts only the last stage is asked for by itself: the classifier comes with targets.pooled.
+            # Of the parts only the last stage is requested by itself: the classifier comes with targets.pooled.
             what = "several models as one have no last stage or classifier of their own"
             raise TeacherError(what, where=self.built.name, do=without("tail"))
         return self._networks[0].original()
@@ -197,21 +197,21 @@ class Teacher:
     def __call__(self, images: np.ndarray, erased: Erased | None = None) -> TeacherOutput:
         """Run on views, uint8 (N, S, S, 3), erased where `erased` says, in padded batches of `batch_size`.
 
-        Padding repeats the first view, so that a sample's answer depends neither on how many are left nor on
+        Padding repeats the first view, so that a sample's output depends neither on how many are left nor on
         what the buffer held before.
         """
         self._use_threads()
         size = self.config.batch_size
-        answers = []
+        outputs = []
         for start in range(0, len(images), size):
             part = images[start : start + size]
             rows = len(part)
             if rows < size:
                 part = np.concatenate([part, np.broadcast_to(part[:1], (size - rows, *part.shape[1:]))])
             boxes = None if erased is None else erased[start : start + size]
-            said = self._answer(torch.from_numpy(part), boxes).parts()
-            answers.append(TeacherOutput(**{name: x[:rows] for name, x in said.items()}))
-        return TeacherOutput.joined(answers)
+            output = self._forward(torch.from_numpy(part), boxes).parts()
+            outputs.append(TeacherOutput(**{name: x[:rows] for name, x in output.items()}))
+        return TeacherOutput.joined(outputs)
 
     def _named(self) -> list[tuple[str, Network]]:
         """The networks with their names in `built.module`."""
@@ -223,20 +223,20 @@ class Teacher:
         if torch.get_num_threads() != self.threads:
             torch.set_num_threads(self.threads)
 
-    def _answer(self, images: torch.Tensor, erased: Erased | None) -> TeacherOutput:
+    def _forward(self, images: torch.Tensor, erased: Erased | None) -> TeacherOutput:
         images = images.to(self.device, non_blocking=True)
         if not self.config.members:
             return self._networks[0](images, erased)
-        answers = (network(images, erased).logits for network in self._networks)
+        outputs = (network(images, erased).logits for network in self._networks)
         if self.config.combine == "log-probs":
-            answers = (torch.log_softmax(logits, dim=1) for logits in answers)
+            outputs = (torch.log_softmax(logits, dim=1) for logits in outputs)
         # One after the other, in their order: only their sum is kept.
-        total = next(answers)
-        for logits in answers:
+        total = next(outputs)
+        for logits in outputs:
             total = total + logits
         return TeacherOutput(total / len(self._networks))
 
 
-def shapes_of(said: TeacherOutput) -> dict[str, tuple[int, ...]]:
+def shapes_of(output: TeacherOutput) -> dict[str, tuple[int, ...]]:
     """Of a view's features as tokens lie in a cache: (D,) of pooled, (h, w, D) of map."""
-    return {n: tuple(x.movedim(1, -1).shape[1:]) for n, x in said.parts().items() if n != "logits"}
+    return {n: tuple(x.movedim(1, -1).shape[1:]) for n, x in output.parts().items() if n != "logits"}

@@ -1,4 +1,4 @@
-"""What a checkpoint says beside its tensors: types and bounds, so that a wrong one is refused before it is used."""
+"""What a checkpoint holds beside its tensors: types and bounds, so that a wrong one is refused before it is used."""
 
 from typing import Annotated, Any, Literal
 
@@ -9,7 +9,7 @@ from kdpipe.config import Config, first_problem
 from kdpipe.errors import CheckpointError
 
 FORMAT = 1
-_DO = "Choose another --out, or delete the folder to begin anew"
+_DO = "Choose another --out, or delete the folder to start again"
 Count = Annotated[int, Field(ge=0, le=2**53, strict=True)]
 Number = Annotated[float, Field(strict=True)]
 Seconds = Annotated[float, Field(ge=0, strict=True)]

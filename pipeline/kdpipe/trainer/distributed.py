@@ -27,12 +27,12 @@ class Distributed:
         return self.rank == 0
 
     def agree(self, flag: bool) -> bool:
-        """The first process's output, in all of them; nobody goes on before it is there."""
+        """The first process's output, in all of them; all wait for it."""
         if self.world == 1:
             return flag
-        told = torch.tensor(int(flag), device=self.device)
-        distributed.broadcast(told, src=0)
-        return bool(told.item())
+        shared = torch.tensor(int(flag), device=self.device)
+        distributed.broadcast(shared, src=0)
+        return bool(shared.item())
 
     def mean(self, values: torch.Tensor) -> torch.Tensor:
         """Mean over the processes of a float64 tensor."""

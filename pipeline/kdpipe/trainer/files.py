@@ -1,6 +1,6 @@
 """The files of a run. Each appears whole or not at all, and none of them is a pickle.
 
-checkpoint.safetensors   all there is to go on from: tensors, and state as JSON in the header
+checkpoint.safetensors   all that a run resumes from: tensors, and state as JSON in the header
 last.safetensors         the newest epoch's weights, best.safetensors those of the best one
 metrics.jsonl            one line an epoch
 summary.json             written last: the run is finished
@@ -30,7 +30,7 @@ METRICS, SUMMARY = "metrics.jsonl", "summary.json"
 _STATE = "kdpipe-checkpoint"
 _JSON_BYTES = 2**24
 _DO = {
-    CHECKPOINT: "Choose another --out, or delete the folder to begin anew",
+    CHECKPOINT: "Choose another --out, or delete the folder to start again",
     SUMMARY: "Delete it, and repeat the command: it is written again from the checkpoint",
 }
 # What an interrupted write of one of them leaves behind.
@@ -51,7 +51,7 @@ class RunFolder:
         return str(self.path)
 
     def open(self) -> bool:
-        """See what the folder holds; True if there is a checkpoint to go on from. The first write makes it.
+        """See what the folder holds; True if there is a checkpoint to resume from. The first write makes it.
 
         It belongs to this run until `close`; a finished one, which nobody will write to, to anybody.
 
@@ -72,7 +72,7 @@ class RunFolder:
             return there != [CHECKPOINT] or self.read_state()["number"] > 0
         if there:
             raise CheckpointError(
-                "holds no checkpoint to go on from, but something else",
+                "holds no checkpoint to resume from, but something else",
                 where=self.path,
                 found=there[0],
                 do="Choose another --out",
@@ -164,7 +164,7 @@ class RunFolder:
         found = path.stat().st_size if path.is_file() else 0
         if found < length:
             raise CheckpointError(
-                "metrics are shorter than the checkpoint says",
+                "metrics are shorter than the checkpoint records",
                 where=path,
                 found=found,
                 allowed=length,
@@ -211,5 +211,5 @@ class RunFolder:
             raise CheckpointError(
                 f"can't be written: {getattr(e, 'strerror', None) or e}",
                 where=self.path / name,
-                do="Free space or mend the permission, then repeat the command: it goes on from the checkpoint",
+                do="Free space or mend the permission, then repeat the command: it resumes from the checkpoint",
             ) from e

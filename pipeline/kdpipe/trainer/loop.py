@@ -68,9 +68,9 @@ class TrainingLoop:
         """Of the whole run, evaluation and interrupted parts included as far as they were saved."""
         return self._earlier + time.monotonic() - self._began
 
-    def fit(self, going_on: bool) -> dict[str, Any] | None:
+    def fit(self, resuming: bool) -> dict[str, Any] | None:
         """Train to the end; see `train`."""
-        if going_on:
+        if resuming:
             self._restore()
             self.live.update()
         else:

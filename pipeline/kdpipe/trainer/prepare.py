@@ -69,14 +69,14 @@ class TrainingPlan:
             self.validation.close()
 
 
-def prepare(job: TrainingJob, ranks: Distributed, log: Log, begun: dict[str, Any] | None = None) -> TrainingPlan:
+def prepare(job: TrainingJob, ranks: Distributed, log: Log, resumed: dict[str, Any] | None = None) -> TrainingPlan:
     """Open the cache, check that all fits together, build student and loaders.
 
     Args:
         job: what to train.
         ranks: the processes of the run.
-        log: told remarks, one line each.
-        begun: identity of the run to go on with; it keeps its views where the cache has got more since.
+        log: gets remarks, one line each.
+        resumed: identity of the run to resume; it keeps its views whatever was added to the cache since.
 
     Raises:
         TrainingError: no cache where the loss needs one, no labels, no class count, a student that can't run.
@@ -85,7 +85,7 @@ def prepare(job: TrainingJob, ranks: Distributed, log: Log, begun: dict[str, Any
     """
     needs = job.loss.requirements
     # An older version's checkpoint has none; it is refused by what differs.
-    before = [] if begun is None else begun.get("caches", [])
+    before = [] if resumed is None else resumed.get("caches", [])
     classes = job.student.num_classes
     teachers = Teachers(
         job.caches, job.index, job.views, job.loss, job.loader, classes, log, before, job.student.trusted()
@@ -130,7 +130,7 @@ def prepare(job: TrainingJob, ranks: Distributed, log: Log, begun: dict[str, Any
 
 
 def _classes(job: TrainingJob, teachers: Teachers) -> int | None:
-    """Number of classes where neither the student's config nor its weights say it."""
+    """Number of classes where neither the student's config nor its weights give it."""
     if teachers.readers:
         return teachers.readers[0].num_classes
     largest = int(np.max(labelling_index(job.index, job.views).labels))
@@ -164,7 +164,7 @@ def _remark_labels(job: TrainingJob, needs: Requirements, loader: Loader, log: L
     if not needs.targets:
         log(f"{without} of {total} samples have no label and are left out")
     elif without == total:
-        hint = ", and loss.kd.alpha=1 would say so" if job.loss.name == "kd" else ""
+        hint = ", and loss.kd.alpha=1 would do that" if job.loss.name == "kd" else ""
         log(f"no sample has a label: the cross entropy is zero{hint}")
     else:
         log(f"{without} of {total} samples have no label: they learn from the teacher only")
@@ -172,13 +172,13 @@ def _remark_labels(job: TrainingJob, needs: Requirements, loader: Loader, log: L
 
 def _identity(job: TrainingJob, built: ModelSpec, teachers: Teachers, loader: Loader) -> dict[str, Any]:
     """What decides the trained weights, rounding aside: no path, device, worker or number of processes."""
-    begun = built.module if job.student.weights or job.student.pretrained else None
+    loaded = built.module if job.student.weights or job.student.pretrained else None
     identity = {
         "data": job.index.fingerprint,
         "validation": job.validation and job.validation.fingerprint,
         "views": job.views.identity() | job.views.student_identity(),
         "caches": teachers.identity(),
-        "student": {**built.metadata(), "weights": begun and weights_digest(begun)},
+        "student": {**built.metadata(), "weights": loaded and weights_digest(loaded)},
         "loss": job.loss.used(),
         "train": job.train.identity(),
         "loader": {

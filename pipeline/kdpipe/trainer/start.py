@@ -1,4 +1,4 @@
-"""Begin a run, or go on with one: the folder, the processes and the plan around the loop."""
+"""Start or resume a run: the folder, the processes and the plan around the loop."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -24,16 +24,16 @@ def train(
     overwrite: bool = False,
     dvclive: bool = False,
 ) -> dict[str, Any] | None:
-    """Train a student, or go on with it where `out` has a checkpoint of the same job.
+    """Train a student, or resume it where `out` has a checkpoint of the same job.
 
     Args:
         job: what to train.
         out: folder of the run; see `trainer.files`.
-        log: told remarks, one line each, in the first process only.
-        on_step: told of every step, in the first process only.
-        stop: asked after every step whether to make a checkpoint and leave; of several processes the first
+        log: gets remarks, one line each, in the first process only.
+        on_step: called after every step, in the first process only.
+        stop: called after every step; returns whether to make a checkpoint and leave; of several processes the first
             decides, now and then.
-        replace: delete a run of another job in `out` and begin anew, instead of refusing it.
+        replace: delete a run of another job in `out` and start again, instead of refusing it.
         dvclive: log each epoch with dvclive too, in the folder dvclive of `out`.
 
     Returns:
@@ -51,22 +51,22 @@ def train(
         if job.train.threads is not None:
             torch.set_num_threads(job.train.threads)
         folder = RunFolder(out)
-        live = LiveLog(folder.path, dvclive and ranks.first)
+        logger = LiveLog(folder.path, dvclive and ranks.first)
         try:
-            going_on = ranks.agree(ranks.first and folder.open())
-            begun = folder.read_state()["config"] if going_on else None
+            resuming = ranks.agree(ranks.first and folder.open())
+            saved = folder.read_state()["config"] if resuming else None
             # What replaces a run owes nothing to it, not even the views it began with.
-            plan = prepare(job, ranks, log, None if overwrite else begun)
+            plan = prepare(job, ranks, log, None if overwrite else saved)
             try:
-                if overwrite and begun is not None and differences(plan.identity, begun):
+                if overwrite and saved is not None and differences(plan.identity, saved):
                     log(f"{folder} is of another job and is replaced")
-                    going_on = False
+                    resuming = False
                     if ranks.first:
-                        live.clear()
+                        logger.clear()
                         folder.clear()
-                return TrainingLoop(plan, folder, live, log, on_step, stop).fit(going_on)
+                return TrainingLoop(plan, folder, logger, log, on_step, stop).fit(resuming)
             finally:
                 plan.close()
         finally:
-            live.close()
+            logger.close()
             folder.close()

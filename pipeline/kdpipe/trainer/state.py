@@ -44,7 +44,7 @@ def unpack(step: Step, tensors: Tensors, tree: dict[str, Any], where: object) ->
         raise CheckpointError(
             f"the checkpoint's tensors or optimizer state don't fit its own job: {type(e).__name__}: {reason}",
             where=where,
-            do="Choose another --out, or delete the folder to begin anew",
+            do="Choose another --out, or delete the folder to start again",
         ) from e
 
 

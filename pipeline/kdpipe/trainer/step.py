@@ -23,7 +23,7 @@ from kdpipe.trainer.distributed import Distributed
 from kdpipe.trainer.module import DistillationModule
 from kdpipe.views import Erased, Normalize
 
-# What the teacher says of a batch: Targets decoded from the cache, or asked of a live teacher; of several a tuple.
+# The teacher's outputs for a batch: Targets decoded from the cache, or of a live teacher; of several a tuple.
 TargetsOf = Callable[[Batch], Any]
 
 
@@ -194,7 +194,7 @@ class Step:
                 return model(self._normalize(images, erased), *more)
         except KdpipeError:
             raise
-        except Exception as e:  # each layer raises what it likes; what the user asked for caused it
+        except Exception as e:  # each layer raises what it likes; the user's settings caused it
             raise self._failure(e, images) from e
 
     def _failure(self, error: Exception, images: torch.Tensor) -> TrainingError:

@@ -111,7 +111,7 @@ class Teachers:
                 self.readers.append(reader)
                 chosen = "canary_tolerance" in loader.model_fields_set
                 report = check_readers_canaries(
-                    reader.cache, index, views, loader.canary_tolerance, asked=chosen, log=log
+                    reader.cache, index, views, loader.canary_tolerance, required=chosen, log=log
                 )
                 self._canaries.append(report)
         self.reader = self._joined()

@@ -144,7 +144,7 @@ def _final_map(base: nn.Module, x: torch.Tensor) -> torch.Tensor:
 
 
 def _strip(base: nn.Module) -> int:
-    """Take away what the features don't need, and say how many channels they have.
+    """Take away what the features don't need, and return their number of channels.
 
     Parameters that are never used would stop data-parallel training, and be kept for nothing. Which those are is
     seen from a forward pass: a name would be another for each network.

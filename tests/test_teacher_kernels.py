@@ -84,7 +84,7 @@ EVERY = {"upright": "banded", "level": "contiguous", "square": "banded", "mlp": 
 
 
 def planned(**changes: object) -> Teacher:
-    return teacher(model="tests.test_teacher_ways:large", **changes)
+    return teacher(model="tests.test_teacher_kernels:large", **changes)
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -225,11 +225,11 @@ class TestPlans:
                 return self.original(x) * 1.001
 
         monkeypatch.setitem(WAYS, "convolved", Wrong)
-        with pytest.raises(TeacherError, match="says something else"):
+        with pytest.raises(TeacherError, match="output differs"):
             planned(layers={"mlp": "convolved"})
 
     def test_members_have_their_own(self):
-        member = {"model": "tests.test_teacher_ways:large", "mean": (0.5,) * 3, "std": (0.25,) * 3}
+        member = {"model": "tests.test_teacher_kernels:large", "mean": (0.5,) * 3, "std": (0.25,) * 3}
         said = {"num_classes": CLASSES, "input_size": SIZE, "batch_size": 8, "threads": 1, "members": [member, member]}
         both = Teacher(TeacherConfig.model_validate({**said, "layers": {"1.mlp": "convolved"}}))
         assert both.layers == {"1.mlp": "convolved"}
@@ -244,7 +244,7 @@ class TestPlans:
 
         one = planned(layers={"upright": "banded"})
         monkeypatch.setitem(WAYS, "convolved", Wrong)
-        with pytest.raises(TeacherError, match="says something else"):
+        with pytest.raises(TeacherError, match="output differs"):
             one.apply_plan({"mlp": "convolved"})
         assert one.layers == {}
         assert torch.equal(one(self.IMAGES).logits, planned()(self.IMAGES).logits)
@@ -321,7 +321,7 @@ class TestSearch:
     def test_networks_that_are_not_for_it_run_as_they_did(self, monkeypatch, kind):
         """Every way is as fast as can be; but a layer may run at two sizes, in float64, or be read by its owner."""
         monkeypatch.setattr(search, "_GAIN", -1e9)
-        one = teacher(model="tests.test_teacher_ways:awkward", model_kwargs={"kind": kind})
+        one = teacher(model="tests.test_teacher_kernels:awkward", model_kwargs={"kind": kind})
         before = one(TestPlans.IMAGES).logits
         one.search(10**7, at_most=5)
         same(one(TestPlans.IMAGES).logits, before)

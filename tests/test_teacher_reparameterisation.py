@@ -57,7 +57,7 @@ def fusing(how: str) -> torch.nn.Module:
 
 
 def users(how: str, **changes: object) -> Teacher:
-    return teacher(model="tests.test_teacher_form:fusing", model_kwargs={"how": how}, **changes)
+    return teacher(model="tests.test_teacher_reparameterisation:fusing", model_kwargs={"how": how}, **changes)
 
 
 def test_merged_says_the_same_with_fewer_layers(slak):
@@ -108,7 +108,7 @@ def test_under_autocast_forms_are_compared_in_float32(slak):
 @pytest.mark.parametrize("images", [IMAGES, np.zeros_like(IMAGES)], ids=["views", "black"])
 def test_a_merge_that_changes_the_function_is_refused(images):
     # Of black views a kernel says the same when it is flipped.
-    with pytest.raises(TeacherError, match=r"merged, the model says something else; found .* of the largest logit"):
+    with pytest.raises(TeacherError, match=r"merged, the model's output differs; found .* of the largest logit"):
         users("flips")(images)
     users("flips", form="eager")(images)
 
