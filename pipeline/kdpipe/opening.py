@@ -62,7 +62,7 @@ def open_cache(
     policy = None if views is None else configured(ViewsConfig, views, "views")
     reader = open_reader(where, samples, policy, request=want, trust=tuple(trust))
     check_readers_canaries(
-        reader.cache, samples, reader.config, canary_tolerance, asked=canary_tolerance > 0, log=_log.warning
+        reader.cache, samples, reader.config, canary_tolerance, required=canary_tolerance > 0, log=_log.warning
     )
     return reader
 
