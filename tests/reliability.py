@@ -12,6 +12,7 @@ A report is a JSON object:
 
 import json
 import re
+import subprocess
 import textwrap
 from datetime import UTC, datetime
 from pathlib import Path
@@ -38,6 +39,19 @@ def circumstances(command: str) -> dict[str, str]:
         "command": command,
         "machine": f"{processor()}, {cores()} cores",
     }
+
+
+def revision() -> str:
+    """The commit that is checked out, in short; `unknown` outside of a checkout."""
+    done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    return done.stdout.strip() or "unknown"
+
+
+def kept(name: str, document: Path = DOCUMENT) -> dict[str, Any] | None:
+    """One section's last report."""
+    record = document.with_suffix(".json")
+    report: dict[str, Any] | None = json.loads(record.read_text()).get(name) if record.exists() else None
+    return report
 
 
 def keep(name: str, report: dict[str, Any], document: Path = DOCUMENT) -> None:

@@ -16,7 +16,7 @@ from kdpipe.caching import cache_views
 from kdpipe.errors import ConfigError, KdpipeError
 from kdpipe.loader import LoaderConfig
 from kdpipe.losses import LossConfig
-from kdpipe.losses.logit import KdConfig
+from kdpipe.losses.config import KdConfig
 from kdpipe.models import ModelConfig
 from kdpipe.shards import Index, build_index
 from kdpipe.shards.prepare import prepare_digits

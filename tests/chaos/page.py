@@ -1,10 +1,9 @@
 """The report of disturbed runs, as docs/reliability.md draws it."""
 
-import subprocess
 from collections import Counter
 from typing import Any
 
-from tests.reliability import circumstances
+from tests.reliability import circumstances, revision
 
 _TEXT = (
     "A run draws a command that writes and a moment of it from its seed, has a fault happen then, repeats the command "
@@ -34,7 +33,7 @@ def report(rows: list[dict[str, Any]], command: str) -> dict[str, Any]:
         table.append([kind, len(of), len(same), whole, len(same) - whole, seeds])
     return {
         **circumstances(command),
-        "commit": _commit(),
+        "commit": revision(),
         "text": [*_TEXT, f"{summary}{missing}."],
         "columns": ["fault", "runs", "same bytes", "of these ended whole", "refused or killed, then repeated", "seeds"],
         "rows": table,
@@ -43,8 +42,3 @@ def report(rows: list[dict[str, Any]], command: str) -> dict[str, Any]:
         ],
         "runs": rows,
     }
-
-
-def _commit() -> str:
-    done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    return done.stdout.strip() or "unknown"

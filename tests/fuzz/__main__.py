@@ -11,7 +11,7 @@ from tests.fuzz.engine import Tally, folder, run
 from tests.fuzz.guard import Finding, Guard, guarded
 from tests.fuzz.report import report
 from tests.fuzz.target import NAMES, case, make
-from tests.reliability import keep
+from tests.reliability import keep, kept
 
 
 def main(words: list[str] | None = None) -> int:
@@ -66,7 +66,10 @@ def _all(names: list[str], asked: argparse.Namespace) -> int:
             "findings": {**mutated.findings, **guided.findings},
         }
         print(f"{name}: {_line(results[name])}", file=sys.stderr, flush=True)
-    found = report(results, asked.seed, "make fuzz" if asked.document else f"python -m tests.fuzz {' '.join(names)}")
+    words = ["python -m tests.fuzz", *asked.targets]
+    whole = asked.document and not asked.targets
+    before = kept("fuzz", asked.document) if asked.document and asked.targets else None
+    found = report(results, asked.seed, "make fuzz" if whole else " ".join(words), before)
     if asked.json:
         asked.json.write_text(json.dumps(found, indent=1) + "\n")
     if asked.document:

@@ -125,4 +125,7 @@ def test_findings_are_drawn_with_what_shows_them_again():
     found = report({"tar": result, "json": {**result, "findings": {}}}, 7, "make fuzz")
     text = draw({"fuzz": json.loads(json.dumps(found))}, "reliability.json")
     assert "| all | 40 | 10 | 4 | 1 |" in text
+    again = report({"json": {**result, "executions": 30, "findings": {}}}, 7, "python -m tests.fuzz json", found)
+    assert [row[:2] for row in again["rows"]] == [["tar", 20], ["json", 30], ["all", 50]]
+    assert (again["command"], again["findings"]) == ("make fuzz", found["findings"])
     assert "python -m tests.fuzz tar --seed 7 --only 12" in text
