@@ -16,6 +16,7 @@ from kdpipe.cache.tools.describe import describe_cache, describe_outputs
 from kdpipe.cache.tools.statistics import choose_blocks
 from kdpipe.cached_loader import CachedLoader
 from kdpipe.caching import CachingConfig, CachingProgress, cache_views
+from kdpipe.caching.poor_teacher import refuse
 from kdpipe.caching.summary import summarise
 from kdpipe.errors import ConfigError
 from kdpipe.evaluation import Metrics
@@ -63,7 +64,7 @@ def cache_teacher(
 
     Raises:
         ConfigError: an argument of the wrong type, or an impossible setting.
-        TeacherError: the teacher can't be built, or can't do the first batch.
+        TeacherError: the teacher can't be built, or can't do the first batch; or `caching` is strict, and it is poor.
         CacheError, IdentityError: the cache can't be written, or is of something else.
     """
     samples = as_index(index)
@@ -72,6 +73,7 @@ def cache_teacher(
         raise ConfigError("not a list of views", where="views", found=found, allowed='range(4), or [0, 1, "center"]')
     if not isinstance(teacher, Teacher):
         teacher = Teacher(settings_of(TeacherConfig, teacher, "teacher"), samples.num_classes)
+    how = settings_of(CachingConfig, caching, "caching")
     cache, report = cache_views(
         path_of("out", out),
         samples,
@@ -79,15 +81,15 @@ def cache_teacher(
         teacher,
         settings_of(TargetsConfig, targets, "targets"),
         list(views),
-        caching=settings_of(CachingConfig, caching, "caching"),
+        caching=how,
         on_progress=on_progress,
     )
     assert report.encoding is not None
     failed = tuple(f"{outcome.task.shard.name}: {outcome.error}" for outcome in report.failed)
-    return results.of(
-        results.CacheReport,
-        {**summarise(cache, report, report.encoding, list(views), teacher.config), "failed": failed},
-    )
+    summary = summarise(cache, report, report.encoding, list(views), teacher.config)
+    if how.strict and not failed:
+        refuse(summary["remarks"], summary["cache"])
+    return results.of(results.CacheReport, {**summary, "failed": failed})
 
 
 def verify(

@@ -32,6 +32,7 @@ class CacheReport:
         bytes: stored for these views.
         seconds: of the run.
         root: digest of the cache's identity and finished tasks; equal for equal content.
+        remarks: signs that the teacher is poor, one line each.
     """
 
     cache: str
@@ -51,6 +52,7 @@ class CacheReport:
     seconds: float
     root: str
     failed: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
 
     @property
     def ok(self) -> bool:

@@ -106,7 +106,7 @@ def plan(
         job = TrainingJob(index, settings.views, settings.student, settings.loss, settings.train, settings.loader)
         one = forecast(index, measured, wanted, [1], loading)["machines"][0]["seconds"]
         report["student"] = forecast_student(job, measured, teacher.built, one, 0.25 * seconds)
-    quality = measured.candidates[0].quality
+    quality = next(c for c in measured.candidates if c.encoding == measured.encoding).quality
     poor += after_run(quality.means(), quality.labelled, settings.teacher, teacher.num_classes)
     report["remarks"] = poor + _remarks(report, measured, settings.teacher.form, settings.views.remarks())
     if as_json:

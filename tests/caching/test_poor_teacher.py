@@ -1,6 +1,7 @@
 """A poor teacher: one line for each sign, at the end of cache-teacher and plan; --strict makes them errors."""
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -8,15 +9,17 @@ import timm
 import torch
 from torch import nn
 
+from kdpipe import cache_teacher
 from kdpipe._util import tensors
 from kdpipe.cache import Cache, Store
 from kdpipe.caching.output_checks import remedy
 from kdpipe.caching.poor_teacher import after_run, before_run
+from kdpipe.errors import TeacherError
 from kdpipe.models import METADATA_KEY
 from kdpipe.shards import Index
 from kdpipe.teacher import TeacherConfig
 from tests.stages.running import Result, kdpipe
-from tests.tiny import CLASSES, SIZE, World
+from tests.tiny import CLASSES, SETTINGS, SIZE, World
 
 MEANS = {"teacher_top1": 0.8, "retained_mass": 0.9}
 TEACHER = [
@@ -151,3 +154,13 @@ def test_the_advice_on_nan_fits_the_dtype():
     assert remedy("float16").startswith("Use --amp-dtype bfloat16 or float32")
     assert remedy("bfloat16").startswith("Use --amp-dtype float32")
     assert remedy("float32").startswith("The weights are broken")
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_the_function(world: World, tmp_path: Path, strict: bool):
+    config = SETTINGS | {"model": "tests.caching.test_poor_teacher:uniform"}
+    words = Index.open(world.index_path), TeacherConfig.model_validate(config), tmp_path / "c", [0]
+    with pytest.raises(TeacherError, match=r"near chance .*and 1 more") if strict else nullcontext():
+        report = cache_teacher(*words, targets={"k": 2}, caching={"strict": strict})
+        assert "kept classes have 0.29" in report.remarks[-1]
+    assert len(Cache(Store(tmp_path / "c")).commits) > 0

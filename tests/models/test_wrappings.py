@@ -16,7 +16,8 @@ import torch
 from torch import nn
 
 from kdpipe.errors import TeacherError
-from kdpipe.models import ModelConfig, build
+from kdpipe.models import ModelConfig
+from kdpipe.models.build import build
 from tests.models.small import shuffled
 
 State = dict[str, torch.Tensor]
