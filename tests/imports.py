@@ -33,7 +33,8 @@ def closure(modules: Iterable[str]) -> set[Path]:
             continue
         found.add(path)
         todo += imports(path)
-        todo.append(name.rpartition(".")[0])  # importing a module runs the packages it lies in
+        # Importing a module runs the packages it lies in; the front door itself imports nothing then.
+        todo += {name.rpartition(".")[0]} - PACKAGES.keys()
     return {path.relative_to(ROOT) for path in found if path.stat().st_size}
 
 
