@@ -139,7 +139,8 @@ def test_a_name_in_a_record_refuses_the_whole_cache(kind, name, cache_path, plac
         with pytest.raises(CorruptionError) as e:
             work()
         assert record in str(e.value)
-        assert "which is no file of its own" in str(e.value)
+        # Half of a surrogate pair is no text: no record has one.
+        assert ("damaged" if "\ud800" in name else "which is no file of its own") in str(e.value)
         assert len(str(e.value).splitlines()) == 1
     problems, _ = check_integrity(Store(source))
     assert [p for p in problems if p["where"] == record]

@@ -19,7 +19,8 @@ def test_keys_in_tables_are_neither_markup_nor_commands_to_the_terminal(capsys) 
     view = {"segment": "s[/]", "view": 0, "views": 1, "labelled": None, "mixed": 0, "teacher_top1": None}
     view |= {"teacher_top5": None, "ece": None, "mean_confidence": 0.5, "mean_entropy": 0.5, "retained_mass": {}}
     view |= {"confidence": [1] * 20, "calibration": [[0, 0, 0]] * 20, "entropy": [1] * 20, "entropy_limit": 1.0}
-    found = {"samples": 1, "of_samples": 1, "seed": None, "remark": None, "views": [view], "confusions": []}
+    found = {"samples": 1, "of_samples": 1, "seed": None, "remark": None, "views": [view]}
+    found |= {"classes": None, "confusions": []}
     print_statistics(found | {"contradictions": [said], "unmixed": 1})
     out = capsys.readouterr().out
     assert r"a\x1b[31m[bold]b" in out
