@@ -140,10 +140,10 @@ def test_a_calibration_under_anothers_name_is_found(copied):
     assert problems(copied) == [(part_record(name), "its name is of another content")]
 
 
-def test_a_torn_write_is_foreign_and_swept(world, copied):
+def test_a_torn_write_is_unexpected_and_swept(world, copied):
     whole = tree(copied)
     (copied / "parts/tail.safetensors").write_bytes(b"half of it")
-    assert [(w, what.split(":")[0]) for w, what in problems(copied)] == [("parts/tail.safetensors", "foreign")]
+    assert [(w, what.split(":")[0]) for w, what in problems(copied)] == [("parts/tail.safetensors", "unexpected")]
     make_cache(world, copied, targets=BOTH, **TINY)
     assert tree(copied) == whole
 

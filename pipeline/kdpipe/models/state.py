@@ -14,7 +14,7 @@ from kdpipe.models import pickles
 from kdpipe.models.prefixes import under, unwrapped
 from kdpipe.models.stubs import Stub, stubs, tensor_of
 
-# Key of our own description in a safetensors header, so that one file says which model it belongs to.
+# Key of our own description in a safetensors header, so that the file names the model it belongs to.
 METADATA_KEY = "kdpipe"
 _NAME_LENGTH = 500
 _FORMS = "a safetensors file, or a torch.save of tensors by name"
@@ -73,7 +73,7 @@ def _read(path: Path) -> Any:
         if not content.checked:
             tensors.remark_unchecked(path)
         # Mapped, so that an optimizer's state beside the weights is never in memory.
-        with torch.serialization.safe_globals(stubs(content.foreign)):
+        with torch.serialization.safe_globals(stubs(content.stubbed)):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=pickles.is_zip(path))
     except TeacherError:
         raise

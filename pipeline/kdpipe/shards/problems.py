@@ -1,10 +1,10 @@
-"""Bad samples, files and shards: all of them told at once, or listed where they are left out."""
+"""Bad samples, files and shards: all of them reported at once, or listed where they are left out."""
 
 from collections.abc import Sequence
 
 from kdpipe.errors import KdpipeError, ShardError
 
-# What is told of a set at once.
+# Most problems of a set that are reported at once.
 MOST = 20
 
 

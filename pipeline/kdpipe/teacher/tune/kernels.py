@@ -79,7 +79,7 @@ class ChannelsLast(_Formatted):
 
 
 class ToeplitzKernel(Kernel):
-    """A depthwise convolution as a product with a banded matrix, which matrix units compute."""
+    """A depthwise convolution as a product with a Toeplitz matrix, which matrix units compute."""
 
     def __init__(self, original: nn.Conv2d, shape: Shape) -> None:
         super().__init__(original, shape)

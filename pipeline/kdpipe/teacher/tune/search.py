@@ -89,7 +89,7 @@ def interleaved(
 ) -> dict[str, float]:
     """Seconds of each function, the least of several measurements in turn, after one that doesn't count.
 
-    A function that can't run, for want of memory or of a kernel, isn't in the answer, but for the first.
+    A function that can't run, for want of memory or of a kernel, isn't in the result, but for the first.
     """
     times: dict[str, list[float]] = {}
     for at, (name, run) in enumerate(runs.items()):
@@ -110,7 +110,7 @@ def interleaved(
 
 
 def timed(run: Callable[[], object], device: torch.device) -> float:
-    """Seconds until the device has done what a function asks of it."""
+    """Seconds until the device has run what a function submits to it."""
     _wait(device)
     began = time.perf_counter()
     run()
