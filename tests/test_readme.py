@@ -12,7 +12,8 @@ import pytest
 from safetensors.torch import save_file
 
 from kdpipe.caching import cache_views
-from kdpipe.models import METADATA_KEY, ModelConfig, build
+from kdpipe.models import METADATA_KEY, ModelConfig
+from kdpipe.models.build import build
 from kdpipe.targets import TargetsConfig
 from kdpipe_stages import settings as params
 from kdpipe_stages.cli import COMMANDS, main

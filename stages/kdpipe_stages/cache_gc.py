@@ -1,4 +1,4 @@
-"""`kdpipe cache gc` and `kdpipe cache drop-views`: make room, but ask before."""
+"""`kdpipe cache gc` and `kdpipe cache drop-views`: free space, after a confirmation."""
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -140,7 +140,7 @@ def _delete(lines: Sequence[str], delete: Callable[[], None], *, dry_run: bool, 
         return False
     if not yes:
         if _nobody_to_ask():
-            raise ConfigError("nothing was deleted: there is nobody to ask", do="Add --yes, or --dry-run to look")
+            raise ConfigError("nothing was deleted: no terminal to confirm on", do="Add --yes, or --dry-run to look")
         click.confirm("Delete this?", abort=True, err=True)
     delete()
     return True

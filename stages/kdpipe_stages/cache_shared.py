@@ -18,7 +18,7 @@ def json_option(function: Callable[..., None]) -> Callable[..., None]:
 
 
 def log(report: dict[str, Any], text: str, as_json: bool) -> None:
-    """Print a result in words, or as JSON."""
+    """Print a result as text, or as JSON."""
     click.echo(redact(json.dumps(report) if as_json else text))
 
 

@@ -125,7 +125,7 @@ def test_another_teachers_head_is_found(world, copied, tmp_path):
     ]
     # It doesn't count, and is stored anew.
     cache = Cache(Store(copied))
-    assert (cache.foreign, "head" in cache.parts) == ([part_record("head")], False)
+    assert (cache.unrelated, "head" in cache.parts) == ([part_record("head")], False)
     make_cache(world, copied, targets=BOTH, **TINY)
     assert problems(copied) == []
 

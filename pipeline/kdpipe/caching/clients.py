@@ -96,7 +96,7 @@ def user_client(
             where=address,
             do="Give --tls-ca, --tls-cert and --tls-key, or set distributed.comm.tls in dask's configuration",
         ) from e
-    except (OSError, ValueError, RuntimeError) as e:  # dask raises each, with its own words
+    except (OSError, ValueError, RuntimeError) as e:  # dask raises each, with its own message
         raise CacheError(
             f"no dask scheduler responds: {e}",
             where=address,

@@ -86,7 +86,7 @@ class Cluster:
         return first
 
     def resolve_plan(self, layers: KernelPlan | None, batches: int) -> dict[str, Any]:
-        """See Backend. One worker finds out; the others do as it found when their first task tells them."""
+        """See Backend. One worker finds out; the others do as it found when they get their first task."""
         share = -(-batches // max(1, len(self._client.nthreads())))
         numerics: dict[str, Any] = self._on_one("resolve_plan", layers, share)
         return numerics

@@ -36,7 +36,7 @@ from kdpipe.views.block import labelling_index
 class CachingReport:
     """What `cache_views` did: committed tasks, those that were there, views, quality, bytes, seconds; what failed.
 
-    `encoding` is that of the segments that hold what was asked for; `remarks` are what was known before of the teacher,
+    `encoding` is that of the segments that hold what was requested; `remarks` are what was known before of the teacher,
     see `poor_teacher.before_run`.
     """
 
@@ -102,7 +102,7 @@ def cache_views(
 
     Raises:
         IdentityError: the cache there, or the one to take a calibration from, is of something else, or a segment was
-            begun with other numerics.
+            started with other numerics.
         TeacherError: the teacher can't do the first batch: see `trial.try_batch`; or `strict`, and it is poor.
         CacheError: it can't be written, a calibration can't be had, or the workers are gone.
     """
@@ -119,7 +119,7 @@ def cache_views(
     encoding = Encoding.of(targets, num_classes, described.shapes)
     size, chance = int(described.identity["input_size"]), caching.allow_nondeterministic
     identity = make_identity(index, config, described.identity, size, nondeterministic=chance)
-    loan = reuse_basis(caching.calibration_from, identity, encoding, views) if caching.calibration_from else None
+    reuse = reuse_basis(caching.calibration_from, identity, encoding, views) if caching.calibration_from else None
     store, report = Store(place(url, identity)), CachingReport(remarks=remarks)
     batches = -(-len(index) // int(described.numerics["batch_size"]))  # of each view
     where = store.url, fingerprint(identity)
@@ -134,13 +134,13 @@ def cache_views(
             cache = _open(store, index, config, identity, views, caching)
             if writer.alone:
                 sweep(cache)
-            encoding = calibrated(cache, encoding, views, loan)
+            encoding = calibrated(cache, encoding, views, reuse)
             described = with_plan(backend, described, cache, encoding, views, None if searched else batches)
             # The identity is the same but for names of classes, which the cache or the index may lack.
             job = replace(job_of(described), identity=cache.identity_digest)
             if not searched and _unfinished(cache, encoding, views):
                 backend.try_batch(job, encoding, views, chance)
-            encoding = report.encoding = _store_parts(backend, job, cache, encoding, parts_of(targets), views, loan)
+            encoding = report.encoding = _store_parts(backend, job, cache, encoding, parts_of(targets), views, reuse)
             segments = segments_for(cache, encoding, list(views), described.numerics)
             todo = _todo(cache, index, segments)
             if todo:
@@ -184,13 +184,13 @@ def _store_parts(
     encoding: Encoding,
     names: Sequence[str],
     views: Sequence[View],
-    loan: BasisReuse | None,
+    reuse: BasisReuse | None,
 ) -> Encoding:
     """Have what the arrays need beside them; the encoding, which names the calibration of its map."""
     missing = [name for name in names if name not in cache.parts]
     if missing:
         backend.extract(job, missing)
-    encoding = have_calibration(backend, job, cache, encoding, views, loan)
+    encoding = have_calibration(backend, job, cache, encoding, views, reuse)
     cache.refresh()
     return encoding
 

@@ -16,7 +16,7 @@ from kdpipe.views import View
 
 # A task's arrays are in memory until they are written: more views than fit in this become several segments.
 _TASK_BYTES = 2**30
-_AS_STARTED = "Leave out teacher.form and teacher.layers, and it goes on as it was begun; or begin another cache"
+_AS_STARTED = "Leave out teacher.form and teacher.layers, and it resumes as it was started; or start another cache"
 
 
 def with_plan(
@@ -79,7 +79,7 @@ def segments_for(cache: Cache, encoding: Encoding, views: list[View], numerics: 
             name, now, then = found[0]
             do = f"Go on with --set teacher.{name}={then}"
             raise IdentityError(
-                f"a segment was begun with another {name}: results may differ by rounding",
+                f"a segment was started with another {name}: results may differ by rounding",
                 where=f"{cache.store} segment {segment.name}",
                 found=now,
                 allowed=then,

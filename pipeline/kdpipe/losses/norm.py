@@ -105,7 +105,7 @@ def _statistics(config: NormConfig, teacher: TeacherInfo) -> tuple[torch.Tensor 
             "the cache has no statistics of the teacher's map",
             where="loss.norm.standardise_map",
             found=config.standardise_map,
-            do="Cache the map anew, or set loss.norm.standardise_map=false",
+            do="Cache the map again, or set loss.norm.standardise_map=false",
         )
     # What comes out of a ReLU has no negative mean in any channel; of other maps some of hundreds have one.
     if config.standardise_map == "auto" and bool((teacher.mean >= 0).all()):

@@ -165,7 +165,7 @@ def _translated(url: str, where: str | None = None) -> Iterator[None]:
             raise Missing("no such file", where=url) from error
         if "support range requests" in str(true):
             raise ShardError("the server ignores range requests", where=where or url, do=_NO_RANGES) from error
-        what = f"the shard can't be fetched ({_words(true)})"
+        what = f"the shard can't be fetched ({_error_text(true)})"
         denied = status in (401, 403) or isinstance(true, PermissionError) or "Credentials" in type(true).__name__
         raise ShardError(what, where=where or url, do=_ACCESS if denied else None) from error
 
@@ -177,7 +177,7 @@ def _true_cause(error: BaseException) -> BaseException:
     return error
 
 
-def _words(error: BaseException) -> str:
+def _error_text(error: BaseException) -> str:
     status, message = getattr(error, "status", None), getattr(error, "message", None)
     if isinstance(status, int) and status > 0:
         return f"HTTP {status} {message or ''}".rstrip()

@@ -68,7 +68,7 @@ class RunFolder:
                     (self.path / name).unlink()
             there = [name for name in self._names() if not _LEFTOVER.fullmatch(name)]
         if CHECKPOINT in there:
-            # One from before the first step keeps nothing: a job whose settings were mended begins anew over it.
+            # One from before the first step keeps nothing: a job whose settings were corrected starts again over it.
             return there != [CHECKPOINT] or self.read_state()["number"] > 0
         if there:
             raise CheckpointError(
@@ -184,7 +184,7 @@ class RunFolder:
         try:
             self.path.mkdir(parents=True)
         except FileExistsError as e:
-            raise CheckpointError("another run has begun here", where=self.path, do="Choose another --out") from e
+            raise CheckpointError("another run has started here", where=self.path, do="Choose another --out") from e
         self._absent = False
         self._own()
         for path in new:

@@ -33,7 +33,7 @@ class LiveLog:
         self._live: Any = None
         if on:
             try:
-                import dvclive  # noqa: F401 - asked for before a step is trained
+                import dvclive  # noqa: F401 - required before a step is trained
             except ImportError as e:
                 raise TrainingError("dvclive is not installed", do="pip install 'kdpipe[dvc]'") from e
 
