@@ -18,7 +18,7 @@ from kdpipe.loader import Loader
 from kdpipe.shards import Index
 from kdpipe.views import ViewsConfig
 
-# What is promised at 14 million samples.
+# What is guaranteed at 14 million samples.
 _SECONDS, _MB = 2.0, 600.0
 _ROLLUP, _CLEAR = Path("/proc/self/smaps_rollup"), Path("/proc/self/clear_refs")
 

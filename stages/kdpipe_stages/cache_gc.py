@@ -38,7 +38,7 @@ def _deleting(function: Callable[..., None]) -> Callable[..., None]:
 def gc(caches: tuple[str, ...], folder: str | None, keep: tuple[str, ...], **flags: bool) -> None:
     """Delete files that no record of CACHES names, and with --folder whole caches that nothing refers to.
 
-    A cache that is being written is left alone. Be sure that nobody writes to a store that has no conditional puts.
+    A cache that is being written is left alone. Make sure that no process writes to a store without conditional puts.
     """
     if not caches and folder is None:
         raise ConfigError("nothing to do", where="kdpipe cache gc", allowed="caches, or --folder with --keep")

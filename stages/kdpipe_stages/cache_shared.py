@@ -24,7 +24,7 @@ def log(report: dict[str, Any], text: str, as_json: bool) -> None:
 
 @contextmanager
 def showing(label: str) -> Iterator[OnTask]:
-    """A bar, or lines now and then, for a number of tasks that the work itself finds out."""
+    """A bar, or lines now and then, for a number of tasks that is only known while it runs."""
     progress: Progress | None = None
 
     def show(done: int, total: int) -> None:

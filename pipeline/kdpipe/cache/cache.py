@@ -50,7 +50,7 @@ class Cache:
     def __init__(self, store: Store) -> None:
         self.store = store
         if not store.exists(STORE_RECORD):
-            raise CacheError("no cache here", where=store, do="Make one with kdpipe cache-teacher, or mend the path")
+            raise CacheError("no cache here", where=store, do="Make one with kdpipe cache-teacher, or correct the path")
         self.record = read_store_record(store)
         files = check_files(store, self.record["files"])
         self.identity: dict[str, Any] = parse_root(files[ROOT], f"{store}/{ROOT}")
@@ -152,7 +152,7 @@ class Cache:
         )
 
     def _require_described(self, names: list[str]) -> None:
-        """Records of finished tasks without their segment's: their arrays would look like leftovers, and be swept."""
+        """Records of finished tasks without their segment's: their arrays would look like leftovers, and be deleted."""
         described = {segment.name for segment in self.segments}
         for folder, tasks in tasks_by_segment(names).items():
             if not is_folder(f"commits/{folder}"):

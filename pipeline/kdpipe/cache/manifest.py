@@ -1,6 +1,6 @@
 """A small file that names cached targets: where they are, which, and a digest of them.
 
-A store outlives its users: it gets more views and encodings, and others read it meanwhile. Whoever trains from a
+A store outlives its users: it gets more views and encodings, and others read it meanwhile. A run that trains from a
 record reads exactly the targets of that time, whatever was added since.
 """
 

@@ -111,10 +111,10 @@ def select(
             for view in segment.views:
                 found.setdefault(segment.encoding, {}).setdefault(view, segment)
     if not found:
-        begun_by: dict[str, set[str]] = {}
+        shards_of: dict[str, set[str]] = {}
         for segment in cache.segments:
-            begun_by.setdefault(segment.encoding.name, set()).update({*cache.committed(segment)} & {*shards})
-        counts = ", ".join(f"{name} of {len(names)} shards" for name, names in begun_by.items()) or "nothing"
+            shards_of.setdefault(segment.encoding.name, set()).update({*cache.committed(segment)} & {*shards})
+        counts = ", ".join(f"{name} of {len(names)} shards" for name, names in shards_of.items()) or "nothing"
         raise CacheError(
             "no view is cached for all the shards",
             where=cache.store,

@@ -3,7 +3,7 @@
 On a local disk a file appears whole or not at all (temporary name, fsync, rename, fsync of the folder). On an
 object store a put is atomic by itself. What must be written once is written by `put_new`, which never replaces a file.
 
-Only `Store.path` makes paths of names, whoever the names are from: it takes those that the layout has, and follows no
+Only `Store.path` makes paths of names, wherever the names are from: it takes those that the layout has, and follows no
 link out of the cache.
 """
 
@@ -65,7 +65,7 @@ class Store:
         return self.url
 
     def path(self, name: str, *, unlisted: bool = False, link: bool = False) -> str:
-        """Absolute path of a file or folder as fsspec wants it.
+        """Absolute path of a file or folder in fsspec's form.
 
         Args:
             name: relative to the root, which is the empty name.
@@ -314,7 +314,7 @@ class Store:
             raise CacheError(
                 f"can't be deleted: {_reason(e)}",
                 where=f"{self}/{name}",
-                do="Mend that, then repeat the command: finished tasks are kept",
+                do="Correct that, then repeat the command: finished tasks are kept",
             ) from e
 
     def sweep(self) -> list[str]:
@@ -388,5 +388,5 @@ class _Writing:
             raise CacheError(
                 f"can't be written: {_reason(error)}",
                 where=self._where,
-                do="Free space or mend the permission, then repeat the command: finished tasks are kept",
+                do="Free space or correct the permission, then repeat the command: finished tasks are kept",
             ) from error

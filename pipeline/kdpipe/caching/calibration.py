@@ -133,7 +133,7 @@ def have_calibration(
 def _views_of_first_runs(cache: Cache, calibration: str, views: Sequence[View]) -> Iterator[tuple[View, ...]]:
     """Views that a calibration may have been fitted to, likeliest first.
 
-    The run that fitted it made the first segments that name it; how many, nobody wrote down; and where views were
+    The run that fitted it made the first segments that name it; how many is not recorded; and where views were
     dropped since, only the user knows what they were.
     """
     held = [segment.views for segment in cache.segments if calibration in needed([segment])]

@@ -38,7 +38,7 @@ def local_client(workers: int) -> Iterator[Client]:
         # A task that fails is reported by the client, in one line.
         "silence_logs": logging.CRITICAL,
     }
-    # dask looks at what its workers execute a hundred times a second, for a page that nobody opens here.
+    # dask looks at what its workers execute a hundred times a second, for a page that isn't served here.
     with (
         dask.config.set({"distributed.worker.profile.enabled": False}),
         _closing(
@@ -100,7 +100,7 @@ def user_client(
         raise CacheError(
             f"no dask scheduler responds: {e}",
             where=address,
-            do="Start one with dask scheduler, or mend the address"
+            do="Start one with dask scheduler, or correct the address"
             + (" or the certificates" if authenticated(address) else ""),
         ) from e
     # What dask logs about a scheduler that it can't find again, with tracebacks; the caller gets an error.
@@ -109,7 +109,7 @@ def user_client(
 
 
 def authenticated(address: str) -> bool:
-    """Whether the scheduler at an address takes only clients with a certificate that it knows."""
+    """Whether the scheduler at an address takes only clients with a certificate that it trusts."""
     return address.startswith("tls://")
 
 

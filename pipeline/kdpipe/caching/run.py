@@ -24,7 +24,7 @@ from kdpipe.caching.config import CachingConfig
 from kdpipe.caching.identity import check_canaries, make_identity, render_canaries
 from kdpipe.caching.modules import parts_of
 from kdpipe.caching.poor_teacher import before_run
-from kdpipe.caching.segments import layers_asked, segments_for, with_plan
+from kdpipe.caching.segments import requested_layers, segments_for, with_plan
 from kdpipe.shards import Index, images
 from kdpipe.targets import Encoding, Quality, TargetsConfig
 from kdpipe.teacher import Teacher, TeacherConfig
@@ -61,7 +61,7 @@ class CachingReport:
 
 @dataclass(frozen=True)
 class CachingProgress:
-    """One finished task, for whoever shows progress; the first, with `done` 0, comes before any.
+    """One finished task, for progress bars; the first, with `done` 0, comes before any.
 
     `views` are those of this task, `pending` those of all the tasks that the run has to do.
     """
@@ -125,9 +125,9 @@ def cache_views(
     where = store.url, fingerprint(identity)
     job_of = partial(CachingJob, *where, index, config, size, caching.render_threads, backend.beside)
     searched = not store.exists(STORE_RECORD)
-    if searched:  # while nobody has to wait: it may take minutes
+    if searched:  # before any lock is held: it may take minutes
         backend.try_extracting(parts_of(targets))
-        described = replace(described, numerics=backend.resolve_plan(layers_asked(described), len(views) * batches))
+        described = replace(described, numerics=backend.resolve_plan(requested_layers(described), len(views) * batches))
         backend.try_batch(job_of(described), encoding, views, chance)
     with writing(store) as writer:
         with adding(store):
@@ -213,7 +213,7 @@ def _todo(cache: Cache, index: Index, segments: Sequence[Segment]) -> list[Task]
 
 
 def provenance(index: Index, teacher: TeacherSpec) -> dict[str, Any]:
-    """Where, when and with what a run was done; compared by nobody, but `kdpipe verify` looks there for inputs."""
+    """Where, when and with what a run was done; never compared, but `kdpipe verify` looks there for inputs."""
     packages = ["kdpipe", "torch", "torchvision", "timm", "zarr", "numcodecs", "numpy"]
     return {
         "shards": str(index.path),

@@ -44,7 +44,7 @@ def with_plan(
     missing = set(views) - {view for s in ours if s not in unfinished for view in s.views}
     if not missing:
         return described
-    layers, count = layers_asked(described), len(missing) * (batches or 0)
+    layers, count = requested_layers(described), len(missing) * (batches or 0)
     if layers is None:
         segments = [*cache.segments, *unfinished]
         like = [s.numerics for s in segments if not _differences_but_layers(described.numerics, s.numerics)]
@@ -59,8 +59,8 @@ def with_plan(
     return replace(described, numerics=backend.resolve_plan(layers, count))
 
 
-def layers_asked(described: TeacherSpec) -> KernelPlan | None:
-    """The ways that the user wants, none for plain ones; None for the fastest."""
+def requested_layers(described: TeacherSpec) -> KernelPlan | None:
+    """The kernels that the config names, none for the original ones; None for the fastest."""
     config = described.config
     return config["layers"] if config["form"] == "fastest" or config["layers"] else {}
 

@@ -229,7 +229,7 @@ class LossConfig(Config):
 
     @field_validator("student_layers", mode="before")
     @classmethod
-    def _words(cls, layers: Any) -> Any:
+    def _layer_names(cls, layers: Any) -> Any:
         # Modules of a Sequential are called 0, 1, and so on, which YAML reads as numbers.
         return [str(layer) for layer in layers] if isinstance(layers, list | tuple) else layers
 

@@ -92,7 +92,7 @@ def _read(path: Path) -> Any:
 def unreadable(path: Path, error: Exception) -> TeacherError:
     """The one line for a file of weights that raised this when it was read."""
     if isinstance(error, OSError):
-        do = "Mend the permission or the disk"
+        do = "Correct the permission or the disk"
         return TeacherError(f"weights can't be read: {error.strerror or error}", where=path, do=do)
     # What PyTorch adds to an error of its unpickler is advice to run the file's code.
     known = isinstance(error, ValueError) or (isinstance(error, RuntimeError) and "weights_only" not in str(error))

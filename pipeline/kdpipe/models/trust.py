@@ -14,7 +14,7 @@ from kdpipe.errors import TeacherError
 
 HUB = ("hf-hub:", "hf_hub:", "local-dir:")
 # Networks of ours that are no entry of timm's registry, by the names that files give them: functions that
-# `kdpipe.models.build` knows.
+# `kdpipe.models.build` has.
 WRAPPERS = frozenset({"kdpipe:simkd_student"})
 # Wrappers in wrappers; there is no use for more than one.
 _DEEPEST = 4

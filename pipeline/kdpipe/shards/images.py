@@ -1,4 +1,4 @@
-"""Encoded images to pixels: one decoder, chosen once, because the cache promises exactly these pixels.
+"""Encoded images to pixels: one decoder, chosen once, because the cache guarantees exactly these pixels.
 
 The pixels are Pillow's, which timm trains on. A JPEG of three channels is decoded by OpenCV: the same library with the
 same settings inside, and so the same pixels, without Pillow's copy through four bytes a pixel, which is a quarter
@@ -16,12 +16,12 @@ from PIL import __version__ as pillow_version
 
 from kdpipe.errors import ImageError
 
-# Pillow warns of corrupt EXIF, odd palettes and large images; nobody can act on it in the middle of a run.
+# Pillow warns of corrupt EXIF, odd palettes and large images; no user can act on it in the middle of a run.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
 Exif = Literal["ignore", "apply"]
 
-# Names that promise an image; whether it is one of the formats read here depends on its content.
+# Suffixes of images; whether it is one of the formats read here depends on its content.
 EXTENSIONS = frozenset(
     {"jpg", "jpeg", "jpe", "jfif", "png", "webp", "img", "image"}
     | {"bmp", "gif", "tif", "tiff", "ppm", "pgm", "avif", "heic", "jp2", "jxl"}
@@ -95,7 +95,7 @@ def decode(data: bytes | bytearray | memoryview, exif: Exif = "ignore") -> np.nd
 
 
 def verify(data: bytes | bytearray | memoryview) -> None:
-    """Decode with Pillow, the stricter of the two; for whoever looks at an image for the first time.
+    """Decode with Pillow, the stricter of the two; for the first check of an image.
 
     Raises:
         ImageError: as `check`, and when the image is truncated or corrupt; also where a JPEG's data end early but for a

@@ -18,7 +18,7 @@ class Problems(ShardError):
     def __init__(self, errors: Sequence[KdpipeError]) -> None:
         first, count = errors[0], f"{len(errors)} problems" if len(errors) < MOST else f"the first {MOST} problems"
         do = f"{first.do}. " if first.do else ""
-        do += f"This is one of {count}: mend them, or leave all of them out by --skip-bad"
+        do += f"This is one of {count}: repair them, or leave all of them out by --skip-bad"
         super().__init__(first.what, where=first.where, found=first.found, allowed=first.allowed, do=do)
         self.errors = list(errors)
 

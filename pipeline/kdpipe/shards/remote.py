@@ -137,7 +137,7 @@ def _file_system(url: str) -> tuple[Any, str]:
 
 
 def _options(url: str) -> dict[str, Any]:
-    """For HTTP, whose client would give up on a large shard after five minutes and knows no ~/.netrc by itself."""
+    """For HTTP, whose client would give up on a large shard after five minutes and doesn't read ~/.netrc by itself."""
     target = unwrapped(url)
     if not is_http(target):
         return {}

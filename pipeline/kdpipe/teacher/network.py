@@ -58,7 +58,7 @@ class Network:
                 where=config.model,
                 found=published,
                 allowed=built.num_classes,
-                do="Fine-tune it first (kdpipe train-student --pretrained --loss none), or mend the class count",
+                do="Fine-tune it first (kdpipe train-student --pretrained --loss none), or correct the class count",
             )
         self.weights = weights_digest(built.module)
         plain = built.module.eval().requires_grad_(False)

@@ -115,9 +115,9 @@ class Runner:
 
     @torch.inference_mode()
     def search(self, seconds: float) -> None:
-        """Find the fastest way of each layer, and of the whole network, and follow it.
+        """Find the fastest kernel of each layer, and of the whole network, and apply it.
 
-        A network for which that fails, for want of memory, log, is run plainly: it is for speed alone.
+        A network for which that fails, such as for lack of memory, keeps its original kernels: it is for speed alone.
 
         Args:
             seconds: to spend on timing; compiling, which can't be stopped, and comparing may take more.

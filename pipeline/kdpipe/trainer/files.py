@@ -53,7 +53,7 @@ class RunFolder:
     def open(self) -> bool:
         """See what the folder holds; True if there is a checkpoint to resume from. The first write makes it.
 
-        It belongs to this run until `close`; a finished one, which nobody will write to, to anybody.
+        It belongs to this run until `close`; a finished one, which is only read, is open to any.
 
         Raises:
             CheckpointError: it holds something else, can't be read, or another run is writing to it.
@@ -211,5 +211,5 @@ class RunFolder:
             raise CheckpointError(
                 f"can't be written: {getattr(e, 'strerror', None) or e}",
                 where=self.path / name,
-                do="Free space or mend the permission, then repeat the command: it resumes from the checkpoint",
+                do="Free space or correct the permission, then repeat the command: it resumes from the checkpoint",
             ) from e

@@ -21,7 +21,7 @@ from kdpipe.trainer.state import pack, require_same, separate, unpack
 
 @dataclass(frozen=True)
 class TrainingProgress:
-    """One step done, for whoever shows progress. Counts are over all processes, `epoch` and `step` from 1.
+    """One step done, for progress bars. Counts are over all processes, `epoch` and `step` from 1.
 
     Attributes:
         samples: seen in the whole run, of `total`; `before` of them before this process went on with it.

@@ -169,7 +169,7 @@ def compare_feature(
 ) -> None:
     """Add a batch's feature, as the live runs give it (N, D, ...); where it is on a basis, its projections count.
 
-    Steps of int8 are as wide as the live token's would be, never as the cache gives: a wide scale would excuse
+    Steps of int8 are as wide as the live token's would be, never as the cache gives: a wide scale would hide
     anything. What is left of the scales' difference counts like a difference of the token's largest value. A basis
     counts by how far its components are from orthonormal, because no projection on it shows that.
 
@@ -218,7 +218,7 @@ def orthonormal_error(calibration: Calibration) -> float:
 def _scales(
     feature: Feature, stored: dict[str, np.ndarray], live: torch.Tensor, calibration: Calibration | None
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Of each token, float32: the stored scale; the widest step it excuses; by how much scales differ beyond rounding.
+    """Of each token, float32: the stored scale; the widest step it allows; by how much scales differ beyond rounding.
 
     Stored and live scale are both rounded to float16. So tokens that are nearly the same may have neighbouring scales,
     which for tiny tokens, where float16 has few of them, is much of a scale.

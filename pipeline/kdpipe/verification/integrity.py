@@ -53,7 +53,7 @@ def check_integrity(store: Store) -> tuple[list[Problem], dict[str, int]]:
     """
     names = store.files()
     if not any(name.startswith(("commits/", ROOT)) for name in names):
-        raise CacheError("no cache here", where=store, do="Mend the path")
+        raise CacheError("no cache here", where=store, do="Correct the path")
     check = _Check(store)
     check.root()
     if PROVENANCE in names:
@@ -82,7 +82,7 @@ def check_integrity(store: Store) -> tuple[list[Problem], dict[str, int]]:
     for name in sorted(set(names) - check.known):
         # Locks are of those who are writing now, or of a process that was killed; they are no part of the cache.
         if not name.startswith((LOCKS, *lost)):
-            what = "unexpected: no record in the cache lists it (an interrupted write? cache-teacher sweeps)"
+            what = "unexpected: no record in the cache lists it (an interrupted write? cache-teacher deletes it)"
             check.problem(name, what)
     return check.problems, check.counts
 

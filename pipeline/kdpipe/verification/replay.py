@@ -167,7 +167,7 @@ def _choose(
     """Seeded teacher batches among the committed tasks whose shard the index has: one of each segment, then any.
 
     An evaluation view is a segment of its own, so each of them is among the first. They are more than `samples`
-    views where there are more segments than that allows: a segment that nobody looks at may hold anything.
+    views where there are more segments than that allows: a segment that is never checked may hold anything.
     """
     shards = {shard.name: shard for shard in index.shards}
     by_segment = [[(s, shards[name]) for name in cache.committed(s) if name in shards] for s in segments]

@@ -35,7 +35,7 @@ def decode_sample(index: Index, row: int, data: bytes | memoryview, config: View
         raise ShardError(
             f"image can't be decoded: {e.what}",
             where=f"{shard.name} key {index.key(row)} at byte {int(index.image_start[row])}",
-            do="Mend the shard, or leave such samples out with kdpipe index --skip-bad",
+            do="Repair the shard, or leave such samples out with kdpipe index --skip-bad",
         ) from e
 
 

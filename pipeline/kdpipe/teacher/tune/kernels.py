@@ -1,6 +1,6 @@
 """Other ways to compute a layer of a frozen network: the same function by other operations, for speed alone.
 
-Which is the fastest depends on the device, the shapes and the libraries; `search` finds out.
+Which is the fastest depends on the device, the shapes and the libraries; `search` measures it.
 """
 
 from collections.abc import Callable

@@ -103,7 +103,7 @@ def require_same(
     """Refuse an output whose logits differ from another's by more than `tolerance`, relative to the largest.
 
     Features may differ ten times as much. Only what both have is compared. What isn't finite in the expected one is
-    refused by whoever keeps it. Where they differ, `again` gives the expected one once more: a network whose
+    refused where it is kept. Where they differ, `again` gives the expected one once more: a network whose
     outputs differ from run to run has no forms to compare.
 
     Raises:
@@ -114,9 +114,7 @@ def require_same(
         return
     twice = _difference(again(), expected, tolerance) if again is not None else None
     if twice is not None:
-        do = (
-            f"Likely causes: {CAUSES}. Mend the model's eval mode; one that is stochastic on purpose can't be compared "
-        )
+        do = f"Likely causes: {CAUSES}. Fix the model's eval mode; one that is stochastic on purpose can't be compared "
         do += "with another form or with its features: --set teacher.form=eager, and neither --pooled nor --feature-map"
         what, difference = f"{NOT_A_FUNCTION}: run twice on the same images, its outputs differ", twice
     raise TeacherError(what, where=name, found=difference[0], allowed=difference[1], do=do)
