@@ -116,7 +116,7 @@ def _start(path: Path) -> Callable[[], dict[str, float]]:
     loader = Loader(index, ViewsConfig(), 224, 1024)
     found = {"start_seconds": time.perf_counter() - began, "pickled_mb": len(pickle.dumps((index, loader))) / 2**20}
     before, began = _memory(), time.perf_counter()
-    _CLEAR.write_text("5")  # forgets the peak so far
+    _CLEAR.write_text("5")  # resets the peak so far
     order = loader.order(0)
     found["epoch_order_seconds"] = time.perf_counter() - began
     found["epoch_order_mb"] = _status("VmHWM") - before["Rss"]

@@ -30,7 +30,7 @@ class Cache:
     """What a store holds, read once when opened; `refresh` reads it again.
 
     Attributes:
-        store: where it lives.
+        store: where it is stored.
         record: of the store: format, and digests of the identity's and the canaries' files.
         identity: what it is a cache of; see `caching.identity`.
         identity_digest: of that; in every record, so that none counts for another cache.

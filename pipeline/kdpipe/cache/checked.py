@@ -1,6 +1,6 @@
 """Records as they are read: of their schema, at the place and with the names that their content implies.
 
-A cache may be from an untrusted source. What its records name is used at once, so this comes first: names are
+A cache may be untrusted. What its records name is read, copied and written at once, so before that names are
 not taken from records at all, but compared with those that the layout gives.
 """
 

@@ -119,7 +119,7 @@ class Lease:
             )
 
     def release(self) -> None:
-        """Give it up; no harm if it isn't held any more."""
+        """Release it; no effect if it isn't held any more."""
         if self._renewing is None:
             return
         self._renewing.stop()

@@ -85,7 +85,7 @@ class CacheReader:
         return tuple(field for source in self.selection.sources for field in source.fields)
 
     def keep(self, views: list[View]) -> None:
-        """Forget all other views than these."""
+        """Drop all other views than these."""
         kept = [
             replace(source, segments={v: s for v, s in source.segments.items() if v in views})
             for source in self.selection.sources

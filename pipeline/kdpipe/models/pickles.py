@@ -275,7 +275,7 @@ class _Simulation:
             raise ForeignCode(f"its pickle has the instruction {name}, which torch.save doesn't write")
 
     def _filled(self, name: str) -> None:
-        """Remember of an unknown class whether its instances are lists or mappings."""
+        """Record of an unknown class whether its instances are lists or mappings."""
         if name == "STOP" or self.stack[-1].name not in self.stubbed or self.stack[-1].kind != "made":
             return
         kind = "list" if name in ("APPEND", "APPENDS") else "dict"

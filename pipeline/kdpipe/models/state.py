@@ -140,7 +140,7 @@ def _weights(content: Any, entry: str | None, path: Path) -> Any:
     if entry is not None:
         if not isinstance(weights, dict) or weights.get(entry) is None:
             found = ", ".join(_entries(weights))[:300]
-            allowed = found or "no entry: the weights lie bare"
+            allowed = found or "no entry: the weights are at the top level"
             do = "Check --checkpoint-key"
             raise TeacherError("the file has no such entry", where=path, found=entry, allowed=allowed, do=do)
         weights = _plain(weights[entry])
@@ -156,7 +156,7 @@ def _weights(content: Any, entry: str | None, path: Path) -> Any:
 
 
 def _inner(weights: Any) -> str | None:
-    """The key under which the weights of this dictionary lie; None where they lie bare, or it isn't known."""
+    """The key under which the weights of this dictionary lie; None where they are at the top level, or it isn't known."""
     if not isinstance(weights, dict):
         return None
     for name in ENTRIES:
