@@ -1,7 +1,7 @@
 """Records as they are read: of their schema, at the place and with the names that their content implies.
 
-A cache may be untrusted. What its records name is read, copied and written at once, so before that names are
-not taken from records at all, but compared with those that the layout gives.
+A cache may be from an untrusted source. What its records name is read, copied and written at once, so names are first
+compared with those that the layout gives, and never taken from records.
 """
 
 from collections.abc import Iterable

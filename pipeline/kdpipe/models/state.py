@@ -156,7 +156,7 @@ def _weights(content: Any, entry: str | None, path: Path) -> Any:
 
 
 def _inner(weights: Any) -> str | None:
-    """The key under which the weights of this dictionary lie; None where they are at the top level, or it isn't known."""
+    """The key of the weights in this dictionary; None where they are at the top level, or it isn't known."""
     if not isinstance(weights, dict):
         return None
     for name in ENTRIES:
