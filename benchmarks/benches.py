@@ -44,7 +44,7 @@ class Bench:
     """One bench as `python -m benchmarks all` runs it, and its section of the document.
 
     Attributes:
-        words: of its command.
+        arguments: of its command.
         rows: of its table.
         details: further keys of the report.
         ratio: the title of that column.
@@ -52,7 +52,7 @@ class Bench:
     """
 
     name: str
-    words: tuple[str, ...]
+    arguments: tuple[str, ...]
     rows: tuple[Row, ...]
     details: tuple[str, ...] = ()
     ratio: str = "ours / reference"

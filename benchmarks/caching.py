@@ -26,7 +26,7 @@ def caching(index: Index, folder: Path, size: int = 224, repeats: int = 5) -> di
     """Core-milliseconds a view of the whole of `cache-teacher` but for the teacher's forward.
 
     The teacher is one linear layer on pooled pixels; its forward is measured alone and taken off. The reference is
-    timm's training transform on the same images, each decoded anew for every view as a trainer does.
+    timm's training transform on the same images, each decoded again for every view as a trainer does.
     """
     views = ViewsConfig()
     config = TeacherConfig(model="benchmarks.data:cheap_teacher", num_classes=1000, input_size=size, threads=1)

@@ -18,7 +18,7 @@ from kdpipe.loader import Loader
 from kdpipe.shards import Index
 from kdpipe.views import ViewsConfig
 
-# What is promised at 14 million samples.
+# What is guaranteed at 14 million samples.
 _SECONDS, _MB = 2.0, 600.0
 _ROLLUP, _CLEAR = Path("/proc/self/smaps_rollup"), Path("/proc/self/clear_refs")
 
@@ -116,7 +116,7 @@ def _start(path: Path) -> Callable[[], dict[str, float]]:
     loader = Loader(index, ViewsConfig(), 224, 1024)
     found = {"start_seconds": time.perf_counter() - began, "pickled_mb": len(pickle.dumps((index, loader))) / 2**20}
     before, began = _memory(), time.perf_counter()
-    _CLEAR.write_text("5")  # forgets the peak so far
+    _CLEAR.write_text("5")  # resets the peak so far
     order = loader.order(0)
     found["epoch_order_seconds"] = time.perf_counter() - began
     found["epoch_order_mb"] = _status("VmHWM") - before["Rss"]

@@ -114,10 +114,10 @@ def _run(loader: Loader, step: Step, steps: int) -> list[float]:
 
 
 def _online(teacher: Teacher) -> Callable[[Batch], Targets]:
-    def ask(batch: Batch) -> Targets:
+    def targets_of(batch: Batch) -> Targets:
         return Targets.live(teacher(batch.images.cpu().numpy(), batch.erased))
 
-    return ask
+    return targets_of
 
 
 def _cached(cache: CacheReader) -> Callable[[Batch], Targets]:

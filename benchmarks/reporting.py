@@ -55,14 +55,14 @@ def circumstances() -> dict[str, Any]:
 
 def _command(context: click.Context) -> str:
     """As a user types it: the options that were given, but for how to print."""
-    words = ["python", "-m", "benchmarks", str(context.info_name)]
+    command = ["python", "-m", "benchmarks", str(context.info_name)]
     for param in context.command.params:
         name = str(param.name)
         if name != "as_json" and context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
             value = context.params[name]
             for each in value if isinstance(value, tuple) else (value,):
-                words += [param.opts[0], str(each)]
-    return shlex.join(words)
+                command += [param.opts[0], str(each)]
+    return shlex.join(command)
 
 
 def _shown(value: Any) -> str:
@@ -74,7 +74,7 @@ def _shown(value: Any) -> str:
 
 
 def processor() -> str:
-    """The processor's name as the system tells it."""
+    """The processor's name as the system reports it."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]

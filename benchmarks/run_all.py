@@ -15,7 +15,7 @@ from benchmarks.benches import BENCHES, Bench, draw
 
 
 def run_benches(benches: Sequence[Bench], index: str | None, out: str) -> list[str]:
-    """Run benches and draw the document anew after each, so that an interrupted run keeps what it has.
+    """Run benches and draw the document again after each, so that an interrupted run keeps what it has.
 
     Args:
         benches: those to run.
@@ -39,10 +39,10 @@ def run_benches(benches: Sequence[Bench], index: str | None, out: str) -> list[s
     failed = []
     for number, bench in enumerate(benches, 1):
         given = index is not None and bench.photographs
-        words = [*bench.words, *(["--index", str(index)] if given else [])]
-        click.echo(f"[{number}/{len(benches)}] {shlex.join(['python', '-m', 'benchmarks', *words])}", err=True)
+        arguments = [*bench.arguments, *(["--index", str(index)] if given else [])]
+        click.echo(f"[{number}/{len(benches)}] {shlex.join(['python', '-m', 'benchmarks', *arguments])}", err=True)
         began = time.monotonic()
-        found = run_bench(words)
+        found = run_bench(arguments)
         taken = f"{time.monotonic() - began:.0f} s"
         if found is None:
             failed.append(bench.name)
@@ -50,15 +50,15 @@ def run_benches(benches: Sequence[Bench], index: str | None, out: str) -> list[s
             continue
         click.echo(f"{bench.name}: {taken}", err=True)
         if given:  # the index's path is not published
-            found["command"] = shlex.join(["python", "-m", "benchmarks", *bench.words, "--index", "PHOTOS"])
+            found["command"] = shlex.join(["python", "-m", "benchmarks", *bench.arguments, "--index", "PHOTOS"])
         reports = {name: {**reports, bench.name: found}[name] for name in names if name in {*reports, bench.name}}
         report.write(out, reports, draw)
     return failed
 
 
-def run_bench(words: Sequence[str]) -> dict[str, Any] | None:
-    """The report of `python -m benchmarks WORDS --json` in a process of its own, None if it failed; stderr is ours."""
-    command = [sys.executable, "-m", "benchmarks", *words, "--json"]
+def run_bench(arguments: Sequence[str]) -> dict[str, Any] | None:
+    """The report of `python -m benchmarks ARGS --json` in a process of its own, None if it failed; stderr is ours."""
+    command = [sys.executable, "-m", "benchmarks", *arguments, "--json"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
             output, _ = process.communicate()

@@ -48,7 +48,7 @@ class Sleeper(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Logits (N, num_classes) of images (N, 3, S, S)."""
         mean = x.mean(dim=(2, 3))
-        # As long for the same view, whoever does it.
+        # As long for the same view, whichever worker does it.
         time.sleep(self.seconds * random.Random(float(mean.sum())).uniform(0.8, 1.2))
         return self.head(mean)
 

@@ -12,7 +12,7 @@ class Config(BaseModel):
 
 
 def first_problem(error: ValidationError) -> tuple[str, str, Any]:
-    """Of the first field that doesn't fit a schema: its dotted key, empty for the whole; why, as pydantic words it; the
+    """Of the first field that doesn't fit a schema: its dotted key, empty for the whole; pydantic's reason; the
     value found.
     """
     first = error.errors(include_url=False)[0]

@@ -1,4 +1,4 @@
-"""Effective receptive fields: which of an image's pixels the centre of a model's final map answers to, and how much."""
+"""Effective receptive fields: which of an image's pixels the centre of a model's final map depends on, and how much."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -60,7 +60,7 @@ class ReceptiveField:
                 (gradient,) = torch.autograd.grad(centre.relu().sum(), x)
         except TeacherError:
             raise
-        except Exception as e:  # whatever a layer raises, it is about what the user asked this model to do
+        except Exception as e:  # whatever a layer raises, it is about what the user passed to this model
             reason = str(e).strip().split("\n", maxsplit=1)[0][:200]
             raise TeacherError(
                 f"the model's gradient can't be computed: {type(e).__name__}: {reason}",
@@ -85,7 +85,7 @@ class ReceptiveField:
         heat = np.asarray(self._sum / self.images)
         if not heat.any():
             raise TeacherError(
-                "the centre of the final map answers to no pixel: all gradients are zero",
+                "the centre of the final map depends on no pixel: all gradients are zero",
                 where=self.name,
                 found=f"{self.images} images",
                 do="Take more images, or weights from before training diverged",
@@ -98,7 +98,7 @@ class ReceptiveField:
         if not isinstance(found, torch.Tensor) or found.ndim != 4:
             shape = tuple(found.shape) if isinstance(found, torch.Tensor) else type(found).__name__
             raise TeacherError("forward_features gives no map", where=self.name, found=shape, allowed=_ALLOWED)
-        # timm's word for maps whose channels come last.
+        # timm's name for maps whose channels come last.
         if getattr(self.model, "output_fmt", None) == "NHWC":
             found = found.permute(0, 3, 1, 2)
         return found[0, :, found.shape[2] // 2, found.shape[3] // 2]

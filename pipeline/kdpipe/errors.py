@@ -1,6 +1,6 @@
 """Failures a user can act on: one base class, one class per kind of failure.
 
-Every message is one line that says where, what was wrong, the value found, the value allowed, and what to
+Every message is one line that gives where, what was wrong, the value found, the value allowed, and what to
 do. The command line prints it and exits with 2; programs catch `KdpipeError` or the kind they can handle.
 Secrets of URLs and control characters never get into a message, whatever the text that is put into it.
 """
@@ -66,7 +66,7 @@ class TeacherError(KdpipeError):
 
 
 class TargetsError(KdpipeError):
-    """The cached targets can't serve what is asked of them."""
+    """The cached targets can't serve a request."""
 
 
 class CacheError(KdpipeError):
@@ -86,4 +86,4 @@ class CheckpointError(KdpipeError):
 
 
 class TrainingError(KdpipeError):
-    """A training run can't start or go on."""
+    """A training run can't start or resume."""

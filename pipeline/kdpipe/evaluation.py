@@ -58,11 +58,11 @@ class Sums:
             "nll": torch.where(known, nll, 0),
         }
         if teacher is not None:
-            told = _rank(logits, teacher.argmax(dim=1))
+            rank_of_teachers = _rank(logits, teacher.argmax(dim=1))
             found |= {
                 "cached": torch.ones_like(nll),
-                "agreement_top1": told < 1,
-                "agreement_top5": told < 5,
+                "agreement_top1": rank_of_teachers < 1,
+                "agreement_top5": rank_of_teachers < 5,
                 "kl": kl(teacher, logits),
             }
         for i, name in enumerate(_COUNTS):
@@ -135,9 +135,9 @@ def evaluate(
         moved = batch.to(device, non_blocking=True)
         teacher = None
         if cached is not None:
-            said = cached(moved.targets).log_probs
-            assert said is not None
-            teacher = averaged(said, views)
+            log_probs = cached(moved.targets).log_probs
+            assert log_probs is not None
+            teacher = averaged(log_probs, views)
         logits = model(moved.images)
         if logits.shape != (len(batch), num_classes):
             raise TrainingError(

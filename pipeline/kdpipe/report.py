@@ -18,7 +18,7 @@ _BYTES = 2**24  # of a file, at most
 
 
 class _Part(BaseModel):
-    """What a report needs of a document, which holds more. Other commands wrote it, or anybody."""
+    """What a report needs of a document, which holds more. Other commands wrote it, or an untrusted source."""
 
     model_config = ConfigDict(strict=True, extra="ignore", allow_inf_nan=False)
 

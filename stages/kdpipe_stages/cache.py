@@ -51,7 +51,7 @@ def _table(found: list[dict[str, Any]]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    # In a log nothing is cut off for want of columns.
+    # In a log nothing is cut off for lack of columns.
     console = Console(width=None if sys.stdout.isatty() else 240, markup=False)
     names = ("cache", "identity", "teacher", "policy", "views", "tasks", "bytes", "root", "last run")
     table = Table(*names, box=None)

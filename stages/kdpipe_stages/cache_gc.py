@@ -1,4 +1,4 @@
-"""`kdpipe cache gc` and `kdpipe cache drop-views`: make room, but ask before."""
+"""`kdpipe cache gc` and `kdpipe cache drop-views`: free space, after a confirmation."""
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -38,7 +38,7 @@ def _deleting(function: Callable[..., None]) -> Callable[..., None]:
 def gc(caches: tuple[str, ...], folder: str | None, keep: tuple[str, ...], **flags: bool) -> None:
     """Delete files that no record of CACHES names, and with --folder whole caches that nothing refers to.
 
-    A cache that is being written is left alone. Be sure that nobody writes to a store that has no conditional puts.
+    A cache that is being written is left alone. Make sure that no process writes to a store without conditional puts.
     """
     if not caches and folder is None:
         raise ConfigError("nothing to do", where="kdpipe cache gc", allowed="caches, or --folder with --keep")
@@ -140,7 +140,7 @@ def _delete(lines: Sequence[str], delete: Callable[[], None], *, dry_run: bool, 
         return False
     if not yes:
         if _nobody_to_ask():
-            raise ConfigError("nothing was deleted: there is nobody to ask", do="Add --yes, or --dry-run to look")
+            raise ConfigError("nothing was deleted: no terminal to confirm on", do="Add --yes, or --dry-run to look")
         click.confirm("Delete this?", abort=True, err=True)
     delete()
     return True

@@ -18,13 +18,13 @@ def json_option(function: Callable[..., None]) -> Callable[..., None]:
 
 
 def log(report: dict[str, Any], text: str, as_json: bool) -> None:
-    """Print a result in words, or as JSON."""
+    """Print a result as text, or as JSON."""
     click.echo(redact(json.dumps(report) if as_json else text))
 
 
 @contextmanager
 def showing(label: str) -> Iterator[OnTask]:
-    """A bar, or lines now and then, for a number of tasks that the work itself finds out."""
+    """A bar, or lines now and then, for a number of tasks that is only known while it runs."""
     progress: Progress | None = None
 
     def show(done: int, total: int) -> None:

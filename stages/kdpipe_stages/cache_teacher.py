@@ -127,7 +127,7 @@ def cache_teacher(
         for outcome in report.failed:
             log(f"failed: {showable(f'{outcome.task.shard.name}: {outcome.error}')}")
         count = f"{len(report.failed)} of {report.tasks + len(report.failed)} tasks failed"
-        log(f"{count}; the others are kept. When the cause is mended, resume with: {resume()}")
+        log(f"{count}; the others are kept. When the cause is corrected, resume with: {resume()}")
         raise SystemExit(1)
     if settings.caching.strict:
         refuse(summary["remarks"], summary["cache"])

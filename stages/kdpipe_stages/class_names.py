@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 
 def compare_class_names(index: "Index", weights: str | None) -> None:
-    """Refuse weights that kdpipe wrote for other classes; say where one of both has no names.
+    """Refuse weights that kdpipe wrote for other classes; print where one of both has no names.
 
     Raises:
         IdentityError: naming the first three classes that differ.

@@ -74,7 +74,7 @@ class ErrorGroup(click.Group):
             click.echo(f"error: {e}", err=True)
             ctx.exit(2)
         except BrokenPipeError:
-            # The reader of our output has gone (`| head`): nothing to log, nobody to read a message.
+            # The reader of our output has gone (`| head`): nothing to log, and no reader of a message.
             sys.stdout = None
             ctx.exit(1)
         except OSError as e:

@@ -73,8 +73,8 @@ class Demo:
         with self.stage("shards"):
             with writing(self.out):
                 self.out.mkdir(parents=True, exist_ok=True)
-                begun = (self.out / "digits").exists()
-            if not begun:
+                started = (self.out / "digits").exists()
+            if not started:
                 prepare_digits(self.out / "digits", labelled=LABELLED, full=True)
             names = ("train", "train-full", "val")
             self.train, self.full, self.val = (

@@ -73,17 +73,17 @@ def erf(
     settings = given.load()
     check_out(out)
     index = Index.open(index_path).limit(limit)
-    configs = [parse_model(word, pretrained, settings.teacher.trust) for word in models]
+    configs = [parse_model(model, pretrained, settings.teacher.trust) for model in models]
     if pretrained and not any(config.pretrained for config in configs):
         raise ConfigError("every model has weights of its own", where="--pretrained", do="Leave it out")
     if settings.teacher.threads:
         torch.set_num_threads(settings.teacher.threads)
     subjects = [
-        Subject(word, config, settings.teacher, num_classes) for word, config in zip(models, configs, strict=True)
+        Subject(model, config, settings.teacher, num_classes) for model, config in zip(models, configs, strict=True)
     ]
     for subject in subjects:
         if subject.weights == RANDOM:
-            click.echo(f"{subject.word}: {RANDOM}; NAME=FILE or --pretrained gives it others", err=True)
+            click.echo(f"{subject.label}: {RANDOM}; NAME=FILE or --pretrained gives it others", err=True)
     views = settings.views
     if "crop_pct" not in views.model_fields_set:
         views = views.model_copy(update={"crop_pct": 1.0})
@@ -96,7 +96,7 @@ def erf(
     found = [subject.result() for subject in subjects]
     for subject in subjects:
         if subject.field.skipped:
-            click.echo(f"{subject.word}: {subject.field.skipped} images skipped: gradients not finite", err=True)
+            click.echo(f"{subject.label}: {subject.field.skipped} images skipped: gradients not finite", err=True)
     save(sheet([(subject.heat(), *subject.title) for subject in subjects]), out, "picture")
     if as_json:
         click.echo(json.dumps({"out": out, "input_size": input_size, "models": found}))

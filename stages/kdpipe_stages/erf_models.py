@@ -1,4 +1,4 @@
-"""The models of `kdpipe erf`: from the words of the command line to measured receptive fields."""
+"""The models of `kdpipe erf`: from the arguments of the command line to measured receptive fields."""
 
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ class Subject:
     """A model under measurement.
 
     Args:
-        word: what the command line calls it.
+        label: its argument on the command line.
         config: which model, see `parse_model`.
         run: `device` and `channels_last` count.
         num_classes: where neither the model nor its weights have them.
@@ -31,12 +31,12 @@ class Subject:
         field: the images so far.
     """
 
-    def __init__(self, word: str, config: ModelConfig, run: TeacherConfig, num_classes: int | None) -> None:
+    def __init__(self, label: str, config: ModelConfig, run: TeacherConfig, num_classes: int | None) -> None:
         # Random weights are the same every time, whatever other models there are.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             built = build(config, num_classes=num_classes)
-        self.word = word
+        self.label = label
         if config.weights or is_factory(built.name):
             self.weights = config.weights or "its factory's weights"
         else:
@@ -46,7 +46,7 @@ class Subject:
         layout = torch.channels_last if run.channels_last else torch.contiguous_format
         module = built.module.to(self._device, memory_format=layout)  # type: ignore[call-overload]
         self._normalize = Normalize(built.mean, built.std, run.channels_last).to(self._device)
-        self.field = ReceptiveField(module, word)
+        self.field = ReceptiveField(module, label)
 
     def add(self, pixels: np.ndarray) -> None:
         """Count an image, uint8 (S, S, 3)."""
@@ -69,24 +69,24 @@ class Subject:
         }
 
 
-def parse_model(word: str, pretrained: bool, trust: tuple[str, ...] = ()) -> ModelConfig:
+def parse_model(model: str, pretrained: bool, trust: tuple[str, ...] = ()) -> ModelConfig:
     """FILE, NAME=FILE or NAME -> which model with which weights; `trust` is of what files may name.
 
     Raises:
         ConfigError: neither of these, or a file whose header names no model.
         TeacherError: a file that is missing or damaged.
     """
-    name, equals, file = word.partition("=")
+    name, equals, file = model.partition("=")
     # A path may hold a "=" too.
-    if Path(word).is_file() or (not equals and word.endswith(_FILES)):
-        if read_header(word).model is None:
-            raise ConfigError("the header of these weights names no model", where=word, do=f"Write NAME={word}")
-        return ModelConfig(weights=word, trust=trust)
+    if Path(model).is_file() or (not equals and model.endswith(_FILES)):
+        if read_header(model).model is None:
+            raise ConfigError("the header of these weights names no model", where=model, do=f"Write NAME={model}")
+        return ModelConfig(weights=model, trust=trust)
     if equals:
         if not (name and file):
-            raise ConfigError("not a model", found=word, allowed="FILE, NAME=FILE or NAME")
+            raise ConfigError("not a model", found=model, allowed="FILE, NAME=FILE or NAME")
         return ModelConfig(model=name, weights=file, trust=trust)
-    return ModelConfig(model=word, pretrained=pretrained and not is_factory(word))
+    return ModelConfig(model=model, pretrained=pretrained and not is_factory(model))
 
 
 def _by_share(found: list[Square]) -> dict[str, dict[str, float]]:

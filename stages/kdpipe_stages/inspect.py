@@ -37,8 +37,8 @@ def inspect(
     from kdpipe_stages.progress import Progress
 
     held = Cache(Store(cache))
-    for name in held.foreign:
-        do = "kdpipe cache-teacher makes it anew"
+    for name in held.unrelated:
+        do = "kdpipe cache-teacher makes it again"
         click.echo(f"{cache}: {name} is ignored, it is of another cache or segment: {do}", err=True)
     report = describe_cache(held)
     if not no_statistics:

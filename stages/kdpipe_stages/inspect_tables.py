@@ -207,6 +207,6 @@ def _percent(share: float | None) -> str:
 
 
 def _console() -> Console:
-    # In a log nothing is cut off for want of columns. A key may look like markup.
+    # In a log nothing is cut off for lack of columns. A key may look like markup.
     width = None if sys.stdout.isatty() else 200
     return Console(width=width, highlight=False, markup=False)

@@ -36,8 +36,8 @@ def losses(name: str | None, classes: int, width: int, side: int, as_json: bool)
         console.print(f"  needs {', '.join(one['needs']) or 'nothing'}; {kept}", soft_wrap=True)
         if name:
             for field in one["hyperparameters"]:
-                told = f": {field['what']}" if field["what"] else ""
-                console.print(f"  {field['set']} = {json.dumps(field['default'])}{told}", soft_wrap=True)
+                note = f": {field['what']}" if field["what"] else ""
+                console.print(f"  {field['set']} = {json.dumps(field['default'])}{note}", soft_wrap=True)
         else:
             defaults = [f"{f['set'].rsplit('.', 1)[1]} {json.dumps(f['default'])}" for f in one["hyperparameters"]]
             console.print(f"  {', '.join(defaults)}", soft_wrap=True)
@@ -55,7 +55,7 @@ def describe(loss: LossEntry, classes: int, width: int, side: int) -> dict[str, 
         "name": loss.name,
         "use": loss.usable,
         "paper": config.paper,
-        "needs": _words(config.requirements),
+        "needs": _requirement_names(config.requirements),
         "flags": flags,
         "bytes_a_view": size,
         "hyperparameters": [
@@ -81,12 +81,12 @@ def cheapest(requirements: Requirements, classes: int, width: int) -> tuple[Targ
     if requirements.tail:
         kept["tail"] = True
     targets = TargetsConfig(**kept)
-    words = [f"--targets {targets.kind}"]
-    words += [f"{FEATURE_FLAGS[name]} {getattr(targets, name)}" for name in targets.features]
-    return targets, " ".join([*words, *(["--last-stage"] if targets.tail else [])])
+    flags = [f"--targets {targets.kind}"]
+    flags += [f"{FEATURE_FLAGS[name]} {getattr(targets, name)}" for name in targets.features]
+    return targets, " ".join([*flags, *(["--last-stage"] if targets.tail else [])])
 
 
-def _words(requirements: Requirements) -> list[str]:
+def _requirement_names(requirements: Requirements) -> list[str]:
     names = {
         "labels": "labels",
         "logits": "" if requirements.dense else "logits (top k)",
@@ -96,4 +96,4 @@ def _words(requirements: Requirements) -> list[str]:
         "head": "the teacher's classifier",
         "tail": "the teacher's last stage",
     }
-    return [word for name, word in names.items() if getattr(requirements, name) and word]
+    return [text for name, text in names.items() if getattr(requirements, name) and text]

@@ -41,7 +41,7 @@ class Given:
 
     def has(self, name: str) -> bool:
         """Whether --set or an option gives this section, or this dotted key."""
-        keys = [*self.flags, *(word.partition("=")[0] for word in self.sets)]
+        keys = [*self.flags, *(item.partition("=")[0] for item in self.sets)]
         return any(key == name or key.startswith(f"{name}.") for key in keys)
 
 

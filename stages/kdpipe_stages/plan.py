@@ -123,7 +123,7 @@ _LONG = 3000.0
 
 def _machines(text: str) -> list[int]:
     try:
-        found = [int(word) for word in text.split(",")]
+        found = [int(item) for item in text.split(",")]
     except ValueError:
         found = [0]
     if min(found) < 1:

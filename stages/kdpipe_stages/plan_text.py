@@ -13,7 +13,7 @@ _SECONDS = ((86400, "days"), (3600, "h"), (60, "min"), (1, "s"))
 
 def show(report: dict[str, Any]) -> None:
     """Print a forecast."""
-    # In a log nothing is cut off for want of columns.
+    # In a log nothing is cut off for lack of columns.
     console = Console() if sys.stdout.isatty() else Console(width=200)
     machines = Table("machines like this", "wall time")
     for m in report["machines"]:

@@ -50,7 +50,7 @@ def load(
 
     Args:
         config_file: a YAML file of sections, "preset:NAME", or None.
-        sets: "section.key=value" words; the value is YAML.
+        sets: "section.key=value" items; the value is YAML.
         overrides: by dotted key, values of a command's options; None means not given.
         without: dotted keys of the file that don't concern this command.
         names: of dotted keys, the option that gave them, for errors.
@@ -64,10 +64,10 @@ def load(
         section, key = dotted.split(".")
         if isinstance(tree.get(section), dict):
             tree[section].pop(key, None)
-    for word in sets:
-        key, equals, text = word.partition("=")
+    for item in sets:
+        key, equals, text = item.partition("=")
         if not equals or "." not in key:
-            raise ConfigError("not a setting", where=f"--set {word}", allowed="section.key=value")
+            raise ConfigError("not a setting", where=f"--set {item}", allowed="section.key=value")
         _put(tree, key, _value(text, f"--set {key}"))
     for key, value in (overrides or {}).items():
         if value is not None:
@@ -84,13 +84,13 @@ def load(
     return settings.model_copy(update=trusting)
 
 
-def key_values(option: str, words: Sequence[str]) -> dict[str, Any]:
-    """Words "key=value" of an option such as --model-kwargs, with YAML values -> a dict."""
+def key_values(option: str, items: Sequence[str]) -> dict[str, Any]:
+    """Values "key=value" of an option such as --model-kwargs, with YAML values -> a dict."""
     found = {}
-    for word in words:
-        key, equals, text = word.partition("=")
+    for item in items:
+        key, equals, text = item.partition("=")
         if not equals:
-            raise ConfigError("not an argument", where=f"{option} {word}", allowed="key=value")
+            raise ConfigError("not an argument", where=f"{option} {item}", allowed="key=value")
         found[key] = _value(text, f"{option} {key}")
     return found
 

@@ -96,8 +96,8 @@ def look(
         pixels = visible(rendered.pixels[v, 0], rendered.erased[v])
         tiles.append(Tile(shard, key, name, draws, pixels, other, _crop(draws, config, height, width, size)))
     label = int(index.labels[row])
-    word = f" ({index.classes[label]})" if index.classes and 0 <= label < len(index.classes) else ""
-    facts = [f"{height} x {width} pixels", f"label {label}{word}" if label >= 0 else "no label"]
+    class_name = f" ({index.classes[label]})" if index.classes and 0 <= label < len(index.classes) else ""
+    facts = [f"{height} x {width} pixels", f"label {label}{class_name}" if label >= 0 else "no label"]
     return ViewedSample(image, [shard, *facts, "(boxes: height x width at row, column)"], tiles)
 
 
@@ -121,7 +121,7 @@ def caption(draws: dict[str, Any], config: ViewsConfig) -> list[str]:
     lines = [f"crop {shape} at {place}" if config.train_crop_mode == "rrc" else f"resized to {shape}, cut at {place}"]
     if config.interpolation == "random":
         lines.append(draws["interpolation"])
-    lines += [word for flip, word in (("hflip", "mirrored"), ("vflip", "upside down")) if draws[flip]]
+    lines += [text for flip, text in (("hflip", "mirrored"), ("vflip", "upside down")) if draws[flip]]
     lines += [name if argument is None else f"{name} {argument:.3g}" for name, argument, _ in draws["operations"]]
     lines += [f"erased {h} x {w} at {top}, {left}" for top, left, h, w in draws["erased"]]
     if draws["partner"] is not None:

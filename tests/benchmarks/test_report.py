@@ -143,13 +143,13 @@ def test_a_bench_that_stops_is_no_report(capfd):
 
 @pytest.mark.parametrize("each", BENCHES, ids=lambda each: each.name)
 def test_the_commands_of_the_benches_exist(each):
-    command = bench.commands[each.words[0]]
-    command.make_context("kdpipe", [*each.words[1:], *(["--index", "PHOTOS"] if each.photographs else [])])
+    command = bench.commands[each.arguments[0]]
+    command.make_context("kdpipe", [*each.arguments[1:], *(["--index", "PHOTOS"] if each.photographs else [])])
 
 
 def test_all_commands_have_a_table():
     elsewhere = {"losses", "fidelity"}  # which have documents of their own
-    assert {each.words[0] for each in BENCHES} == bench.commands.keys() - {"all"} - elsewhere
+    assert {each.arguments[0] for each in BENCHES} == bench.commands.keys() - {"all"} - elsewhere
 
 
 def test_the_document_has_the_tables_of_its_reports(tmp_path):

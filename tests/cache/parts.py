@@ -70,7 +70,7 @@ def survives_kills(every: int, before: Path | None, out: Path, work: Callable[..
     while True:
         fresh()
         code = children.run(killed_at_write, call, work, str(out), *args)
-        assert kinds_of_damage(out) <= {"foreign"}, call
+        assert kinds_of_damage(out) <= {"unexpected"}, call
         if code == 0:
             assert tree(out) == undisturbed
             return call - 1
@@ -89,7 +89,7 @@ def _after(deadly: Callable[[], None], function: Callable[..., Any]) -> Callable
 
 
 def kinds_of_damage(folder: Path) -> set[str]:
-    """How the files are wrong of a cache that was interrupted: at most foreign, nothing that is missing."""
+    """How the files are wrong of a cache that was interrupted: at most unexpected, nothing that is missing."""
     if not (folder / "commits/store.json").exists():
         return set()
     return {p["what"].split(":")[0] for p in check_integrity(Store(folder))[0]}

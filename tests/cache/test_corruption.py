@@ -88,13 +88,13 @@ def test_a_missing_or_short_file_is_not_read_as_fill(world, cache_path, tmp_path
     assert check_integrity(Store(tmp_path / "c.zarr"))[0][0]["where"].endswith("index/c/0/2/0/0")
 
 
-def test_foreign_and_missing_files_are_listed(cache_path, tmp_path):
+def test_unexpected_and_missing_files_are_listed(cache_path, tmp_path):
     out = tmp_path / "c.zarr"
     shutil.copytree(cache_path, out)
     (out / "segments" / "notes.txt").write_text("hello")
     problems, _ = check_integrity(Store(out))
     assert problems == [{"where": "segments/notes.txt", "what": problems[0]["what"]}]
-    assert problems[0]["what"].startswith("foreign")
+    assert problems[0]["what"].startswith("unexpected")
     (out / "segments" / "notes.txt").unlink()
     (out / "canaries" / "labels.json").unlink()
     assert [p["where"] for p in check_integrity(Store(out))[0]] == ["canaries/labels.json"]

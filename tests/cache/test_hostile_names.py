@@ -88,7 +88,7 @@ def test_a_store_takes_no_such_name(name, place, tmp_path):
         assert store.path(name).endswith(name)  # which the layout has
         return
     for i, work in enumerate(works):
-        if name == "notes.txt" and i in (4, 7):  # foreign files can be weighed and deleted
+        if name == "notes.txt" and i in (4, 7):  # unexpected files can be measured and deleted
             assert work() is None
             continue
         with pytest.raises(CorruptionError, match="names a file as no cache does"):

@@ -51,7 +51,7 @@ def test_a_task_of_another_cache_does_not_count(world, copied, other):
     for file in (name, *record["files"]):
         shutil.copy(other / file, copied / file)
     cache = Cache(Store(copied))
-    assert cache.foreign == [name]
+    assert cache.unrelated == [name]
     assert (cache.segments[0].name, "shard-0001.tar") not in cache.commits
     assert problems(copied) == [(name, "it is of another cache: its identity_digest differs")]
     assert f"{name} is ignored" in kdpipe("inspect", copied).err

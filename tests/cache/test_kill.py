@@ -94,9 +94,9 @@ def test_killed_and_resumed_equals_undisturbed(world, undisturbed, tmp_path, pha
     out = tmp_path / "c.zarr"
     assert children.run(killed, world.index_path, str(out), phase, call) == -signal.SIGKILL
     if (out / "commits" / "store.json").exists():
-        # What was committed before the kill is whole; what was not is at most called foreign.
+        # What was committed before the kill is whole; what was not is at most called unexpected.
         problems, _ = check_integrity(Store(out))
-        assert all(p["what"].startswith("foreign") for p in problems)
+        assert all(p["what"].startswith("unexpected") for p in problems)
     assert children.run(caching, world.index_path, str(out)) == 0
     assert tree(out) == undisturbed
 
@@ -135,7 +135,7 @@ def test_a_kill_while_parts_and_features_are_written_is_made_good(world, whole, 
     out = tmp_path / "c.zarr"
     assert children.run(killed_putting, world.index_path, str(out), call) == -signal.SIGKILL
     if (out / "commits" / "store.json").exists():
-        assert all(p["what"].startswith("foreign") for p in check_integrity(Store(out))[0])
+        assert all(p["what"].startswith("unexpected") for p in check_integrity(Store(out))[0])
     assert children.run(featured, world.index_path, str(out)) == 0
     assert tree(out) == whole
 

@@ -41,7 +41,7 @@ def test_nothing_is_done_and_nothing_is_deleted(world, tmp_path, whole):
     assert tree(tmp_path / "c") == left
 
 
-def test_verify_calls_it_missing_and_its_arrays_not_foreign(tmp_path, whole):
+def test_verify_calls_it_missing_and_its_arrays_not_unexpected(tmp_path, whole):
     missing = {"where": f"commits/{NAME}/segment.json", "what": "missing: 3 finished tasks need it"}
     assert check_integrity(Store(tmp_path / "c"))[0] == [missing]
     chunk = f"segments/{NAME}/log_prob/c/0/2/0/0"

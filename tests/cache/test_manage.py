@@ -62,7 +62,7 @@ def test_a_listing_of_a_url(world):
     fsspec.filesystem("memory").rm("/kdpipe-ls", recursive=True)
 
 
-def test_orphans_are_what_verify_calls_foreign_and_go(cache_path, tmp_path):
+def test_orphans_are_what_verify_calls_unexpected_and_go(cache_path, tmp_path):
     out = tmp_path / "c"
     shutil.copytree(cache_path, out)
     gone = "commits/000-top4-float16-v0-3/shard-0001.tar.json"
@@ -234,7 +234,7 @@ def test_a_deletion_that_was_killed_can_be_repeated(small, tmp_path, every, monk
         shutil.copytree(small, out)
         code = children.run(killed_at_write, call, deleting, str(out))
         if code == -signal.SIGKILL:
-            assert kinds_of_damage(out) <= {"foreign"}, call
+            assert kinds_of_damage(out) <= {"unexpected"}, call
             assert list(find_caches(str(tmp_path))) == [str(out)], call
             deleting(str(out))
         assert not out.exists()

@@ -125,7 +125,7 @@ def test_another_teachers_head_is_found(world, copied, tmp_path):
     ]
     # It doesn't count, and is stored anew.
     cache = Cache(Store(copied))
-    assert (cache.foreign, "head" in cache.parts) == ([part_record("head")], False)
+    assert (cache.unrelated, "head" in cache.parts) == ([part_record("head")], False)
     make_cache(world, copied, targets=BOTH, **TINY)
     assert problems(copied) == []
 
@@ -140,10 +140,10 @@ def test_a_calibration_under_anothers_name_is_found(copied):
     assert problems(copied) == [(part_record(name), "its name is of another content")]
 
 
-def test_a_torn_write_is_foreign_and_swept(world, copied):
+def test_a_torn_write_is_unexpected_and_swept(world, copied):
     whole = tree(copied)
     (copied / "parts/tail.safetensors").write_bytes(b"half of it")
-    assert [(w, what.split(":")[0]) for w, what in problems(copied)] == [("parts/tail.safetensors", "foreign")]
+    assert [(w, what.split(":")[0]) for w, what in problems(copied)] == [("parts/tail.safetensors", "unexpected")]
     make_cache(world, copied, targets=BOTH, **TINY)
     assert tree(copied) == whole
 

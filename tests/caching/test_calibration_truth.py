@@ -74,7 +74,7 @@ class TestWrong:
     @pytest.mark.parametrize(("part", "times"), [("mean", 1e3), ("std", 1e-4), ("std", 1e3)])
     def test_statistics(self, fitted, part, times):
         wrong = replace(fitted, **{part: getattr(fitted, part) * times})
-        assert "as far (squared) as its std tells" in told(wrong, BATCHES).json()["what"]
+        assert "as far (squared) as its std gives" in told(wrong, BATCHES).json()["what"]
         plain = replace(wrong, components=None)
         assert not told(plain, BATCHES, replace(FEATURE, rank=None)).json()["ok"]
 

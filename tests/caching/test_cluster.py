@@ -200,7 +200,7 @@ def test_each_job_has_its_own_ways(world, client, tmp_path, monkeypatch):
     model = {"model": "tests.test_teacher_kernels:large"}
     who = teacher(client, **model)
     for name, layers in (("a", {"mlp": "convolved"}), ("b", {}), ("a", {"mlp": "convolved"})):
-        monkeypatch.setattr("kdpipe.caching.run.layers_asked", lambda _, layers=layers: layers)
+        monkeypatch.setattr("kdpipe.caching.run.requested_layers", lambda _, layers=layers: layers)
         views = (0, 1) if (tmp_path / name).exists() else (0,)
         cache, _ = cached(world, tmp_path / name, who, views=views)
         assert {str(s.numerics["layers"]) for s in cache.segments} == {str(layers)}
@@ -243,7 +243,7 @@ def test_a_worker_without_such_a_part_is_an_error(world, client, tmp_path):
 class TestDeath:
     """What dask says of workers that die becomes a line that says what they were about, and what to do."""
 
-    HELP = r"for want of memory.*teacher\.batch_size.*repeat the command: finished tasks are kept$"
+    HELP = r"too little memory.*teacher\.batch_size.*repeat the command: finished tasks are kept$"
 
     @pytest.mark.parametrize(
         ("method", "doing"),

@@ -129,7 +129,7 @@ def test_a_protocol_that_ignores_ranges_is_told(index: Index, tmp_path: Path, mo
     with pytest.raises(ShardError, match="ignores range requests"):
         BlockReader(other).read(1)
     monkeypatch.setattr(type(fs), "cat_file", lambda self, path, start=None, end=None, **_: whole(self, path, 0, 7))
-    with pytest.raises(ShardError, match="fewer bytes came than were asked for; found 7 bytes"):
+    with pytest.raises(ShardError, match="fewer bytes came than were requested; found 7 bytes"):
         BlockReader(other).read(1)
 
 
@@ -154,7 +154,7 @@ def test_a_silent_server_is_not_waited_for_without_end(
     monkeypatch.setattr(remote, "READ_SECONDS", 0.5)
     server.fault = "stall"
     began = time.monotonic()
-    with pytest.raises(ShardError, match=r"the shard can't be fetched .*no answer in time"):
+    with pytest.raises(ShardError, match=r"the shard can't be fetched .*no response in time"):
         BlockReader(index).read(1)
     assert time.monotonic() - began < 10
 

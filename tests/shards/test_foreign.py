@@ -341,7 +341,7 @@ def test_all_problems_at_once(tmp_path: Path) -> None:
         *(True, False, True, True, True)
     ]
     assert last.startswith("error: ")
-    assert last.endswith("one of 4 problems: mend them, or leave all of them out by --skip-bad")
+    assert last.endswith("one of 4 problems: repair them, or leave all of them out by --skip-bad")
     result = kdpipe("index", tmp_path / "set", "--out", tmp_path / "index", "--skip-bad")
     assert (result.code, Index.open(tmp_path / "index").keys(0, 1)) == (0, ["b"])
     assert f"left out: 4, listed in {tmp_path}/index/index.json" in result.err

@@ -48,7 +48,7 @@ def test_gc_asks_before_it_deletes(folder, monkeypatch):
     assert kdpipe("cache", "gc", folder / "a").out == "nothing to delete\n0 bytes would be freed\n"
     (folder / "a/segments/notes.txt").write_text("hello")
     assert "notes.txt" in kdpipe("cache", "gc", folder / "a", "--dry-run").out
-    assert "nobody to ask. Add --yes" in refused("cache", "gc", folder / "a")
+    assert "no terminal to confirm on. Add --yes" in refused("cache", "gc", folder / "a")
     monkeypatch.setattr("kdpipe_stages.cache_gc._nobody_to_ask", lambda: False)
     monkeypatch.setattr(click, "confirm", lambda *_, **__: (_ for _ in ()).throw(click.Abort()))
     assert kdpipe("cache", "gc", folder / "a").code == 1
@@ -103,7 +103,7 @@ def test_drop_views(folder):
     before = tree(folder / "a")
     looked = result("drop-views", folder / "a", "--views", "1:3", "--dry-run")
     assert looked["moved"] == {"002-top4-float16-v0-1": "000-top4-float16-v0-3"}
-    assert "nobody to ask" in refused("cache", "drop-views", folder / "a", "--views", "1:3")
+    assert "no terminal to confirm on" in refused("cache", "drop-views", folder / "a", "--views", "1:3")
     assert tree(folder / "a") == before
     done = result("drop-views", folder / "a", "--views", "1:3", "--yes")
     assert (done["views"], done["deleted"]) == ("0:1,center", True)

@@ -202,7 +202,7 @@ class TestCheckpoint:
         self.changed(tmp_path / "r", lambda state: state["config"]["student"].update(model=marking.name))
         line = refused(*words)
         assert "student.model" in line
-        assert f"allowed: {marking.name} as begun" in line
+        assert f"allowed: {marking.name} as started" in line
         assert not marking.ran
 
     def test_a_dtype_is_no_other_name_of_torch(self, world, tmp_path):

@@ -225,7 +225,7 @@ def test_what_a_network_says_of_its_layout_comes_first(said):
     assert not channels_last(model, torch.zeros(1, 4, 4, 4))
     model.output_fmt = None
     for shape in ((1, 4, 4, 4), (1, 5, 4, 5)):
-        with pytest.raises(TeacherError, match=r"^net: the model doesn't say"):
+        with pytest.raises(TeacherError, match=r"^net: the model doesn't declare"):
             channels_last(model, torch.zeros(shape), "net")
 
 

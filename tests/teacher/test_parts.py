@@ -142,7 +142,7 @@ def test_networks_without_a_tail_are_named(model, kwargs, size, message):
 def test_a_map_that_may_lie_either_way_gives_no_tail():
     built = network("resnet")
     built.module.num_features = None
-    with pytest.raises(TeacherError, match=r"^resnet10t: the model doesn't say whether.*Set output_fmt"):
+    with pytest.raises(TeacherError, match=r"^resnet10t: the model doesn't declare whether.*Set output_fmt"):
         parts_of(built)
     built.module.output_fmt = "NCHW"
     assert parts_of(built)[1]["channels_last"] is False

@@ -50,7 +50,7 @@ def test_a_folder_that_another_run_made_meanwhile(tmp_path):
     folder = files.RunFolder(tmp_path / "run")
     assert not folder.open()
     (tmp_path / "run").mkdir()
-    with pytest.raises(CheckpointError, match="another run has begun here"):
+    with pytest.raises(CheckpointError, match="another run has started here"):
         folder.write_json(files.SUMMARY, {})
     assert not list((tmp_path / "run").iterdir())
 

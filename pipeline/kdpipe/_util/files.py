@@ -124,7 +124,7 @@ class FolderLock:
             fcntl.flock(self._descriptor, fcntl.LOCK_SH)
 
     def release(self) -> None:
-        """Let go; no harm if it isn't held."""
+        """Release it; no effect if it isn't held."""
         if self._descriptor is not None:
             _held.discard(self._descriptor)
             os.close(self._descriptor)

@@ -11,7 +11,7 @@ def canonical_json(value: Any) -> bytes:
     """`value` as JSON with sorted keys, no spaces, ASCII: equal values give equal bytes.
 
     Raises:
-        ValueError: on NaN or infinity, which JSON can't say.
+        ValueError: on NaN or infinity, which JSON can't represent.
         TypeError: on anything that is not JSON.
     """
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode("ascii")

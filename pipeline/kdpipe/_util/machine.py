@@ -9,7 +9,7 @@ _ARENAS = 2
 
 
 def cores() -> int:
-    """Processor cores that this process may use, where the system tells; else all there are."""
+    """Processor cores that this process may use, where the system reports them; else all there are."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

@@ -1,6 +1,6 @@
 """Text that may be shown and stored: URLs without their secrets, and no control characters.
 
-A URL's user and password, and the query of a presigned one, give whoever reads them access to what it names. They
+A URL's user and password, and the query of a presigned one, give any reader access to what it names. They
 are used for reading and kept nowhere else: not in a file, a message or a log.
 """
 

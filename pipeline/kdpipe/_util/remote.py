@@ -1,7 +1,7 @@
 """What a dask scheduler has to import of ours to pass tasks on: next to nothing.
 
 A scheduler unpickles the function of every task. Were it in a module that needs torch, the scheduler would load that
-first, for seconds in which nobody is served.
+first, for seconds in which no request is served.
 """
 
 import pickle

@@ -6,7 +6,7 @@ from distributed import Scheduler, Worker
 
 
 class SilentScheduler(Scheduler):
-    """A scheduler without the HTTP server, which dask can't turn off and which asks nobody who they are."""
+    """A scheduler without the HTTP server, which dask can't turn off and which has no authentication."""
 
     def start_http_server(self, *_: Any, **__: Any) -> None:
         """Start none."""

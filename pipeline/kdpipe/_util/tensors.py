@@ -1,9 +1,9 @@
 """safetensors files: written with a digest of all that they hold, read within bounds and checked against it.
 
-What kdpipe has to tell about the tensors is one JSON object under one key of the file's metadata. With it lie two
+What kdpipe records about the tensors is one JSON object under one key of the file's metadata. With it lie two
 digests: `tensors_sha256` of the tensors, and `header_sha256` of the object and the former. So the header can be checked
 without reading the tensors, and no byte that decides the content can change unseen. A digest is no signature: who
-changes a file on purpose can compute it anew.
+changes a file on purpose can compute it again.
 """
 
 import hashlib
@@ -107,7 +107,7 @@ def parse(data: bytes) -> Tensors:
 
 
 def remark_unchecked(path: str | os.PathLike[str]) -> None:
-    """Log once for a file that nothing tells whether its content is what was written."""
+    """Log once for a file whose content can't be compared with what was written."""
     remark(path, "no digest: its content can't be checked")
 
 

@@ -1,6 +1,6 @@
-"""Parsing text from files that anybody may have written: bounded size, depth and references, one kind of error.
+"""Parsing text from untrusted files: bounded size, depth and references, one kind of error.
 
-Nothing here knows what a document means. Whoever reads a file bounds how much of it is read, parses it here, and
+Nothing here depends on what a document means. A reader of a file bounds how much of it is read, parses it here, and
 validates what comes out by a schema of its own.
 """
 

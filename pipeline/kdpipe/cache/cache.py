@@ -30,7 +30,7 @@ class Cache:
     """What a store holds, read once when opened; `refresh` reads it again.
 
     Attributes:
-        store: where it lives.
+        store: where it is stored.
         record: of the store: format, and digests of the identity's and the canaries' files.
         identity: what it is a cache of; see `caching.identity`.
         identity_digest: of that; in every record, so that none counts for another cache.
@@ -39,7 +39,7 @@ class Cache:
         commits: (segment name, shard name) -> record of the finished task; without those of another cache, or of
             another segment of this name, see `owns` and `Segment.owns`.
         parts: by name, the record of what is stored once beside the segments; see `cache.parts`.
-        foreign: paths of the records of tasks and parts that are of another cache or segment, and don't count.
+        unrelated: paths of the records of tasks and parts that are of another cache or segment, and don't count.
 
     Raises:
         CacheError: no cache there, or one of another format.
@@ -50,18 +50,18 @@ class Cache:
     def __init__(self, store: Store) -> None:
         self.store = store
         if not store.exists(STORE_RECORD):
-            raise CacheError("no cache here", where=store, do="Make one with kdpipe cache-teacher, or mend the path")
+            raise CacheError("no cache here", where=store, do="Make one with kdpipe cache-teacher, or correct the path")
         self.record = read_store_record(store)
         files = check_files(store, self.record["files"])
         self.identity: dict[str, Any] = parse_root(files[ROOT], f"{store}/{ROOT}")
         self.identity_digest = fingerprint(self.identity)
         if not self.owns(self.record):
-            raise self._of_another(STORE_RECORD, "Restore it from a copy, or cache anew")
+            raise self._of_another(STORE_RECORD, "Restore it from a copy, or cache again")
         self.canaries = parse_canaries(files, self.identity, store)
         self.segments: list[Segment] = []
         self.commits: dict[tuple[str, str], dict[str, Any]] = {}
         self.parts: dict[str, dict[str, Any]] = {}
-        self.foreign: list[str] = []
+        self.unrelated: list[str] = []
         self.refresh()
 
     @property
@@ -90,7 +90,7 @@ class Cache:
                 where=self.store,
                 found=recorded["version"],
                 allowed=POLICY_VERSION,
-                do="Use the release that cached it, or cache anew",
+                do="Use the release that cached it, or cache again",
             )
         return ViewsConfig.model_validate({name: recorded[name] for name in ViewsConfig.model_fields})
 
@@ -100,7 +100,7 @@ class Cache:
         return int(self.identity["render_size"])
 
     def refresh(self) -> None:
-        """Read segments and commits anew, checking every record and the arrays' metadata."""
+        """Read segments and commits again, checking every record and the arrays' metadata."""
         names = self.store.files("commits")
         segments = []
         for name in names:
@@ -117,7 +117,7 @@ class Cache:
         self._require_described(names)
         parts = {part: read_part_record(self.store, part) for name in names if (part := part_named(name))}
         self.parts = {part: record for part, record in parts.items() if self.owns(record)}
-        self.foreign = [part_record(part) for part in parts if part not in self.parts]
+        self.unrelated = [part_record(part) for part in parts if part not in self.parts]
         present, self.commits = set(names), {}
         for segment in self.segments:
             for position, shard in enumerate(self.shards):
@@ -126,7 +126,7 @@ class Cache:
                     if self.owns(record) and segment.owns(record):
                         self.commits[segment.name, shard["name"]] = record
                     else:
-                        self.foreign.append(segment.commit(shard["name"]))
+                        self.unrelated.append(segment.commit(shard["name"]))
 
     def owns(self, record: dict[str, Any]) -> bool:
         """Whether a record is of a cache of this identity. Records without the digest are older than it is."""
@@ -152,7 +152,7 @@ class Cache:
         )
 
     def _require_described(self, names: list[str]) -> None:
-        """Records of finished tasks without their segment's: their arrays would look like leftovers, and be swept."""
+        """Records of finished tasks without their segment's: their arrays would look like leftovers, and be deleted."""
         described = {segment.name for segment in self.segments}
         for folder, tasks in tasks_by_segment(names).items():
             if not is_folder(f"commits/{folder}"):
@@ -224,7 +224,7 @@ def check_files(store: Store, files: dict[str, str]) -> dict[str, bytes]:
             raise CorruptionError(
                 "a file of the cache is damaged",
                 where=f"{store}/{name}",
-                do="Restore it from a copy, or cache anew",
+                do="Restore it from a copy, or cache again",
             )
     return found
 

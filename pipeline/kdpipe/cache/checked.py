@@ -1,7 +1,7 @@
 """Records as they are read: of their schema, at the place and with the names that their content implies.
 
-A cache may be a stranger's. What its records name is read, copied and written at once, so this comes before: names are
-not taken from records at all, but compared with those that the layout gives.
+A cache may be from an untrusted source. What its records name is read, copied and written at once, so names are first
+compared with those that the layout gives, and never taken from records.
 """
 
 from collections.abc import Iterable
@@ -152,7 +152,7 @@ def read_part_record(store: Store, part: str) -> Content:
 
 
 def check_part(content: Content, where: object) -> None:
-    """Require what a part's record can say; raises CorruptionError."""
+    """Require a part's record to be a possible one; raises CorruptionError."""
     validated(PartRecord, content, where)
     _require_names(content["files"], [part_file(content["part"])], where)
 
@@ -160,6 +160,6 @@ def check_part(content: Content, where: object) -> None:
 def _require_names(files: Iterable[str], expected: Iterable[str], where: object) -> None:
     files, expected = set(files), set(expected)
     if files != expected:
-        foreign, missing = sorted(files - expected), sorted(expected - files)
-        what = f"it names {shown(foreign[0])}, which is no file of its own" if foreign else f"without {missing[0]}"
+        extra, missing = sorted(files - expected), sorted(expected - files)
+        what = f"it names {shown(extra[0])}, which is no file of its own" if extra else f"without {missing[0]}"
         raise wrong(where, "files", what)

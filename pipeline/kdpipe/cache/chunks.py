@@ -1,7 +1,7 @@
 """Reading single chunks of a task's file, in Zarr v3's sharding format.
 
 Zarr itself reads these files too, at several times the cost: each of its calls goes through an event loop and
-a thread, and reads the file's chunk index anew. A loader reads one chunk of each field a block, so here the
+a thread, and reads the file's chunk index again. A loader reads one chunk of each field a block, so here the
 index is read and checked once, and a chunk is one byte range, one checksum and one decompression.
 """
 

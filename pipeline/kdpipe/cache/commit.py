@@ -162,7 +162,7 @@ def add_segment(cache: Cache, segment: Segment) -> None:
     record = seal({**content, "files": {name: sha256(data) for name, data in files.items()}})
     cache.require_current()
     if store.read_if(segment.record) != record:
-        # Records of tasks would name arrays that are about to be made anew.
+        # Records of tasks would name arrays that are about to be made again.
         _require_unknown(store, segment)
         for name, data in files.items():
             if not store.put_new(name, data):

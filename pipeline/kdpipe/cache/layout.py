@@ -183,7 +183,7 @@ def padded_rows(shards: list[dict[str, Any]], block: int) -> int:
 def fill_value(dtype: str) -> float | int:
     """What unwritten rows read as: infinity, an index no class has, a step no feature takes. Nothing stored equals it.
 
-    So chunks of padding are left out of a file, and chunks of data never are, be they all NaN for want of labels.
+    So chunks of padding are left out of a file, and chunks of data never are, even if they are all NaN without labels.
     """
     if dtype.startswith("float"):
         return float("inf")

@@ -74,7 +74,7 @@ class Lease:
         return self._watch.alive(self._folder)
 
     def take(self) -> bool:
-        """Hold it, if nobody else does; whether it is held.
+        """Hold it, if no other process does; whether it is held.
 
         Raises:
             CacheError: the store can't be written or read.
@@ -119,7 +119,7 @@ class Lease:
             )
 
     def release(self) -> None:
-        """Give it up; no harm if it isn't held any more."""
+        """Release it; no effect if it isn't held any more."""
         if self._renewing is None:
             return
         self._renewing.stop()
@@ -146,7 +146,7 @@ class Lease:
 
 @contextmanager
 def present(store: Store) -> Iterator[None]:
-    """Be known as one of those who write, to whoever wants to be alone."""
+    """Register this process as a writer, for those that need exclusive access."""
     who = owner()
     name = f"{WRITING}/{uuid.uuid4().hex}.json"
     store.put(name, who)

@@ -1,4 +1,4 @@
-"""Who may write to a cache at the same time: everybody who adds, nobody beside one who deletes.
+"""Who may write to a cache at the same time: any number that add, none beside one that deletes.
 
 A finished task's files appear whole, so any number of processes may do tasks of one cache. Three things need one
 process at a time: deleting what interrupted writes left, which looks like what is being written just now; making the
@@ -34,7 +34,7 @@ class Writer:
     """The right to write, held by `writing`.
 
     Attributes:
-        alone: nobody else is writing; until `share`.
+        alone: no other process is writing; until `share`.
     """
 
     def __init__(self, lock: FolderLock | None, alone: bool) -> None:
@@ -49,7 +49,7 @@ class Writer:
 
 @contextmanager
 def writing(store: Store) -> Iterator[Writer]:
-    """Be one of a cache's writers: alone if nobody else is at it, else beside them. By files one is never alone.
+    """Be one of a cache's writers: alone if no other process writes, else beside them. By files one is never alone.
 
     Raises:
         CacheError: the folder can't be made, or somebody deletes or merges there for minutes.
@@ -138,7 +138,7 @@ def _alone_by_files(store: Store) -> Iterator[None]:
             if any(watch.alive(name) for name in there):
                 raise _busy(store)
             _pause(store)
-        # Of processes that were killed: nobody else is here now.
+        # Of processes that were killed: no other one is writing now.
         for name in store.files(LOCKS.rstrip("/")):
             if not name.startswith(f"{_ALONE}/"):
                 store.remove(name)

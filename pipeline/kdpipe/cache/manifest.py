@@ -1,6 +1,6 @@
 """A small file that names cached targets: where they are, which, and a digest of them.
 
-A store outlives its users: it gets more views and encodings, and others read it meanwhile. Whoever trains from a
+A store outlives its users: it gets more views and encodings, and others read it meanwhile. A run that trains from a
 record reads exactly the targets of that time, whatever was added since.
 """
 
@@ -128,7 +128,7 @@ def open_reader(
     *,
     request: CacheRequest | None = None,
     num_classes: int | None = None,
-    begun: list[dict[str, Any]] | None = None,
+    resumed: list[dict[str, Any]] | None = None,
     trust: tuple[str, ...] = (),
 ) -> CacheReader:
     """A reader of a cache, or of the targets that a manifest (a name that ends in .json) names.
@@ -139,7 +139,7 @@ def open_reader(
         CacheError, IdentityError, TargetsError: as `CacheReader`, or the store doesn't match the manifest.
     """
     if not where.endswith(_SUFFIX):
-        return CacheReader(where, index, views, request=request, num_classes=num_classes, begun=begun, trust=trust)
+        return CacheReader(where, index, views, request=request, num_classes=num_classes, resumed=resumed, trust=trust)
     named = CacheRecord.read(where)
     encoding = Encoding.parse(named.encoding)
     try:

@@ -34,7 +34,7 @@ class CacheReader:
         request: what to read; log-probabilities by default.
         num_classes: the student's; must be the teacher's.
         only: the encoding to read from, where a record names it.
-        begun: what the resumed run reads, see `select`.
+        resumed: what the resumed run reads, see `select`.
         trust: which names of models its parts may give, see `require_trusted`.
 
     Raises:
@@ -52,7 +52,7 @@ class CacheReader:
         request: CacheRequest | None = None,
         num_classes: int | None = None,
         only: Encoding | None = None,
-        begun: list[dict[str, Any]] | None = None,
+        resumed: list[dict[str, Any]] | None = None,
         trust: tuple[str, ...] = (),
     ) -> None:
         self.url, self._trust = url, trust
@@ -60,7 +60,7 @@ class CacheReader:
         self.config = views or self.cache.views_config
         require_match(self.cache, index, self.config, num_classes)
         self.request = request or CacheRequest()
-        self.selection = select(self.cache, [shard.name for shard in index.shards], self.request, only, begun)
+        self.selection = select(self.cache, [shard.name for shard in index.shards], self.request, only, resumed)
         self._arrays = ArrayReader(self.cache)
         self._parts: dict[str, Any] = {}
 
@@ -85,7 +85,7 @@ class CacheReader:
         return tuple(field for source in self.selection.sources for field in source.fields)
 
     def keep(self, views: list[View]) -> None:
-        """Forget all other views than these."""
+        """Drop all other views than these."""
         kept = [
             replace(source, segments={v: s for v, s in source.segments.items() if v in views})
             for source in self.selection.sources

@@ -1,4 +1,4 @@
-"""Which of a cache's segments serve what a training run asks for."""
+"""Which of a cache's segments serve a training run's request."""
 
 import itertools
 from collections.abc import Iterator
@@ -88,7 +88,7 @@ def select(
     shards: list[str],
     request: CacheRequest,
     only: Encoding | None = None,
-    begun: list[dict[str, Any]] | None = None,
+    resumed: list[dict[str, Any]] | None = None,
 ) -> Selection:
     """The encodings with most complete views that serve a request; the smallest among equals.
 
@@ -99,7 +99,7 @@ def select(
         shards: that must be complete.
         request: what to read.
         only: the encoding to read from, where a record names it.
-        begun: `Selection.json` of the run to resume, which comes first whatever was added to the cache since.
+        resumed: `Selection.json` of the run to resume, which comes first whatever was added to the cache since.
 
     Raises:
         CacheError: no view is complete.
@@ -111,10 +111,10 @@ def select(
             for view in segment.views:
                 found.setdefault(segment.encoding, {}).setdefault(view, segment)
     if not found:
-        begun_by: dict[str, set[str]] = {}
+        shards_of: dict[str, set[str]] = {}
         for segment in cache.segments:
-            begun_by.setdefault(segment.encoding.name, set()).update({*cache.committed(segment)} & {*shards})
-        counts = ", ".join(f"{name} of {len(names)} shards" for name, names in begun_by.items()) or "nothing"
+            shards_of.setdefault(segment.encoding.name, set()).update({*cache.committed(segment)} & {*shards})
+        counts = ", ".join(f"{name} of {len(names)} shards" for name, names in shards_of.items()) or "nothing"
         raise CacheError(
             "no view is cached for all the shards",
             where=cache.store,
@@ -136,7 +136,7 @@ def select(
         wider = sum(source.encoding.dtype != "float16" for source in selection.sources)
         # Rounded to int8, features give worse logits than were kept: where there are no others.
         sound = not (selection.by_head and selection.logits and _rounded(selection.logits))
-        rank = (selection.json() == begun, len(selection.views), sound, -size, -wider)
+        rank = (selection.json() == resumed, len(selection.views), sound, -size, -wider)
         if selection.views and (best is None or rank > best[0]):
             best = rank, selection
     if best is None:

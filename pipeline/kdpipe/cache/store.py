@@ -3,7 +3,7 @@
 On a local disk a file appears whole or not at all (temporary name, fsync, rename, fsync of the folder). On an
 object store a put is atomic by itself. What must be written once is written by `put_new`, which never replaces a file.
 
-Only `Store.path` makes paths of names, whoever the names are from: it takes those that the layout has, and follows no
+Only `Store.path` makes paths of names, wherever the names are from: it takes those that the layout has, and follows no
 link out of the cache.
 """
 
@@ -64,18 +64,18 @@ class Store:
     def __str__(self) -> str:
         return self.url
 
-    def path(self, name: str, *, foreign: bool = False, link: bool = False) -> str:
-        """Absolute path of a file or folder as fsspec wants it.
+    def path(self, name: str, *, unlisted: bool = False, link: bool = False) -> str:
+        """Absolute path of a file or folder in fsspec's form.
 
         Args:
             name: relative to the root, which is the empty name.
-            foreign: whether it may be one that the layout doesn't have, as `files` lists them.
+            unlisted: whether it may be one that the layout doesn't have, as `files` lists them.
             link: whether it may itself be a link out of the cache, as what is deleted may.
 
         Raises:
             CorruptionError: it is no such name, or a link leads out of the cache.
         """
-        if not (names.is_plain(name) if foreign else names.is_file(name) or names.is_folder(name)):
+        if not (names.is_plain(name) if unlisted else names.is_file(name) or names.is_folder(name)):
             raise names.refusal(self, name)
         if not name:
             return self._root
@@ -120,7 +120,7 @@ class Store:
         """As `read`; None if it is not there."""
         path = self._file(name)
         try:
-            # One byte more than may be there tells, without asking for the size first.
+            # One byte more than may be there shows it, without a request for the size first.
             data = bytes(self._fs.cat_file(path) if most is None else self._fs.cat_file(path, start=0, end=most + 1))
         except FileNotFoundError:
             return None
@@ -160,8 +160,8 @@ class Store:
             raise _unreadable(f"{self}/{name}", e) from e
 
     def size(self, name: str) -> int | None:
-        """Bytes of a file, which may be a foreign one; None if it is not there."""
-        path = self.path(name, foreign=True)
+        """Bytes of a file, which may be an unlisted one; None if it is not there."""
+        path = self.path(name, unlisted=True)
         try:
             return int(self._fs.size(path))
         except FileNotFoundError:
@@ -223,7 +223,7 @@ class Store:
                 self.put(name, data)
             there = self.read_if(name)
             if there is not None:
-                # A request that was repeated because its answer was lost finds its own bytes.
+                # A request that was repeated because its response was lost finds its own bytes.
                 return there == data
         raise CacheError("can't be written: it comes and goes", where=f"{self}/{name}")
 
@@ -261,7 +261,7 @@ class Store:
             except FileExistsError:
                 return False
             except OSError as e:
-                # S3's answer to one of two requests at the same moment, before it is known which one comes first.
+                # S3's response to one of two requests at the same moment, before it is known which one comes first.
                 response = getattr(e.__cause__, "response", None) or {}
                 if response.get("Error", {}).get("Code") != "ConditionalRequestConflict":
                     raise
@@ -299,12 +299,12 @@ class Store:
             fsync(self.local.absolute().parent)
 
     def remove(self, name: str) -> None:
-        """Delete a file, which may be a foreign one; of a link the link. Nothing if it has gone already.
+        """Delete a file, which may be an unlisted one; of a link the link. Nothing if it has gone already.
 
         Raises:
             CacheError: it can't be deleted.
         """
-        path = self.path(name, foreign=True, link=True)
+        path = self.path(name, unlisted=True, link=True)
         self._named.clear()  # its folder may go next, and come again
         try:
             self._fs.rm_file(path)
@@ -314,7 +314,7 @@ class Store:
             raise CacheError(
                 f"can't be deleted: {_reason(e)}",
                 where=f"{self}/{name}",
-                do="Mend that, then repeat the command: finished tasks are kept",
+                do="Correct that, then repeat the command: finished tasks are kept",
             ) from e
 
     def sweep(self) -> list[str]:
@@ -388,5 +388,5 @@ class _Writing:
             raise CacheError(
                 f"can't be written: {_reason(error)}",
                 where=self._where,
-                do="Free space or mend the permission, then repeat the command: finished tasks are kept",
+                do="Free space or correct the permission, then repeat the command: finished tasks are kept",
             ) from error

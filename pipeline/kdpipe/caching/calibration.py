@@ -59,13 +59,13 @@ def reuse_basis(url: str, identity: dict[str, Any], encoding: Encoding, views: S
     return BasisReuse(other, held.calibration)
 
 
-def calibrated(cache: Cache, encoding: Encoding, views: Sequence[View], loan: BasisReuse | None = None) -> Encoding:
-    """The encoding with the calibration that the cache has for such a map, else with the loan's, if any.
+def calibrated(cache: Cache, encoding: Encoding, views: Sequence[View], reuse: BasisReuse | None = None) -> Encoding:
+    """The encoding with the calibration that the cache has for such a map, else with the reused one, if any.
 
     Segments of the same encoding can be read together: theirs comes first.
 
     Raises:
-        CacheError: the cache has another one than the loan's.
+        CacheError: the cache has another one than the reused one.
     """
     if encoding.map is None:
         return encoding
@@ -78,15 +78,15 @@ def calibrated(cache: Cache, encoding: Encoding, views: Sequence[View], loan: Ba
         same = segment.encoding == with_calibration(encoding, held.calibration)
         having.append(((same, len(set(segment.views) & set(views)), segment.number), held.calibration))
     name = max(having)[1] if having else None
-    if loan is not None and name not in (None, loan.name):
+    if reuse is not None and name not in (None, reuse.name):
         raise CacheError(
             "the cache has another calibration of such a map",
             where=cache.store,
             found=name,
-            allowed=f"{loan.name} of {loan.cache.store}",
+            allowed=f"{reuse.name} of {reuse.cache.store}",
             do="Leave out --calibration-from; or make another cache with it",
         )
-    return with_calibration(encoding, name if loan is None else loan.name)
+    return with_calibration(encoding, name if reuse is None else reuse.name)
 
 
 def have_calibration(
@@ -95,9 +95,9 @@ def have_calibration(
     cache: Cache,
     encoding: Encoding,
     views: Sequence[View],
-    loan: BasisReuse | None = None,
+    reuse: BasisReuse | None = None,
 ) -> Encoding:
-    """Have the calibration of an encoding's map in the cache: copied from the loan, or fitted to the views.
+    """Have the calibration of an encoding's map in the cache: copied from the cache to reuse, or fitted to the views.
 
     One that segments name and that was lost is fitted to what it may have been fitted to, until it is that one.
 
@@ -110,13 +110,13 @@ def have_calibration(
     if encoding.map is None or encoding.map.calibration in cache.parts:
         return encoding
     lost, rank = encoding.map.calibration, encoding.map.rank
-    if loan is not None:
-        copy_part(loan.cache, cache, loan.name)
+    if reuse is not None:
+        copy_part(reuse.cache, cache, reuse.name)
         return encoding
     if lost is None:
         return with_calibration(encoding, backend.calibrate(job, rank, views))
     made = None
-    for tried in _first_asked(cache, lost, views):
+    for tried in _views_of_first_runs(cache, lost, views):
         made = backend.calibrate(job, rank, tried)
         if made == lost:
             return encoding
@@ -130,14 +130,14 @@ def have_calibration(
     )
 
 
-def _first_asked(cache: Cache, calibration: str, views: Sequence[View]) -> Iterator[tuple[View, ...]]:
+def _views_of_first_runs(cache: Cache, calibration: str, views: Sequence[View]) -> Iterator[tuple[View, ...]]:
     """Views that a calibration may have been fitted to, likeliest first.
 
-    The run that fitted it made the first segments that name it; how many, nobody wrote down; and where views were
+    The run that fitted it made the first segments that name it; how many is not recorded; and where views were
     dropped since, only the user knows what they were.
     """
     held = [segment.views for segment in cache.segments if calibration in needed([segment])]
     counts = [*range(1, min(len(held), _TRIED) + 1), len(held)]
     yield from dict.fromkeys(
-        fitted_to(asked) for asked in [*([view for some in held[:n] for view in some] for n in counts), views]
+        fitted_to(fitted) for fitted in [*([view for some in held[:n] for view in some] for n in counts), views]
     )

@@ -38,7 +38,7 @@ def local_client(workers: int) -> Iterator[Client]:
         # A task that fails is reported by the client, in one line.
         "silence_logs": logging.CRITICAL,
     }
-    # dask looks at what its workers execute a hundred times a second, for a page that nobody opens here.
+    # dask looks at what its workers execute a hundred times a second, for a page that isn't served here.
     with (
         dask.config.set({"distributed.worker.profile.enabled": False}),
         _closing(
@@ -96,11 +96,11 @@ def user_client(
             where=address,
             do="Give --tls-ca, --tls-cert and --tls-key, or set distributed.comm.tls in dask's configuration",
         ) from e
-    except (OSError, ValueError, RuntimeError) as e:  # dask raises each, with its own words
+    except (OSError, ValueError, RuntimeError) as e:  # dask raises each, with its own message
         raise CacheError(
             f"no dask scheduler responds: {e}",
             where=address,
-            do="Start one with dask scheduler, or mend the address"
+            do="Start one with dask scheduler, or correct the address"
             + (" or the certificates" if authenticated(address) else ""),
         ) from e
     # What dask logs about a scheduler that it can't find again, with tracebacks; the caller gets an error.
@@ -109,7 +109,7 @@ def user_client(
 
 
 def authenticated(address: str) -> bool:
-    """Whether the scheduler at an address takes only clients with a certificate that it knows."""
+    """Whether the scheduler at an address takes only clients with a certificate that it trusts."""
     return address.startswith("tls://")
 
 

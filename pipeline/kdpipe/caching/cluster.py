@@ -1,6 +1,6 @@
 """Tasks on dask workers, of whichever cluster: `caching.clients`.
 
-The client keeps a bounded number of tasks in flight, so that neither it nor the scheduler knows more than a few at a
+The client keeps a bounded number of tasks in flight, so that neither it nor the scheduler holds more than a few at a
 time. What a worker does with one: `caching.worker`.
 """
 
@@ -86,7 +86,7 @@ class Cluster:
         return first
 
     def resolve_plan(self, layers: KernelPlan | None, batches: int) -> dict[str, Any]:
-        """See Backend. One worker finds out; the others do as it found when their first task tells them."""
+        """See Backend. One worker measures; the others apply its result with their first task."""
         share = -(-batches // max(1, len(self._client.nthreads())))
         numerics: dict[str, Any] = self._on_one("resolve_plan", layers, share)
         return numerics
@@ -96,7 +96,7 @@ class Cluster:
         self._on_one("try_extracting", tuple(names))
 
     def extract(self, job: CachingJob, names: Sequence[str]) -> None:
-        """See Backend. One worker writes them: they may be large, and it is at the cache as well as anybody."""
+        """See Backend. One worker writes them: they may be large, and and any worker can write to the cache."""
         self._on_one("extract", pickle.dumps(job), tuple(names))
 
     def calibrate(self, job: CachingJob, rank: int | None, views: Sequence[View]) -> str:
@@ -178,6 +178,6 @@ def _died(doing: str, worker: object = None, times: int = 1) -> CacheError:
         "a worker died" if times == 1 else f"{times} workers died one after the other",
         where=worker,
         found=doing,
-        do="Often it is for want of memory: set a smaller teacher.batch_size (--batch-size), or give workers more; "
+        do="Often it has too little memory: set a smaller teacher.batch_size (--batch-size), or give workers more; "
         "then repeat the command: finished tasks are kept",
     )

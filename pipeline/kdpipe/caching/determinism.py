@@ -94,7 +94,7 @@ def require_deterministic(teacher: Teacher, images: np.ndarray, erased: Erased |
                 where=where,
                 found=f"a difference of {found:.3g} {_CALLED[group]}",
                 allowed=f"{bound:.3g}, rounding in {dtype}",
-                do=f"Likely causes: {CAUSES}. Mend the model's eval mode; --allow-nondeterministic caches one output "
+                do=f"Likely causes: {CAUSES}. Fix the model's eval mode; --allow-nondeterministic caches one output "
                 "of a teacher that is stochastic on purpose",
             )
 

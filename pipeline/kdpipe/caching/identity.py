@@ -128,7 +128,7 @@ def check_readers_canaries(
                 allowed=f"an index with one of the shards {some}",
                 do="Index one of them too; without --canary-tolerance (loader.canary_tolerance) pixels stay unchecked",
             )
-        log(f"PIXELS UNCHECKED: {what}; an index with one of the shards {some} would tell")
+        log(f"PIXELS UNCHECKED: {what}; check them with an index of one of the shards {some}")
     return report
 
 

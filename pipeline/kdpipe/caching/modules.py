@@ -31,7 +31,7 @@ _TRIED = 2
 
 @dataclass(frozen=True)
 class FitSample:
-    """Views that calibrations are fitted to; the same for the same index and views, whoever fits."""
+    """Views that calibrations are fitted to; the same for the same index and views in any process."""
 
     index: Index
     config: ViewsConfig

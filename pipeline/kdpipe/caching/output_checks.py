@@ -32,7 +32,7 @@ def require_finite(output: TeacherOutput, index: Index, rows: range, view: View,
             continue
         bad = int((~torch.isfinite(values).flatten(1).all(dim=1)).nonzero()[0])
         raise TeacherError(
-            "the teacher answered with NaN or infinity",
+            "the teacher's output has NaN or infinity",
             where=f"{index.shard_of(rows[bad]).name} key {index.key(rows[bad])} view {view}",
             do=remedy(amp_dtype),
         )

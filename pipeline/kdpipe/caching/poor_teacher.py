@@ -1,4 +1,4 @@
-"""Signs that a teacher is poor, or isn't that of the data: one line each, for people to judge."""
+"""Signs that a teacher is poor, or isn't that of the data: one line each, for people to assess."""
 
 import math
 from collections.abc import Mapping, Sequence

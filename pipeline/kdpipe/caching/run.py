@@ -24,7 +24,7 @@ from kdpipe.caching.config import CachingConfig
 from kdpipe.caching.identity import check_canaries, make_identity, render_canaries
 from kdpipe.caching.modules import parts_of
 from kdpipe.caching.poor_teacher import before_run
-from kdpipe.caching.segments import layers_asked, segments_for, with_plan
+from kdpipe.caching.segments import requested_layers, segments_for, with_plan
 from kdpipe.shards import Index, images
 from kdpipe.targets import Encoding, Quality, TargetsConfig
 from kdpipe.teacher import Teacher, TeacherConfig
@@ -36,7 +36,7 @@ from kdpipe.views.block import labelling_index
 class CachingReport:
     """What `cache_views` did: committed tasks, those that were there, views, quality, bytes, seconds; what failed.
 
-    `encoding` is that of the segments that hold what was asked for; `remarks` are what was known before of the teacher,
+    `encoding` is that of the segments that hold what was requested; `remarks` are what was known before of the teacher,
     see `poor_teacher.before_run`.
     """
 
@@ -61,7 +61,7 @@ class CachingReport:
 
 @dataclass(frozen=True)
 class CachingProgress:
-    """One finished task, for whoever shows progress; the first, with `done` 0, comes before any.
+    """One finished task, for progress bars; the first, with `done` 0, comes before any.
 
     `views` are those of this task, `pending` those of all the tasks that the run has to do.
     """
@@ -102,7 +102,7 @@ def cache_views(
 
     Raises:
         IdentityError: the cache there, or the one to take a calibration from, is of something else, or a segment was
-            begun with other numerics.
+            started with other numerics.
         TeacherError: the teacher can't do the first batch: see `trial.try_batch`; or `strict`, and it is poor.
         CacheError: it can't be written, a calibration can't be had, or the workers are gone.
     """
@@ -119,28 +119,28 @@ def cache_views(
     encoding = Encoding.of(targets, num_classes, described.shapes)
     size, chance = int(described.identity["input_size"]), caching.allow_nondeterministic
     identity = make_identity(index, config, described.identity, size, nondeterministic=chance)
-    loan = reuse_basis(caching.calibration_from, identity, encoding, views) if caching.calibration_from else None
+    reuse = reuse_basis(caching.calibration_from, identity, encoding, views) if caching.calibration_from else None
     store, report = Store(place(url, identity)), CachingReport(remarks=remarks)
     batches = -(-len(index) // int(described.numerics["batch_size"]))  # of each view
     where = store.url, fingerprint(identity)
     job_of = partial(CachingJob, *where, index, config, size, caching.render_threads, backend.beside)
     searched = not store.exists(STORE_RECORD)
-    if searched:  # while nobody has to wait: it may take minutes
+    if searched:  # before any lock is held: it may take minutes
         backend.try_extracting(parts_of(targets))
-        described = replace(described, numerics=backend.resolve_plan(layers_asked(described), len(views) * batches))
+        described = replace(described, numerics=backend.resolve_plan(requested_layers(described), len(views) * batches))
         backend.try_batch(job_of(described), encoding, views, chance)
     with writing(store) as writer:
         with adding(store):
             cache = _open(store, index, config, identity, views, caching)
             if writer.alone:
                 sweep(cache)
-            encoding = calibrated(cache, encoding, views, loan)
+            encoding = calibrated(cache, encoding, views, reuse)
             described = with_plan(backend, described, cache, encoding, views, None if searched else batches)
             # The identity is the same but for names of classes, which the cache or the index may lack.
             job = replace(job_of(described), identity=cache.identity_digest)
             if not searched and _unfinished(cache, encoding, views):
                 backend.try_batch(job, encoding, views, chance)
-            encoding = report.encoding = _store_parts(backend, job, cache, encoding, parts_of(targets), views, loan)
+            encoding = report.encoding = _store_parts(backend, job, cache, encoding, parts_of(targets), views, reuse)
             segments = segments_for(cache, encoding, list(views), described.numerics)
             todo = _todo(cache, index, segments)
             if todo:
@@ -184,13 +184,13 @@ def _store_parts(
     encoding: Encoding,
     names: Sequence[str],
     views: Sequence[View],
-    loan: BasisReuse | None,
+    reuse: BasisReuse | None,
 ) -> Encoding:
     """Have what the arrays need beside them; the encoding, which names the calibration of its map."""
     missing = [name for name in names if name not in cache.parts]
     if missing:
         backend.extract(job, missing)
-    encoding = have_calibration(backend, job, cache, encoding, views, loan)
+    encoding = have_calibration(backend, job, cache, encoding, views, reuse)
     cache.refresh()
     return encoding
 
@@ -213,7 +213,7 @@ def _todo(cache: Cache, index: Index, segments: Sequence[Segment]) -> list[Task]
 
 
 def provenance(index: Index, teacher: TeacherSpec) -> dict[str, Any]:
-    """Where, when and with what a run was done; compared by nobody, but `kdpipe verify` looks there for inputs."""
+    """Where, when and with what a run was done; never compared, but `kdpipe verify` looks there for inputs."""
     packages = ["kdpipe", "torch", "torchvision", "timm", "zarr", "numcodecs", "numpy"]
     return {
         "shards": str(index.path),

@@ -16,7 +16,7 @@ from kdpipe.views import View
 
 # A task's arrays are in memory until they are written: more views than fit in this become several segments.
 _TASK_BYTES = 2**30
-_AS_STARTED = "Leave out teacher.form and teacher.layers, and it goes on as it was begun; or begin another cache"
+_AS_STARTED = "Leave out teacher.form and teacher.layers, and it resumes as it was started; or start another cache"
 
 
 def with_plan(
@@ -44,7 +44,7 @@ def with_plan(
     missing = set(views) - {view for s in ours if s not in unfinished for view in s.views}
     if not missing:
         return described
-    layers, count = layers_asked(described), len(missing) * (batches or 0)
+    layers, count = requested_layers(described), len(missing) * (batches or 0)
     if layers is None:
         segments = [*cache.segments, *unfinished]
         like = [s.numerics for s in segments if not _differences_but_layers(described.numerics, s.numerics)]
@@ -59,8 +59,8 @@ def with_plan(
     return replace(described, numerics=backend.resolve_plan(layers, count))
 
 
-def layers_asked(described: TeacherSpec) -> KernelPlan | None:
-    """The ways that the user wants, none for plain ones; None for the fastest."""
+def requested_layers(described: TeacherSpec) -> KernelPlan | None:
+    """The kernels that the config names, none for the original ones; None for the fastest."""
     config = described.config
     return config["layers"] if config["form"] == "fastest" or config["layers"] else {}
 
@@ -79,7 +79,7 @@ def segments_for(cache: Cache, encoding: Encoding, views: list[View], numerics: 
             name, now, then = found[0]
             do = f"Go on with --set teacher.{name}={then}"
             raise IdentityError(
-                f"a segment was begun with another {name}: results may differ by rounding",
+                f"a segment was started with another {name}: results may differ by rounding",
                 where=f"{cache.store} segment {segment.name}",
                 found=now,
                 allowed=then,

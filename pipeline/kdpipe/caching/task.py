@@ -39,7 +39,7 @@ def run_task(
 ) -> tuple[dict[str, np.ndarray], Quality]:
     """The teacher's outputs for the segment's views of one shard; `calibration` is that of its map.
 
-    The teacher's batch is one view of one block, so results depend on nothing but the block. Rendering goes on
+    The teacher's batch is one view of one block, so results depend on nothing but the block. Rendering runs
     in the background while the teacher works.
 
     Returns:

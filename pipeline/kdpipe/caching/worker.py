@@ -63,7 +63,7 @@ class TeacherPlugin(WorkerPlugin):
             return self._described.numerics
 
     def do(self, packed: bytes, task: bytes) -> dict[str, Any]:
-        """A pickled Task of a pickled CachingJob, with the teacher that its run was begun with."""
+        """A pickled Task of a pickled CachingJob, with the teacher that its run was started with."""
         job, teacher, cache = self._begin(packed)
         return do(job, pickle.loads(task), teacher, cache)
 

@@ -1,4 +1,4 @@
-"""Candidate encodings: what could be stored instead of what the settings say, so that a plan shows what it costs."""
+"""Candidate encodings: what could be stored instead of what the settings give, so that a plan shows what it costs."""
 
 from dataclasses import replace
 from typing import Literal, get_args

@@ -158,12 +158,12 @@ class Loader:
             return
         self._dataset.position[:] = torch.tensor([epoch, start_step])
         if self._pool is None:
-            # Workers outlive the epoch: they keep shards and arrays open, and starting them anew takes seconds.
+            # Workers outlive the epoch: they keep shards and arrays open, and starting them again takes seconds.
             self._pool = DataLoader(
                 self._dataset, batch_size=None, num_workers=self.loader.workers, persistent_workers=True
             )
         parts: list[tuple[torch.Tensor, Batch]] = []
-        # Torch asks its workers in turn, so each run of `workers` items is one batch.
+        # Torch takes from its workers in turn, so each run of `workers` items is one batch.
         for part in self._pool:
             parts.append(part)
             if len(parts) == self.loader.workers:
@@ -183,7 +183,7 @@ class Loader:
                 where=f"views {', '.join(map(str, views))}",
                 found=f"views.mix_every {self.config.mix_every}",
                 allowed=f"a multiple of {len(views)}",
-                do="Set views.mix_every (it changes the views, so cache anew), or loader.views_per_decode=1",
+                do="Set views.mix_every (it changes the views, so cache again), or loader.views_per_decode=1",
             )
 
     @property

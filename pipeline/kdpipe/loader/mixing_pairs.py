@@ -35,7 +35,7 @@ class MixingPairs:
         return self._last[1]
 
     def mixed(self, view: int) -> np.ndarray:
-        """Like `paired`, but itself where a coin says that the pair isn't mixed."""
+        """Like `paired`, but itself where a random draw leaves the pair unmixed."""
         found = self.paired(view)
         if self._config.mixup_prob == 1:
             return found

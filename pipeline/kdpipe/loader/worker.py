@@ -63,7 +63,7 @@ class RowReader:
         self._unit = -1
 
     def begin(self, rows: np.ndarray) -> None:
-        """Announce all the rows to come, so that each block can be let go after its last."""
+        """Announce all the rows to come, so that each block can be freed after its last."""
         self._clear()
         self._left = np.bincount(self._blocks(rows), minlength=len(self._starts))
         self._expected = np.zeros(len(self._whole), bool)

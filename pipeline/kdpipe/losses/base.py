@@ -131,7 +131,7 @@ def of_teacher(name: str, teacher: TeacherInfo | None, part: str) -> Any:
 
 
 def given(value: T | None) -> T:
-    """A tensor that the requirements promise."""
+    """A tensor that the requirements guarantee."""
     assert value is not None
     return value
 

@@ -42,7 +42,7 @@ def kd(student: torch.Tensor, teacher: torch.Tensor, temperature: float = 1.0) -
 
     Args:
         student: logits (n, C).
-        teacher: logits or log-probabilities (n, C): softmax forgets a shift.
+        teacher: logits or log-probabilities (n, C): softmax is invariant to a shift.
         temperature: T.
     """
     log_s = torch.log_softmax(float32(student) / temperature, dim=1)  # (n, C)

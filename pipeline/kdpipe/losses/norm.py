@@ -39,7 +39,7 @@ class Norm(Loss):
     """ce * CE + kd * KD + matching * w(share of the run) * `norm`. Parts: `ce`, `kd`, `norm`, those with a weight.
 
     The student is wrapped as a NormStudent and unwrapped and merged at the end. CE and KD see logits that
-    are `standardised`; so must whoever wants probabilities of the kept student. Of the two maps the larger one is
+    are `standardised`; do so too for probabilities of the kept student. Of the two maps the larger one is
     max-pooled to the other's grid. The squared error is not free of scale: the maps of ConvNeXt, SLaK or Swin, whose
     channels differ by orders of magnitude, are standardised per channel with the statistics in the cache; those of
     ResNets, behind a ReLU and the only ones of the paper, are not.
@@ -105,7 +105,7 @@ def _statistics(config: NormConfig, teacher: TeacherInfo) -> tuple[torch.Tensor 
             "the cache has no statistics of the teacher's map",
             where="loss.norm.standardise_map",
             found=config.standardise_map,
-            do="Cache the map anew, or set loss.norm.standardise_map=false",
+            do="Cache the map again, or set loss.norm.standardise_map=false",
         )
     # What comes out of a ReLU has no negative mean in any channel; of other maps some of hundreds have one.
     if config.standardise_map == "auto" and bool((teacher.mean >= 0).all()):

@@ -113,38 +113,38 @@ def register_loss(name: str) -> Callable[[_L], _L]:
     return register
 
 
-def find_loss(word: str) -> LossEntry:
-    """The loss of this name; imports the module where it is `package.module:Class`, so only for the user's own words.
+def find_loss(spec: str) -> LossEntry:
+    """The loss of this name; imports the module where it is `package.module:Class`, so only for the user's settings.
 
     Raises:
         ConfigError: there is none, or it can't be imported.
     """
-    word = ALIASES.get(word, word)
-    if ":" in word:
-        return _imported(word)
+    spec = ALIASES.get(spec, spec)
+    if ":" in spec:
+        return _imported(spec)
     known = {**LOSSES, **_OF_USERS}
-    if word not in known:
+    if spec not in known:
         allowed = [*known, *ALIASES]
         raise ConfigError(
-            f"unknown loss {word}",
+            f"unknown loss {spec}",
             allowed=f"{', '.join(allowed)}, or package.module:Class",
-            do=did_you_mean(word, allowed),
+            do=did_you_mean(spec, allowed),
         )
-    return known[word]
+    return known[spec]
 
 
-def _imported(word: str) -> LossEntry:
-    module, _, name = word.partition(":")
+def _imported(spec: str) -> LossEntry:
+    module, _, name = spec.partition(":")
     try:
         loss = getattr(importlib.import_module(module), name)
     except Exception as e:  # the user's module runs when imported, and may raise anything
         raise ConfigError(
             f"the loss can't be imported: {type(e).__name__}: {' '.join(str(e).split())[:300]}",
-            found=word,
+            found=spec,
             allowed="package.module:Class",
             do="Is the folder of its package on PYTHONPATH?",
         ) from e
-    return _entry_of(loss, getattr(loss, "name", None), word)
+    return _entry_of(loss, getattr(loss, "name", None), spec)
 
 
 def _entry_of(loss: Any, name: Any, where: str) -> LossEntry:
@@ -165,7 +165,7 @@ def _entry_of(loss: Any, name: Any, where: str) -> LossEntry:
         return built_in
     taken = {*LossConfig.model_fields, *dir(LossConfig), *ALIASES}
     other = next((one for one in _OF_USERS.values() if one.section == entry.section), entry)
-    # A module that is imported anew, in a notebook for instance, may replace its own losses.
+    # A module that is imported again, in a notebook for instance, may replace its own losses.
     if built_in is not None or entry.section in taken or (other.name, other.source) != (entry.name, entry.source):
         raise ConfigError("another loss or setting has this name", where=where, found=name, do="Choose another name")
     _OF_USERS[name] = entry
@@ -229,7 +229,7 @@ class LossConfig(Config):
 
     @field_validator("student_layers", mode="before")
     @classmethod
-    def _words(cls, layers: Any) -> Any:
+    def _layer_names(cls, layers: Any) -> Any:
         # Modules of a Sequential are called 0, 1, and so on, which YAML reads as numbers.
         return [str(layer) for layer in layers] if isinstance(layers, list | tuple) else layers
 
@@ -288,7 +288,7 @@ def _with_allowed_keys(error: ValidationError, sections: dict[str, type[TermConf
     if first["type"] != "extra_forbidden" or section not in sections:
         return error
     known = sections[section].model_fields
-    words = [f"unknown key; allowed: {', '.join(sorted(known))}", did_you_mean(key, known)]
-    problem = PydanticCustomError("unknown_key", "{what}", {"what": ". ".join(filter(None, words))})
+    parts = [f"unknown key; allowed: {', '.join(sorted(known))}", did_you_mean(key, known)]
+    problem = PydanticCustomError("unknown_key", "{what}", {"what": ". ".join(filter(None, parts))})
     line = InitErrorDetails(type=problem, loc=first["loc"], input=first["input"])
     return ValidationError.from_exception_data("loss", [line])

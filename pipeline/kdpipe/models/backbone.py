@@ -15,7 +15,7 @@ FEATURES = {"out_indices": (0, 1, 2, 3), "flatten_sequential": True}
 
 
 def pretrained_cfg(**changes: Any) -> dict[str, Any]:
-    """A timm pretrained_cfg: ImageNet-1k at 224 pixels, centre crop of 256, unless `changes` say otherwise.
+    """A timm pretrained_cfg: ImageNet-1k at 224 pixels, centre crop of 256, unless changed by `changes`.
 
     Images are squashed rather than cropped from 384 pixels on, as the papers evaluate.
     """

@@ -61,7 +61,7 @@ def build(config: ModelConfig, *, num_classes: int | None = None, extra: dict[st
 
     Args:
         config: see ModelConfig.
-        num_classes: used when neither config nor weights say.
+        num_classes: used when neither config nor weights give it.
         extra: keyword arguments that are no part of the architecture (drop rates for training).
 
     Raises:
@@ -74,28 +74,28 @@ def build(config: ModelConfig, *, num_classes: int | None = None, extra: dict[st
         raise TeacherError(
             "class_map is about trained weights, and there are none", do="Pass --weights or --pretrained"
         )
-    said = read_header(config.weights) if config.weights else Header()
-    name = config.model or said.model
+    header = read_header(config.weights) if config.weights else Header()
+    name = config.model or header.model
     if name is None:
         raise TeacherError("no model named", do="Pass its timm name, or weights that kdpipe wrote")
-    if said.model is not None:
-        if said.model != name:
-            raise TeacherError("weights of another model", where=config.weights, found=said.model, allowed=name)
-        theirs = {key: value for key, value in said.model_kwargs.items() if key not in config.model_kwargs}
+    if header.model is not None:
+        if header.model != name:
+            raise TeacherError("weights of another model", where=config.weights, found=header.model, allowed=name)
+        theirs = {key: value for key, value in header.model_kwargs.items() if key not in config.model_kwargs}
         require_trusted(name, theirs, config.trusted(), config.weights)
     rows = read_class_map(config.class_map) if config.class_map else None
-    classes = _classes_asked(config, said, rows) or num_classes
+    classes = _requested_classes(config, header, rows) or num_classes
     if classes is not None and config.num_classes is None and classes > CLASSES_OF_FILE:
         do = f"If it is right, set num_classes, to {CLASSES} at most"
         raise TeacherError("impossible number of classes", where=name, found=classes, allowed=CLASSES_OF_FILE, do=do)
     state = read_state(config.weights, config.checkpoint_key, config.key_prefix) if config.weights else {}
     # Spelled out by the user first, then what the weights were trained as.
-    kwargs = {**implied_kwargs(name, state), **said.model_kwargs, **config.model_kwargs}
+    kwargs = {**implied_kwargs(name, state), **header.model_kwargs, **config.model_kwargs}
     if config.weights and not runs_code(name, kwargs):
         # Whether the tensors are those of the network that a file may have described, before that takes memory. A
         # factory that the user trusts may do what can't be done on the meta device.
         drawn = outline(lambda: _create(name, kwargs, classes, False), config.weights)
-        found = None if config.num_classes or said.num_classes or rows else classes_of(drawn, state, config.weights)
+        found = None if config.num_classes or header.num_classes or rows else classes_of(drawn, state, config.weights)
         if found is not None and found != classes:
             classes = found
             drawn = outline(lambda: _create(name, kwargs, classes, False), config.weights)
@@ -108,10 +108,10 @@ def build(config: ModelConfig, *, num_classes: int | None = None, extra: dict[st
         fit(module, state, config.weights, rows)
     elif rows is not None:
         keep_classes(module, rows, name)
-    scale = said.logit_scale
+    scale = header.logit_scale
     if scale is not None:
         module.register_forward_hook(lambda _module, _inputs, logits: standardised(logits, scale))
-    # A factory's model may not say what it eats; then it is ImageNet's mean, std and 224 pixels.
+    # A factory's model may lack a pretrained_cfg; the default is ImageNet's mean, std and 224 pixels.
     feed = resolve_data_config(
         {}, pretrained_cfg=getattr(module, "pretrained_cfg", None) or {"input_size": (3, 224, 224)}
     )
@@ -120,15 +120,15 @@ def build(config: ModelConfig, *, num_classes: int | None = None, extra: dict[st
         name=name,
         kwargs=kwargs,
         num_classes=_classes_of(module, classes, name),
-        input_size=config.input_size or said.input_size or feed["input_size"][-1],
-        mean=tuple(config.mean or said.mean or feed["mean"]),
-        std=tuple(config.std or said.std or feed["std"]),
+        input_size=config.input_size or header.input_size or feed["input_size"][-1],
+        mean=tuple(config.mean or header.mean or feed["mean"]),
+        std=tuple(config.std or header.std or feed["std"]),
         logit_scale=scale,
     )
 
 
 def first_line(error: Exception) -> str:
-    """What an exception says, short enough for a message of one line."""
+    """The first line of an exception's message, at most 300 characters."""
     return str(error).strip().split("\n", maxsplit=1)[0][:300]
 
 
@@ -147,7 +147,7 @@ def _create(name: str, kwargs: dict[str, Any], num_classes: int | None, pretrain
     except KdpipeError:
         raise
     except Exception as e:
-        # timm lets every layer's own exception through; whatever it was, the user's words caused it.
+        # timm lets every layer's own exception through; whatever it was, the user's arguments caused it.
         what = "the model's weights can't be fetched or it" if pretrained else "the model"
         raise TeacherError(f"{what} can't be built: {type(e).__name__}: {first_line(e)}", where=name) from e
 
@@ -178,7 +178,7 @@ def _imported(name: str) -> Callable[..., Any]:
 def _call(factory: Callable[..., Any], name: str, kwargs: dict[str, Any], num_classes: int | None) -> nn.Module:
     try:
         takes = inspect.signature(factory).parameters
-    except ValueError:  # some built-in functions don't say
+    except ValueError:  # some built-in functions have no signature
         takes = MappingProxyType({})
     if num_classes is not None and ("num_classes" in takes or any(p.kind == p.VAR_KEYWORD for p in takes.values())):
         kwargs = {"num_classes": num_classes, **kwargs}
@@ -199,9 +199,9 @@ def _call(factory: Callable[..., Any], name: str, kwargs: dict[str, Any], num_cl
     return model
 
 
-def _classes_asked(config: ModelConfig, said: Header, rows: list[int] | None) -> int | None:
-    """The number of classes that options and weights agree on; None where neither says."""
-    given = len(rows) if rows else said.num_classes
+def _requested_classes(config: ModelConfig, header: Header, rows: list[int] | None) -> int | None:
+    """The number of classes that options and weights agree on; None where neither gives one."""
+    given = len(rows) if rows else header.num_classes
     if given is not None and config.num_classes not in (None, given):
         raise TeacherError(
             "the class map has another number of classes" if rows else "weights have another number of classes",
@@ -213,8 +213,8 @@ def _classes_asked(config: ModelConfig, said: Header, rows: list[int] | None) ->
     return given or config.num_classes
 
 
-def _classes_of(module: nn.Module, asked: int | None, name: str) -> int:
-    classes = getattr(module, "num_classes", None) or asked
+def _classes_of(module: nn.Module, requested: int | None, name: str) -> int:
+    classes = getattr(module, "num_classes", None) or requested
     if classes is None:
         raise TeacherError("number of classes unknown", where=name, do="Pass --num-classes")
     return int(classes)

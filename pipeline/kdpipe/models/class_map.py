@@ -53,7 +53,7 @@ def take_classes(state: dict[str, torch.Tensor], model: nn.Module, rows: list[in
 
     Args:
         state: under the model's names; weight (R, D) and bias (R,) of each classifier become (len(rows), D).
-        model: timm's, which says what its classifier is called.
+        model: timm's, which names its classifier.
         where: for messages.
 
     Raises:

@@ -76,7 +76,7 @@ def croppable(model: nn.Module, x: torch.Tensor) -> dict[str, Shape]:
 
 
 def crop(model: nn.Module, shapes: dict[str, Shape]) -> None:
-    """Cut kernels, in place, of a network that is only run on images of one size; `shapes` as `croppable` says."""
+    """Cut kernels, in place, of a network that is only run on images of one size; `shapes` as `croppable` returns."""
     for name, shape in shapes.items():
         parent, _, last = name.rpartition(".")
         conv = model.get_submodule(name)

@@ -1,4 +1,4 @@
-"""What a file says of a network, and the bounds within which it is believed."""
+"""What a file's header contains about a network, and the bounds that it is checked against."""
 
 from pathlib import Path
 from typing import Annotated, Any, TypeVar

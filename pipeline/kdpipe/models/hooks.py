@@ -120,7 +120,7 @@ def usual_maps(model: nn.Module, count: int) -> tuple[str, ...]:
     sides = [one.get("reduction") for one in info] if isinstance(info, list) else []
     if len(named) < count:
         raise TrainingError(
-            "the student doesn't say where its maps are",
+            "the student doesn't declare where its maps are",
             where=type(model).__name__,
             found=f"{len(named)} maps",
             allowed=f"{count} or more",

@@ -59,13 +59,13 @@ def fitted(
     }
     if not any(problems.values()):
         return state
-    said = ", ".join(
+    differences = ", ".join(
         f"{len(keys)} {kind} (first: {keys[0]})" + (f" (next: {', '.join(keys[1:3])})" if keys[1:] else "")
         for kind, keys in problems.items()
         if keys
     )
     raise TeacherError(
-        f"weights don't fit the model {type(model).__name__}: {said}",
+        f"weights don't fit the model {type(model).__name__}: {differences}",
         where=where,
         do=_advice(model, own, got),
     )
@@ -81,7 +81,7 @@ def _advice(model: nn.Module, own: Shapes, got: Shapes) -> str:
     head = set(classifier_keys(model))
     if own.keys() == got.keys() and all(got[key] == own[key] or key in head for key in own):
         classes = next(got[key][0] for key in head if key in got)
-        return f"They are of {classes} classes: pass that number, or a class map that says which of them are yours"
+        return f"They are of {classes} classes: pass that number, or a class map that selects yours"
     like = _looks_like(model, own, got)
     return like or "Check the model's name, --model-kwargs, --checkpoint-key, --key-prefix and the number of classes"
 
@@ -92,7 +92,7 @@ def _looks_like(model: nn.Module, own: Shapes, got: Shapes) -> str | None:
     for name in _candidates(model, own, got):
         try:
             other = on_meta(name)
-        except Exception:  # a model that can't be built so is no answer
+        except Exception:  # a model that can't be built so is no candidate
             continue
         head = set(classifier_keys(other))
         shapes = {k: v for k, v in _shapes(other.state_dict()).items() if k not in head}
@@ -108,17 +108,17 @@ def _looks_like(model: nn.Module, own: Shapes, got: Shapes) -> str | None:
 
 
 def _candidates(model: nn.Module, own: Shapes, got: Shapes) -> list[str]:
-    """Of our families the one that such names are of, ConvNeXt, and those named as the asked model is."""
+    """Of our families the one that such names are of, ConvNeXt, and those named as the requested model is."""
     if any(".conv_dw.branches." in key for key in got):
         family = next((family for sign, family in _SIGNS if any(sign in key for key in got)), "slak")
         names = timm.list_models(module=family)
     else:
         names = ["convnext_tiny", "convnext_small"] if any(key.endswith(".conv_dw.weight") for key in got) else []
-    asked = (getattr(model, "pretrained_cfg", None) or {}).get("architecture")
+    requested = (getattr(model, "pretrained_cfg", None) or {}).get("architecture")
     # Members of a family share most of their names.
-    if asked and timm.is_model(asked) and 4 * len(own.keys() & got.keys()) >= len(got):
-        stem = re.match(r"[a-z]*", asked)
-        names += [name for name in timm.list_models(f"{stem[0] if stem else asked}*")[:_MOST] if name not in names]
+    if requested and timm.is_model(requested) and 4 * len(own.keys() & got.keys()) >= len(got):
+        stem = re.match(r"[a-z]*", requested)
+        names += [name for name in timm.list_models(f"{stem[0] if stem else requested}*")[:_MOST] if name not in names]
     return names
 
 

@@ -98,12 +98,12 @@ class Content(NamedTuple):
 
     Attributes:
         checked: whether checksums show that the content is what was written.
-        foreign: the classes, by full name, that must be replaced by stubs, and what is done with their instances:
+        stubbed: the classes, by full name, that must be replaced by stubs, and what is done with their instances:
             "object", "list" (values are appended) or "dict" (items are set).
     """
 
     checked: bool
-    foreign: dict[str, str]
+    stubbed: dict[str, str]
 
 
 _OTHER, _MARK = _Value("other"), _Value("mark")
@@ -117,7 +117,7 @@ _POPPED = {"APPEND": 1, "SETITEM": 2, "STOP": 1}
 
 
 def check(path: Path) -> Content:
-    """Refuse what torch.load shouldn't be given, even with stubs in the place of foreign classes.
+    """Refuse what torch.load shouldn't be given, even with stubs in the place of unknown classes.
 
     Raises:
         OSError: the file can't be read.
@@ -139,10 +139,10 @@ def check(path: Path) -> Content:
             pickled = start[:1] == b"\x80"
             raise ValueError("a pickle, but not one that torch.save wrote" if pickled else "not what torch.save writes")
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
-            foreign: dict[str, str] = {}
+            stubbed: dict[str, str] = {}
             for _ in range(_LEGACY_PICKLES):
-                foreign |= _check_pickle(mapped)
-        return Content(False, foreign)
+                stubbed |= _check_pickle(mapped)
+        return Content(False, stubbed)
 
 
 def is_zip(path: Path) -> bool:
@@ -186,7 +186,7 @@ def _check_entries(entries: list[zipfile.ZipInfo]) -> None:
 
 
 def _crc(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> bool:
-    """Whether an entry has a checksum; PyTorch can be told to write 0 instead.
+    """Whether an entry has a checksum; PyTorch has a setting to write 0 instead.
 
     Raises:
         BadZipFile: it isn't that of the entry's bytes.
@@ -211,11 +211,11 @@ class _Simulation:
 
     def __init__(self) -> None:
         self.stack: list[_Value] = []
-        self.foreign: dict[str, str] = {}
+        self.stubbed: dict[str, str] = {}
         self.uses = 0
 
     def run(self, file: Any) -> dict[str, str]:
-        """The foreign classes, as `Content` has them."""
+        """The unknown classes, as `Content` has them."""
         stack, memo = self.stack, dict[int, _Value]()
         for name, argument in _instructions(file):
             if name in _PUSHED:
@@ -241,19 +241,19 @@ class _Simulation:
                     raise ValueError(f"a pickle of protocol {argument}, and torch.save writes protocol 2")
             else:
                 self._use_global(name, argument)
-        return self.foreign
+        return self.stubbed
 
     def _use_global(self, name: str, argument: Any) -> None:
         stack = self.stack
         if name == "GLOBAL":
             full, known = _allowed(argument)
             if not known:
-                self.foreign.setdefault(full, "object")
+                self.stubbed.setdefault(full, "object")
                 self._count()
             stack.append(_Value("global", full))
         elif name in ("REDUCE", "NEWOBJ"):
             arguments, called = _pop(stack), _pop(stack)
-            callable_ = called.kind == "global" and (called.name in _CALLED or called.name in self.foreign)
+            callable_ = called.kind == "global" and (called.name in _CALLED or called.name in self.stubbed)
             if not callable_ or arguments.kind != "tuple":
                 raise ForeignCode(f"its pickle calls {called.name or 'a value'}")
             # Python's pickles of bytes. Other codecs are modules, which would be imported.
@@ -263,7 +263,7 @@ class _Simulation:
             stack.append(_Value("made", called.name))
         elif name == "BUILD":
             _pop(stack)
-            if stack[-1].kind != "made" or not (stack[-1].name in _BUILT or stack[-1].name in self.foreign):
+            if stack[-1].kind != "made" or not (stack[-1].name in _BUILT or stack[-1].name in self.stubbed):
                 raise ForeignCode(f"its pickle sets attributes of {stack[-1].name or 'a value'}")
             self._count(stack[-1].name)
         elif name == "BINPERSID":
@@ -275,20 +275,20 @@ class _Simulation:
             raise ForeignCode(f"its pickle has the instruction {name}, which torch.save doesn't write")
 
     def _filled(self, name: str) -> None:
-        """Remember of a foreign class whether its instances are lists or mappings."""
-        if name == "STOP" or self.stack[-1].name not in self.foreign or self.stack[-1].kind != "made":
+        """Record of an unknown class whether its instances are lists or mappings."""
+        if name == "STOP" or self.stack[-1].name not in self.stubbed or self.stack[-1].kind != "made":
             return
         kind = "list" if name in ("APPEND", "APPENDS") else "dict"
         made = self.stack[-1].name
-        if self.foreign[made] not in ("object", kind):
+        if self.stubbed[made] not in ("object", kind):
             raise ForeignCode(f"its pickle fills {made} as a list and as a mapping")
-        self.foreign[made] = kind
+        self.stubbed[made] = kind
 
     def _count(self, name: str | None = None) -> None:
-        if name is None or name in self.foreign:
+        if name is None or name in self.stubbed:
             self.uses += 1
-        if self.uses > _STUB_USES or len(self.foreign) > _STUBS:
-            first = next(iter(self.foreign))
+        if self.uses > _STUB_USES or len(self.stubbed) > _STUBS:
+            first = next(iter(self.stubbed))
             raise ForeignCode(f"its pickle has more than {_STUBS} classes or {_STUB_USES} objects, such as {first}")
 
 

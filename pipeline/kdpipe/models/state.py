@@ -14,7 +14,7 @@ from kdpipe.models import pickles
 from kdpipe.models.prefixes import under, unwrapped
 from kdpipe.models.stubs import Stub, stubs, tensor_of
 
-# Key of our own description in a safetensors header, so that one file says which model it belongs to.
+# Key of our own description in a safetensors header, so that the file names the model it belongs to.
 METADATA_KEY = "kdpipe"
 _NAME_LENGTH = 500
 _FORMS = "a safetensors file, or a torch.save of tensors by name"
@@ -73,7 +73,7 @@ def _read(path: Path) -> Any:
         if not content.checked:
             tensors.remark_unchecked(path)
         # Mapped, so that an optimizer's state beside the weights is never in memory.
-        with torch.serialization.safe_globals(stubs(content.foreign)):
+        with torch.serialization.safe_globals(stubs(content.stubbed)):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=pickles.is_zip(path))
     except TeacherError:
         raise
@@ -92,7 +92,7 @@ def _read(path: Path) -> Any:
 def unreadable(path: Path, error: Exception) -> TeacherError:
     """The one line for a file of weights that raised this when it was read."""
     if isinstance(error, OSError):
-        do = "Mend the permission or the disk"
+        do = "Correct the permission or the disk"
         return TeacherError(f"weights can't be read: {error.strerror or error}", where=path, do=do)
     # What PyTorch adds to an error of its unpickler is advice to run the file's code.
     known = isinstance(error, ValueError) or (isinstance(error, RuntimeError) and "weights_only" not in str(error))
@@ -140,7 +140,7 @@ def _weights(content: Any, entry: str | None, path: Path) -> Any:
     if entry is not None:
         if not isinstance(weights, dict) or weights.get(entry) is None:
             found = ", ".join(_entries(weights))[:300]
-            allowed = found or "no entry: the weights lie bare"
+            allowed = found or "no entry: the weights are at the top level"
             do = "Check --checkpoint-key"
             raise TeacherError("the file has no such entry", where=path, found=entry, allowed=allowed, do=do)
         weights = _plain(weights[entry])
@@ -156,7 +156,7 @@ def _weights(content: Any, entry: str | None, path: Path) -> Any:
 
 
 def _inner(weights: Any) -> str | None:
-    """The key under which the weights of this dictionary lie; None where they lie bare, or it isn't known."""
+    """The key of the weights in this dictionary; None where they are at the top level, or it isn't known."""
     if not isinstance(weights, dict):
         return None
     for name in ENTRIES:

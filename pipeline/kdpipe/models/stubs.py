@@ -1,4 +1,4 @@
-"""Stand-ins for the foreign classes of a checkpoint: objects that do nothing; numpy's arrays become tensors."""
+"""Stand-ins for the unknown classes of a checkpoint: objects that do nothing; numpy's arrays become tensors."""
 
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
@@ -48,9 +48,9 @@ class _ListStub(Stub):
 _BASES = {"object": Stub, "dict": _DictStub, "list": _ListStub}
 
 
-def stubs(foreign: Mapping[str, str]) -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]:
+def stubs(classes: Mapping[str, str]) -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]:
     """For `torch.serialization.safe_globals`: a class for each name, by what its instances are used as."""
-    return [(type(name, (_BASES[kind],), {}), name) for name, kind in foreign.items()]
+    return [(type(name, (_BASES[kind],), {}), name) for name, kind in classes.items()]
 
 
 def tensor_of(value: Any) -> Any:

@@ -1,7 +1,7 @@
 """Which of the names that files give may be built: the one place where that is decided.
 
 A name can be code. `package.module:factory` is imported and called; a hub name fetches and builds what somebody
-published. The user's own words are trusted: those of the command line and of a params file. What a weights file, a
+published. The user's own settings are trusted: those of the command line and of a params file. What a weights file, a
 cache or any other file names is not, unless the user wrote the same name or accepted it with `trust`.
 """
 
@@ -14,7 +14,7 @@ from kdpipe.errors import TeacherError
 
 HUB = ("hf-hub:", "hf_hub:", "local-dir:")
 # Networks of ours that are no entry of timm's registry, by the names that files give them: functions that
-# `kdpipe.models.build` knows.
+# `kdpipe.models.build` has.
 WRAPPERS = frozenset({"kdpipe:simkd_student"})
 # Wrappers in wrappers; there is no use for more than one.
 _DEEPEST = 4
@@ -50,7 +50,7 @@ def require_trusted(name: str, kwargs: Mapping[str, Any], trust: Iterable[str], 
     """
     accepted = tuple(trust)
     for _ in range(_DEEPEST):
-        if runs_code(name) and not any(_covers(word, name) for word in accepted):
+        if runs_code(name) and not any(_covers(entry, name) for entry in accepted):
             raise TeacherError(
                 "the file names a model that neither timm nor kdpipe registers; it would be imported or fetched",
                 where=where,
@@ -109,6 +109,6 @@ def _total(value: Any) -> float:
     return min(abs(value), 1e18) if isinstance(value, int | float) else 0
 
 
-def _covers(word: str, name: str) -> bool:
+def _covers(entry: str, name: str) -> bool:
     module = name.partition(":")[0] if is_factory(name) else None
-    return word == name or (module is not None and (module == word or module.startswith(f"{word}.")))
+    return entry == name or (module is not None and (module == entry or module.startswith(f"{entry}.")))

@@ -43,7 +43,7 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
 
 
 def write_weights(model: nn.Module, path: str | Path) -> None:
-    """Write a model's weights as safetensors with a digest of them; they don't tell which model it is.
+    """Write a model's weights as safetensors with a digest of them; they don't name the model.
 
     Raises:
         OSError, SafetensorError: they can't be written, or tensors of the model share memory.

@@ -1,8 +1,8 @@
 """The arrays of an index: memory maps whose contents are compared with their digests before they are used.
 
 What grows with the blocks is checked when the index is opened, which costs next to nothing. What grows with the
-samples is read through once in a process, when it is first asked for. Then nothing depends on a byte that isn't the
-one that was written; and since a digest doesn't tell who wrote it, numbers are checked against each other too.
+samples is read through once in a process, when it is first used. Then nothing depends on a byte that isn't the
+one that was written; and since a digest doesn't prove who wrote it, numbers are checked against each other too.
 """
 
 from pathlib import Path
@@ -101,16 +101,16 @@ def verify_file(path: Path, document: dict[str, Any], name: str) -> None:
 
 
 def _map(path: Path, name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """A map of what the document says is there; the file's own header has to agree and is believed in nothing."""
+    """A map of what the document describes; the file's own header has to agree and is never trusted."""
     file, dtype = path / f"{name}.npy", np.dtype(DTYPES[name])
     try:
         with open_regular(file) as stream:
             if np.lib.format.read_magic(stream) != (1, 0):
                 raise ValueError("another version")
-            found, by_columns, said = np.lib.format.read_array_header_1_0(stream)
+            found, by_columns, stored = np.lib.format.read_array_header_1_0(stream)
             start = stream.tell()
             size = stream.seek(0, 2)
-            matches = (found, by_columns, said) == (shape, False, dtype)
+            matches = (found, by_columns, stored) == (shape, False, dtype)
             if matches and size == start + int(np.prod(shape)) * dtype.itemsize:
                 # A plain array over the map: memmap's own indexing is several times slower, row by row.
                 return np.memmap(stream, dtype, "r", start, shape).view(np.ndarray)
@@ -120,4 +120,4 @@ def _map(path: Path, name: str, shape: tuple[int, ...]) -> np.ndarray:
         raise IndexFileError("an array of the index is missing or cut", where=file, found=f"{size} bytes", do=_AGAIN)
     expected = f"{dtype} {shape}"
     what = "an array of the index is not the one written"
-    raise IndexFileError(what, where=file, found=f"{said} {found}", allowed=expected, do=_AGAIN)
+    raise IndexFileError(what, where=file, found=f"{stored} {found}", allowed=expected, do=_AGAIN)

@@ -56,7 +56,7 @@ def build_index(
             as `kdpipe prepare` writes it.
         labels: by key, instead of those in the tars.
         split: of an `_info.json`.
-        skip_bad: leave bad samples and shards out and list them in the index; otherwise `Problems` tells of up to 20.
+        skip_bad: leave bad samples and shards out and list them in the index; otherwise `Problems` lists up to 20.
         check: "decode" every image, or read its "header" only.
         limit: index the first so many samples.
         workers: threads; the result doesn't depend on them.
@@ -179,7 +179,7 @@ def _scan_all(
         for (url, name), result in zip(part, results, strict=True):
             if isinstance(result, ShardError):  # in shard order, whichever thread was quickest
                 if not isinstance(result, Problems | BadSample | Damage | UnusableShard):
-                    raise result  # it couldn't be read: that says nothing of the shard
+                    raise result  # it couldn't be read: that shows nothing about the shard
                 errors += result.errors if isinstance(result, Problems) else [result]
                 continue
             found = result
@@ -187,8 +187,8 @@ def _scan_all(
                 found = scan(url, rules, block_size, skip_bad, left, name)
             count = len(found.keys) + found.left_out
             if limit is None and not skip_bad and count != shards.lengths.get(url, count):
-                what, said = "the shard is not as long as the manifest says", shards.lengths[url]
-                errors.append(ShardError(what, where=url, found=f"{count} samples", allowed=said))
+                what, length = "the shard is not as long as in the manifest", shards.lengths[url]
+                errors.append(ShardError(what, where=url, found=f"{count} samples", allowed=length))
             done.append(found)
             if left is not None:
                 left -= len(found.keys)

@@ -1,6 +1,6 @@
-"""What index.json may log: read with bounds, checked against a schema and against itself.
+"""What index.json may contain: read with bounds, checked against a schema and against itself.
 
-Its digest finds damage; it doesn't tell who wrote it. So whatever the other modules rely on is checked here: an index
+Its digest finds damage; it doesn't prove who wrote it. So whatever the other modules rely on is checked here: an index
 names no file that its URL doesn't name, no negative size, and no row or block that isn't there.
 """
 
@@ -105,30 +105,30 @@ def check(document: dict[str, Any], file: Path, do: str) -> None:
         return IndexFileError(f"the index is damaged: {field}: {why}", where=file, do=do)
 
     try:
-        said = _Document.model_validate(document)
+        content = _Document.model_validate(document)
     except ValidationError as error:
         raise refuse(*first_problem(error)[:2]) from None
-    for entry in said.shards:
+    for entry in content.shards:
         if bare_url(entry.url) != entry.url:
             what = "the index holds a URL with a user, a password or a query"
             raise IndexFileError(what, where=file, found=entry.url, do="Make it again by `kdpipe index --overwrite`")
         if not is_name(entry.name) or not is_name_of(entry.name, entry.url) or "\0" in entry.url:
             raise refuse("shards", f"{entry.name!r} is not the file name of {entry.url}")
         refuse_chain(entry.url)
-    if len({entry.name for entry in said.shards}) != len(said.shards):
+    if len({entry.name for entry in content.shards}) != len(content.shards):
         raise refuse("shards", "two have one name")
-    if said.classes is not None and (len(set(said.classes)), said.num_classes) != (len(said.classes),) * 2:
+    if content.classes is not None and (len(set(content.classes)), content.num_classes) != (len(content.classes),) * 2:
         raise refuse("classes", "two of one name, or not as many as num_classes")
-    samples, blocks = sum(s.samples for s in said.shards), sum(s.blocks for s in said.shards)
-    if [s.first for s in said.shards] != list(accumulate((s.samples for s in said.shards[:-1]), initial=0)):
+    samples, blocks = sum(s.samples for s in content.shards), sum(s.blocks for s in content.shards)
+    if [s.first for s in content.shards] != list(accumulate((s.samples for s in content.shards[:-1]), initial=0)):
         raise refuse("shards", "their first samples are not those that follow from their counts")
-    if [s.first_block for s in said.shards] != list(accumulate((s.blocks for s in said.shards[:-1]), initial=0)):
+    if [s.first_block for s in content.shards] != list(accumulate((s.blocks for s in content.shards[:-1]), initial=0)):
         raise refuse("shards", "their first blocks are not those that follow from their counts")
     shapes = _shapes(samples, blocks)
     for name, dtype in DTYPES.items():
-        if name not in said.arrays:
+        if name not in content.arrays:
             raise refuse("arrays", f"{name} is missing")
-        found = said.arrays[name]
+        found = content.arrays[name]
         if found.dtype != dtype or (name in shapes and tuple(found.shape) != shapes[name]) or len(found.shape) < 1:
             raise refuse(f"arrays.{name}", f"{found.dtype} {tuple(found.shape)} of {samples} samples, {blocks} blocks")
 

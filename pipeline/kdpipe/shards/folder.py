@@ -169,9 +169,9 @@ def decode_all(
     workers: int,
     progress: Callable[[int, int], None],
 ) -> None:
-    """Decode every image; the bad ones become problems, and those that are encoded again say so.
+    """Decode every image; the bad ones become problems, and those that are encoded again record it.
 
-    Without `skip_bad` it ends when there are as many problems as are told at once.
+    Without `skip_bad` it ends when there are as many problems as are listed at once.
     """
     good: list[Item] = []
     for at in range(0, len(found.items), _ROUND):

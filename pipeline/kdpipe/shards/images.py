@@ -1,8 +1,8 @@
-"""Encoded images to pixels: one decoder, chosen once, because the cache promises exactly these pixels.
+"""Encoded images to pixels: one decoder, chosen once, because the cache guarantees exactly these pixels.
 
 The pixels are Pillow's, which timm trains on. A JPEG of three channels is decoded by OpenCV: the same library with the
 same settings inside, and so the same pixels, without Pillow's copy through four bytes a pixel, which is a quarter
-of the time. Whatever OpenCV refuses goes to Pillow, which decides and says why.
+of the time. Whatever OpenCV refuses goes to Pillow, which decides and gives the reason.
 """
 
 import io
@@ -16,12 +16,12 @@ from PIL import __version__ as pillow_version
 
 from kdpipe.errors import ImageError
 
-# Pillow warns of corrupt EXIF, odd palettes and large images; nobody can act on it in the middle of a run.
+# Pillow warns of corrupt EXIF, odd palettes and large images; no user can act on it in the middle of a run.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
 Exif = Literal["ignore", "apply"]
 
-# Names that promise an image; whether it is one of the formats read here, its content tells.
+# Suffixes of images; whether it is one of the formats read here depends on its content.
 EXTENSIONS = frozenset(
     {"jpg", "jpeg", "jpe", "jfif", "png", "webp", "img", "image"}
     | {"bmp", "gif", "tif", "tiff", "ppm", "pgm", "avif", "heic", "jp2", "jxl"}
@@ -48,7 +48,7 @@ _AS_IT_IS = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
 
 
 def identify(data: bytes | bytearray | memoryview) -> Literal["jpeg", "png", "webp"] | None:
-    """What the first bytes say the file is, whatever its name says."""
+    """The file's format by its first bytes, whatever its name."""
     head = bytes(data[:12])
     if head.startswith(b"\xff\xd8\xff"):
         return "jpeg"
@@ -79,7 +79,7 @@ def decode(data: bytes | bytearray | memoryview, exif: Exif = "ignore") -> np.nd
     """An encoded image as uint8 (height, width, 3) RGB, contiguous and writable.
 
     Grey, palette, alpha and CMYK become RGB as Pillow's `convert("RGB")` makes them, which is what timm and
-    torchvision train on. `exif="apply"` turns the image as its EXIF orientation says; the default ignores it.
+    torchvision train on. `exif="apply"` turns the image by its EXIF orientation; the default ignores it.
 
     Raises:
         ImageError: as `check`, and when the image is truncated or corrupt; some damage inside a JPEG that Pillow
@@ -95,7 +95,7 @@ def decode(data: bytes | bytearray | memoryview, exif: Exif = "ignore") -> np.nd
 
 
 def verify(data: bytes | bytearray | memoryview) -> None:
-    """Decode with Pillow, the stricter of the two; for whoever looks at an image for the first time.
+    """Decode with Pillow, the stricter of the two; for the first check of an image.
 
     Raises:
         ImageError: as `check`, and when the image is truncated or corrupt; also where a JPEG's data end early but for a
@@ -140,7 +140,7 @@ def _open(data: bytes | bytearray | memoryview) -> Image.Image:
     if kind is None:
         shown = bytes(data[:8]).hex(" ") or "nothing"
         raise ImageError("not a JPEG, PNG or WebP image", found=f"first bytes {shown}")
-    # IHDR comes first in every PNG: its depth byte is the 25th. Pillow would cut 16 bits to 8 without a word.
+    # IHDR comes first in every PNG: its depth byte is the 25th. Pillow would cut 16 bits to 8 without a warning.
     if kind == "png" and len(data) > _PNG_DEPTH and data[_PNG_DEPTH] > 8:
         raise ImageError("the image has more than 8 bits a channel", found=data[_PNG_DEPTH], allowed="1 to 8")
     try:

@@ -133,7 +133,7 @@ def _write(folder: Path, document: dict[str, Any], arrays: dict[str, np.ndarray]
     data = canonical_json(complete)
     if len(data) > MAX_BYTES:
         found, allowed = f"{len(data)} bytes of {DOCUMENT}", f"at most {MAX_BYTES}"
-        do = f"Index fewer shards at a time, or mend the {len(document['skipped'])} samples that were left out"
+        do = f"Index fewer shards at a time, or repair the {len(document['skipped'])} samples that were left out"
         raise IndexFileError("the index is too large", where=folder.parent, found=found, allowed=allowed, do=do)
     _put(folder / DOCUMENT, data)
     fsync(folder)

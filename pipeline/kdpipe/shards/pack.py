@@ -46,7 +46,7 @@ def write_shards(
 
     Raises:
         ShardError: an image is none or, when it is to be resized, corrupt.
-        OSError: as the disk says.
+        OSError: as raised by the file system.
     """
     parts = [items[at : at + samples_per_shard] for at in range(0, len(items), samples_per_shard)]
     digits = max(4, len(str(len(parts) - 1)))

@@ -83,7 +83,7 @@ def prepare_folder(
         val_split: share of each class that goes to `out`/val, and the rest to `out`/train; 0 for none.
         convert: encode GIF, BMP, TIFF, AVIF and JPEG XL again, without loss.
         keep_truncated: encode truncated JPEGs again, grey where data are missing.
-        skip_bad: leave out what is bad; otherwise `Problems` tells of up to 20.
+        skip_bad: leave out what is bad; otherwise `Problems` lists up to 20.
         progress: called with (images looked at, images in all).
 
     Raises:

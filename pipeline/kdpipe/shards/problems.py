@@ -1,10 +1,10 @@
-"""Bad samples, files and shards: all of them told at once, or listed where they are left out."""
+"""Bad samples, files and shards: all of them reported at once, or listed where they are left out."""
 
 from collections.abc import Sequence
 
 from kdpipe.errors import KdpipeError, ShardError
 
-# What is told of a set at once.
+# Most problems of a set that are reported at once.
 MOST = 20
 
 
@@ -18,7 +18,7 @@ class Problems(ShardError):
     def __init__(self, errors: Sequence[KdpipeError]) -> None:
         first, count = errors[0], f"{len(errors)} problems" if len(errors) < MOST else f"the first {MOST} problems"
         do = f"{first.do}. " if first.do else ""
-        do += f"This is one of {count}: mend them, or leave all of them out by --skip-bad"
+        do += f"This is one of {count}: repair them, or leave all of them out by --skip-bad"
         super().__init__(first.what, where=first.where, found=first.found, allowed=first.allowed, do=do)
         self.errors = list(errors)
 

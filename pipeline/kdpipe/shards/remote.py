@@ -24,7 +24,7 @@ _ACCESS = (
     "Give credentials in the environment, ~/.netrc or fsspec's configuration, "
     "or fresh URLs by kdpipe --shard-urls FILE.txt"
 )
-_NO_RANGES = "Download the shards, or serve them by a server that answers range requests"
+_NO_RANGES = "Download the shards, or serve them by a server that supports range requests"
 
 
 class Missing(ShardError):
@@ -40,7 +40,7 @@ def exists(url: str) -> bool:
     """Whether a file or folder is there.
 
     Raises:
-        ShardError: that can't be told.
+        ShardError: that can't be determined.
     """
     try:
         with _translated(url):
@@ -52,7 +52,7 @@ def exists(url: str) -> bool:
 
 
 def is_folder(url: str) -> bool:
-    """Whether a URL names a folder. One that ends in .tar is a shard, and its server isn't asked for a listing."""
+    """Whether a URL names a folder. One that ends in .tar is a shard, and its server gets no request for a listing."""
     try:
         with _translated(url):
             fs, inner = _file_system(url)
@@ -102,7 +102,7 @@ def read_range(url: str, size: int, start: int, stop: int) -> memoryview:
         # A fresh look-up each time: fsspec keeps file systems itself and replaces them after a fork.
         fs, inner = _file_system(url)
         if is_http(url):
-            # `cat_file` would take a whole file for a range of it, into memory; a file object looks at the answer.
+            # `cat_file` would take a whole file for a range of it, into memory; a file object checks the response.
             with fs.open(inner, size=size, cache_type="none") as file:
                 file.seek(start)
                 data = file.read(stop - start)
@@ -112,7 +112,7 @@ def read_range(url: str, size: int, start: int, stop: int) -> memoryview:
         raise ShardError("the server ignores range requests", where=where, found=f"{len(data)} bytes", do=_NO_RANGES)
     if len(data) < stop - start:
         found, do = f"{len(data)} bytes", "Index the shards again if they were replaced"
-        raise ShardError("fewer bytes came than were asked for", where=where, found=found, do=do)
+        raise ShardError("fewer bytes came than were requested", where=where, found=found, do=do)
     return memoryview(data)
 
 
@@ -137,7 +137,7 @@ def _file_system(url: str) -> tuple[Any, str]:
 
 
 def _options(url: str) -> dict[str, Any]:
-    """For HTTP, whose client would give up on a large shard after five minutes and knows no ~/.netrc by itself."""
+    """For HTTP, whose client would give up on a large shard after five minutes and doesn't read ~/.netrc by itself."""
     target = unwrapped(url)
     if not is_http(target):
         return {}
@@ -165,7 +165,7 @@ def _translated(url: str, where: str | None = None) -> Iterator[None]:
             raise Missing("no such file", where=url) from error
         if "support range requests" in str(true):
             raise ShardError("the server ignores range requests", where=where or url, do=_NO_RANGES) from error
-        what = f"the shard can't be fetched ({_words(true)})"
+        what = f"the shard can't be fetched ({_error_text(true)})"
         denied = status in (401, 403) or isinstance(true, PermissionError) or "Credentials" in type(true).__name__
         raise ShardError(what, where=where or url, do=_ACCESS if denied else None) from error
 
@@ -177,11 +177,11 @@ def _true_cause(error: BaseException) -> BaseException:
     return error
 
 
-def _words(error: BaseException) -> str:
+def _error_text(error: BaseException) -> str:
     status, message = getattr(error, "status", None), getattr(error, "message", None)
     if isinstance(status, int) and status > 0:
         return f"HTTP {status} {message or ''}".rstrip()
     name = type(error).__name__
     if isinstance(error, TimeoutError) or "Timeout" in name:
-        return f"{name}: no answer in time{': ' if str(error) else ''}{error}"
+        return f"{name}: no response in time{': ' if str(error) else ''}{error}"
     return f"{name}: {error}"

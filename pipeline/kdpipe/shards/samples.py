@@ -107,15 +107,15 @@ def _image(members: dict[str, Member], data: mmap.mmap, rules: Rules, bad: Calla
     chosen = list(members.values()) if rules.image_key is None else matching(members, rules.image_key)
     found = []
     for member in chosen:
-        promises = member.suffix.rpartition(".")[2] in images.EXTENSIONS or rules.image_key is not None
+        expected = member.suffix.rpartition(".")[2] in images.EXTENSIONS or rules.image_key is not None
         if member.problem:
-            if promises:
+            if expected:
                 raise bad(f"member .{member.suffix} is {member.problem}", member.offset, do=WRITE_IN_FULL)
             continue
         head = data[member.start : member.start + min(member.size, 12)]
         if images.identify(head):
             found.append(member)
-        elif promises:
+        elif expected:
             shown = f"first bytes {head[:8].hex(' ')}" if head else "an empty file"
             other = images.other_format(head)
             do = f"It is {other}: {images.CONVERT}" if other else None

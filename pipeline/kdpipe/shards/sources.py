@@ -32,7 +32,7 @@ _ABSOLUTE_OR_UP = re.compile(r"^[/~]|(^|/)\.\.(/|$)|::|://|[\\\x00-\x1f\x7f]")
 
 @dataclass(frozen=True)
 class Source:
-    """Shards in the order of their names, and what a manifest of timm's tells of them."""
+    """Shards in the order of their names, and what a manifest of timm's contains about them."""
 
     urls: list[str]
     lengths: dict[str, int] = field(default_factory=dict)  # samples by url
@@ -56,7 +56,7 @@ def expand(source: str, split: str | None = None) -> list[str]:
 
 
 def resolve(source: str, split: str | None = None, *, look: bool = True) -> Source:
-    """As `expand`, with the lengths that an `_info.json` tells; without `look`, named shards needn't be there."""
+    """As `expand`, with the lengths in an `_info.json`; without `look`, named shards needn't be there."""
     info = _INFO.match(source)
     if info is not None:
         if split is not None and info["split"] not in (None, split):
@@ -169,7 +169,7 @@ def _listed(path: str) -> list[str]:
 def _from_info(path: str, split: str | None, look: bool) -> Source:
     try:
         splits = load_json(_text(path))["splits"]
-        names = {name: _split(said) for name, said in splits.items()}
+        names = {name: _split(entry) for name, entry in splits.items()}
     except ShardError:
         raise
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -182,13 +182,13 @@ def _from_info(path: str, split: str | None, look: bool) -> Source:
     return _lengths(path, names[split] if split is not None else next(iter(names.values())), look)
 
 
-def _split(said: dict[str, Any]) -> dict[str, Any]:
-    filenames, lengths = said["filenames"], said["shard_lengths"]
+def _split(entry: dict[str, Any]) -> dict[str, Any]:
+    filenames, lengths = entry["filenames"], entry["shard_lengths"]
     if not isinstance(filenames, list) or not isinstance(lengths, list):
         raise TypeError
     if not all(isinstance(name, str) and name for name in filenames) or not all(type(n) is int for n in lengths):
         raise TypeError
-    alt_label = said.get("alt_label") or None
+    alt_label = entry.get("alt_label") or None
     if not isinstance(alt_label, str | None):
         raise TypeError
     return {"filenames": filenames, "lengths": lengths, "alt_label": alt_label}
@@ -267,8 +267,8 @@ def _glob(pattern: str) -> list[str]:
 
 def _is_folder(url: str) -> bool:
     if is_local(_absolute(url)):
-        return os.path.isdir(_absolute(url))  # False, too, where it can't be told
-    # A shard's server isn't asked for a listing: by HTTP that would fetch the shard.
+        return os.path.isdir(_absolute(url))  # False, too, where it is unknown
+    # A shard's server gets no request for a listing: by HTTP that would fetch the shard.
     return not name_of(url).endswith((".tar", ".txt")) and remote.is_folder(url)
 
 
@@ -291,7 +291,7 @@ def _all_there(urls: list[str], what: str) -> list[str]:
 
 def _missing(urls: Iterable[str]) -> list[str]:
     urls = list(urls)
-    pool = ThreadPoolExecutor(16)  # a remote store answers slowly, but many at a time
+    pool = ThreadPoolExecutor(16)  # a remote store is slow, but serves many requests at a time
     try:
         return [url for url, there in zip(urls, pool.map(_exists, urls), strict=True) if not there]
     finally:

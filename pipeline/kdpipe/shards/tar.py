@@ -70,7 +70,7 @@ class Damage(ShardError):
     ) -> None:
         super().__init__(what, where=f"{url}, byte {offset}", found=found, do=do)
         self.offset = offset
-        self.key = key  # of the sample that was cut, if it can be told
+        self.key = key  # of the sample that was cut, if it is known
         self.reason = str(ShardError(what, found=found))
 
 
@@ -164,7 +164,7 @@ def _next(tar: tarfile.TarFile, url: str, size: int) -> tarfile.TarInfo | None:
 
 
 def _check_end(data: mmap.mmap, end: int, url: str) -> None:
-    """`tarfile` stops without a word at the end of the file, at damage and at a marker: which was it?"""
+    """`tarfile` stops without an error at the end of the file, at damage and at a marker: which was it?"""
     marker = data[end : end + RECORD]
     if len(marker) < RECORD:
         what = "the tar is truncated: its end-of-archive marker is missing"

@@ -34,7 +34,7 @@ def tail_parts(
 
     Returns:
         Tensors `tail.stage.*`, `tail.norm.*`, probe_inputs (n, C3, h3, w3), probe_outputs (n, D, h, w), on the
-        CPU; and what tells how to build it.
+        CPU; and the record of how to build it.
 
     Raises:
         TeacherError: the network has no such stage, or its final map isn't made by stage and norm alone.

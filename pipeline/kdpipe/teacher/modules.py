@@ -102,31 +102,31 @@ def load_tail(
         IdentityError: the tail is another teacher's, or its outputs for its probes differ from the stored ones.
         CacheError: the part lacks something.
     """
-    said = parsed(_OfTail, about, where, "the record of a tail isn't one that kdpipe writes")
-    if teacher not in (None, said.teacher):
+    record = parsed(_OfTail, about, where, "the record of a tail isn't one that kdpipe writes")
+    if teacher not in (None, record.teacher):
         what = "the tail is another teacher's"
-        raise IdentityError(what, where=where, found=said.teacher, allowed=teacher, do="Store the teacher's own")
+        raise IdentityError(what, where=where, found=record.teacher, allowed=teacher, do="Store the teacher's own")
     inputs, outputs = _taken(tensors, {"probe_inputs": 4, "probe_outputs": 4}, where)
-    require_trusted(said.model, said.model_kwargs, trust, where)
-    config = ModelConfig(**{name: getattr(said, name) for name in _BUILT_FROM})
-    if not runs_code(said.model, said.model_kwargs):
+    require_trusted(record.model, record.model_kwargs, trust, where)
+    config = ModelConfig(**{name: getattr(record, name) for name in _BUILT_FROM})
+    if not runs_code(record.model, record.model_kwargs):
         require_size(outline(lambda: build(config).module, where), tensors, where)
     with torch.random.fork_rng(devices=[]):  # weights that are overwritten cost the run none of its random numbers
         module = build(config).module
     parts: list[nn.Module | None] = []
-    for name, path in (("stage", said.stage), ("norm", said.norm)):
+    for name, path in (("stage", record.stage), ("norm", record.norm)):
         try:
             part = None if path is None else module.get_submodule(path)
             if part is not None:
                 start = f"tail.{name}."
                 part.load_state_dict({k.removeprefix(start): v for k, v in tensors.items() if k.startswith(start)})
         except (AttributeError, RuntimeError) as e:
-            what = f"the tail's tensors aren't those of {said.model}'s {path}: {str(e)[:300]}"
+            what = f"the tail's tensors aren't those of {record.model}'s {path}: {str(e)[:300]}"
             raise TeacherError(what, where=where, do="Use the versions of kdpipe and timm that stored it") from e
         parts.append(part)
     stage, norm = parts
     assert stage is not None
-    tail = Tail(stage, norm, shape_of(inputs), shape_of(outputs), said.channels_last)
+    tail = Tail(stage, norm, shape_of(inputs), shape_of(outputs), record.channels_last)
     _require_same(tail, inputs, outputs, where, "tail")
     return tail
 

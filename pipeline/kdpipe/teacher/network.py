@@ -58,7 +58,7 @@ class Network:
                 where=config.model,
                 found=published,
                 allowed=built.num_classes,
-                do="Fine-tune it first (kdpipe train-student --pretrained --loss none), or mend the class count",
+                do="Fine-tune it first (kdpipe train-student --pretrained --loss none), or correct the class count",
             )
         self.weights = weights_digest(built.module)
         plain = built.module.eval().requires_grad_(False)
@@ -84,7 +84,7 @@ class Network:
     def identity(self) -> dict[str, Any]:
         """What determines the network's output.
 
-        What the weights' file alone says is here too: rows that a class map takes are in the digest of the weights,
+        What only the weights' file contains is here too: rows that a class map takes are in the digest of the weights,
         logits that are standardised are not.
         """
         b = self.built
@@ -136,7 +136,7 @@ class Network:
         return self._normalize(images, None)
 
     def __call__(self, images: torch.Tensor, erased: Erased | None) -> TeacherOutput:
-        """Its outputs, in float32, for uint8 (N, S, S, 3) on the device, erased where `erased` says.
+        """Its outputs, in float32, for uint8 (N, S, S, 3) on the device, erased as given by `erased`.
 
         Raises:
             TeacherError: it can't run, or a merged form isn't the network that it was made from.

@@ -39,7 +39,7 @@ class TeacherOutput(NamedTuple):
 
     @classmethod
     def joined(cls, outputs: "list[TeacherOutput]") -> "TeacherOutput":
-        """Answers on several batches as one."""
+        """Outputs of several batches as one."""
         named = [output.parts() for output in outputs]
         return cls(**{name: torch.cat([parts[name] for parts in named]) for name in named[0]})
 
@@ -88,7 +88,7 @@ def with_features(model: nn.Module, features: tuple[str, ...], name: str, x: tor
     if features:
         try:
             with torch.inference_mode():
-                said = made(x)
+                output = made(x)
             altered = _altered(cast(Any, model), features, x)
         except TeacherError as e:
             do = e.do or without("map")
@@ -96,8 +96,8 @@ def with_features(model: nn.Module, features: tuple[str, ...], name: str, x: tor
         except Exception as e:  # a network that isn't of timm's kind after all
             what = f"the model can't give its features: {type(e).__name__}: {first_line(e)}"
             raise TeacherError(what, where=name, do=without(*features)) from e
-        if said.pooled is not None and said.pooled.ndim != 2:
-            found = tuple(said.pooled.shape[1:])
+        if output.pooled is not None and output.pooled.ndim != 2:
+            found = tuple(output.pooled.shape[1:])
             raise TeacherError("what its classifier sees is no vector", where=name, found=found, do=without("pooled"))
         if altered:
             do = f"Give it operations that aren't in place (relu, not relu_), or {_lower(without(*altered))}"
@@ -106,9 +106,9 @@ def with_features(model: nn.Module, features: tuple[str, ...], name: str, x: tor
     return made
 
 
-def without(*asked: str) -> str:
+def without(*targets: str) -> str:
     """What to do where these can't be had: features, or `tail`."""
-    return f"Leave out {' and '.join(f'targets.{name}' for name in asked)}"
+    return f"Leave out {' and '.join(f'targets.{name}' for name in targets)}"
 
 
 def as_map(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
@@ -118,7 +118,7 @@ def as_map(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
     than one: a single token is the class's, or a mean.
 
     Raises:
-        TeacherError: it is neither, or a map of which nothing says where its channels are.
+        TeacherError: it is neither, or a map whose channel axis is unknown.
     """
     if isinstance(x, torch.Tensor) and x.ndim == 4:
         return (x.permute(0, 3, 1, 2) if channels_last(model, x) else x).contiguous()
@@ -137,9 +137,9 @@ def as_map(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
 
 
 def channels_last(model: nn.Module, x: torch.Tensor, where: str | None = None) -> bool:
-    """Whether a map that `forward_features` gives has its channels last, as the network says.
+    """Whether a map that `forward_features` gives has its channels last, as the network declares.
 
-    It says so by `output_fmt`, as timm's do, or by `num_features`, if one side of the map alone is of that size.
+    It declares it by `output_fmt`, as timm's do, or by `num_features`, if one side of the map alone is of that size.
 
     Args:
         model: what gave it.
@@ -147,17 +147,17 @@ def channels_last(model: nn.Module, x: torch.Tensor, where: str | None = None) -
         where: what an error names.
 
     Raises:
-        TeacherError: it says neither.
+        TeacherError: it declares neither.
     """
-    said = str(getattr(model, "output_fmt", "")).upper()
+    output_fmt = str(getattr(model, "output_fmt", "")).upper()
     for layout in _LAYOUTS:
-        if said.endswith(layout):
+        if output_fmt.endswith(layout):
             return layout == "NHWC"
     width = getattr(model, "num_features", None)
     first, last = x.shape[1] == width, x.shape[3] == width
     if first == last:
         raise TeacherError(
-            "the model doesn't say whether its final map has its channels first or last",
+            "the model doesn't declare whether its final map has its channels first or last",
             where=where,
             found=f"a map of {' x '.join(map(str, x.shape[1:]))}, num_features {width}, no output_fmt",
             do=f"Set output_fmt on the network ({' or '.join(_LAYOUTS)}), or num_features, the channels of the map",

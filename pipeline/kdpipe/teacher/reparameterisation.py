@@ -46,7 +46,7 @@ def merge(plain: nn.Module, name: str, size: int) -> nn.Module | None:
             cut = copied or deepcopy(plain)
             crop(cut, too_large)
             return cut
-    except Exception:  # a network that can't be copied, or can't run, which it says when it is asked for an answer
+    except Exception:  # a network that can't be copied, or can't run, which is reported when it is run
         return copied
     return copied
 
@@ -54,7 +54,7 @@ def merge(plain: nn.Module, name: str, size: int) -> nn.Module | None:
 def check_merged(plain: WithFeatures, run: WithFeatures, x: torch.Tensor, name: str) -> None:
     """Compare the merged network with the plain one: in float32 on the CPU, on a few views and one of noise.
 
-    Noise, because a first batch may be of one colour, which tells little about kernels.
+    Noise, because a first batch may be of one colour, which shows little about kernels.
 
     Args:
         plain: on the CPU.

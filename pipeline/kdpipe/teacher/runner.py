@@ -109,15 +109,15 @@ class Runner:
             self.apply_plan(plan)
             raise
 
-    def _take(self, answer: WithFeatures) -> None:
-        self._with_features = self._run = answer
+    def _take(self, network: WithFeatures) -> None:
+        self._with_features = self._run = network
         self.plan, self._plainly = {}, None
 
     @torch.inference_mode()
     def search(self, seconds: float) -> None:
-        """Find the fastest way of each layer, and of the whole network, and follow it.
+        """Find the fastest kernel of each layer, and of the whole network, and apply it.
 
-        A network for which that fails, for want of memory, log, is run plainly: it is for speed alone.
+        A network for which that fails, such as for lack of memory, keeps its original kernels: it is for speed alone.
 
         Args:
             seconds: to spend on timing; compiling, which can't be stopped, and comparing may take more.
@@ -135,7 +135,7 @@ class Runner:
 
     @torch.inference_mode()
     def apply_plan(self, plan: KernelPlan) -> None:
-        """Compute each layer as a plan says, once the outcome was compared with the plain network's.
+        """Compute each layer by a kernel plan, once the outcome was compared with the plain network's.
 
         Raises:
             TeacherError: it can't be computed like that, or its output differs; then the original is run.
@@ -149,7 +149,7 @@ class Runner:
             self._run, self.plan = self._with_features, {}
             if isinstance(e, TeacherError) or not isinstance(e, Exception):
                 raise
-            what = f"it can't be computed as teacher.layers says: {type(e).__name__}: {first_line(e)}"
+            what = f"it can't be computed as given by teacher.layers: {type(e).__name__}: {first_line(e)}"
             raise TeacherError(what, where=self._name, do=OTHER) from e
 
     def _follow(self, plan: KernelPlan) -> None:

@@ -169,7 +169,7 @@ class Teacher:
         return self._networks[0].normalized(torch.from_numpy(images).to(self.device)).cpu()
 
     def search(self, batches: int, at_most: float = 180.0) -> None:
-        """Where the config asks for the fastest ways, find them: in a small part of the time of so many batches.
+        """Search for the fastest kernels if the config requests them: in a small part of the time of so many batches.
 
         The teacher has run before: the first batch takes longer than others.
 
@@ -195,7 +195,7 @@ class Teacher:
 
     @torch.inference_mode()
     def __call__(self, images: np.ndarray, erased: Erased | None = None) -> TeacherOutput:
-        """Run on views, uint8 (N, S, S, 3), erased where `erased` says, in padded batches of `batch_size`.
+        """Run on views, uint8 (N, S, S, 3), erased as given by `erased`, in padded batches of `batch_size`.
 
         Padding repeats the first view, so that a sample's output depends neither on how many are left nor on
         what the buffer held before.

@@ -23,7 +23,7 @@ class Distributed:
 
     @property
     def first(self) -> bool:
-        """Whether this is the process that writes and speaks."""
+        """Whether this is the process that writes files and logs."""
         return self.rank == 0
 
     def agree(self, flag: bool) -> bool:

@@ -53,7 +53,7 @@ class RunFolder:
     def open(self) -> bool:
         """See what the folder holds; True if there is a checkpoint to resume from. The first write makes it.
 
-        It belongs to this run until `close`; a finished one, which nobody will write to, to anybody.
+        It belongs to this run until `close`; a finished one, which is only read, is open to any.
 
         Raises:
             CheckpointError: it holds something else, can't be read, or another run is writing to it.
@@ -68,7 +68,7 @@ class RunFolder:
                     (self.path / name).unlink()
             there = [name for name in self._names() if not _LEFTOVER.fullmatch(name)]
         if CHECKPOINT in there:
-            # One from before the first step keeps nothing: a job whose settings were mended begins anew over it.
+            # One from before the first step keeps nothing: a job whose settings were corrected starts again over it.
             return there != [CHECKPOINT] or self.read_state()["number"] > 0
         if there:
             raise CheckpointError(
@@ -184,7 +184,7 @@ class RunFolder:
         try:
             self.path.mkdir(parents=True)
         except FileExistsError as e:
-            raise CheckpointError("another run has begun here", where=self.path, do="Choose another --out") from e
+            raise CheckpointError("another run has started here", where=self.path, do="Choose another --out") from e
         self._absent = False
         self._own()
         for path in new:
@@ -211,5 +211,5 @@ class RunFolder:
             raise CheckpointError(
                 f"can't be written: {getattr(e, 'strerror', None) or e}",
                 where=self.path / name,
-                do="Free space or mend the permission, then repeat the command: it resumes from the checkpoint",
+                do="Free space or correct the permission, then repeat the command: it resumes from the checkpoint",
             ) from e

@@ -1,4 +1,4 @@
-"""The run's metrics as dvclive writes them, for DVC's plots and for whoever watches an experiment.
+"""The run's metrics as dvclive writes them, for DVC's plots and for live views of an experiment.
 
 metrics.jsonl stays the truth: what dvclive has is made from its lines, from the first again after an interruption,
 so that an epoch that came twice is there once.
@@ -33,7 +33,7 @@ class LiveLog:
         self._live: Any = None
         if on:
             try:
-                import dvclive  # noqa: F401 - asked for before a step is trained
+                import dvclive  # noqa: F401 - required before a step is trained
             except ImportError as e:
                 raise TrainingError("dvclive is not installed", do="pip install 'kdpipe[dvc]'") from e
 

@@ -21,7 +21,7 @@ from kdpipe.trainer.state import pack, require_same, separate, unpack
 
 @dataclass(frozen=True)
 class TrainingProgress:
-    """One step done, for whoever shows progress. Counts are over all processes, `epoch` and `step` from 1.
+    """One step done, for progress bars. Counts are over all processes, `epoch` and `step` from 1.
 
     Attributes:
         samples: seen in the whole run, of `total`; `before` of them before this process went on with it.
@@ -112,7 +112,7 @@ class TrainingLoop:
         return True
 
     def _stopped(self) -> bool:
-        # Agreeing makes several processes wait for each other, so they don't ask at every step.
+        # Agreeing makes several processes wait for each other, so they don't do it at every step.
         ranks = self.plan.ranks
         return (ranks.world == 1 or self.step % _ASK_EVERY == 0) and ranks.agree(self._stop())
 
@@ -260,7 +260,7 @@ class TrainingLoop:
 
 
 def _describe(line: dict[str, Any], epochs: int, speed: float) -> str:
-    words = [f"epoch {line['epoch']}/{epochs}", *(f"{k} {v:.4f}" for k, v in line["train"].items())]
+    parts = [f"epoch {line['epoch']}/{epochs}", *(f"{k} {v:.4f}" for k, v in line["train"].items())]
     if line["validation"] and line["validation"]["top1"] is not None:
-        words.append(f"top1 {100 * line['validation']['top1']:.2f} %")
-    return "  ".join([*words, f"lr {line['lr']:.3g}", f"{speed:.0f} img/s"])
+        parts.append(f"top1 {100 * line['validation']['top1']:.2f} %")
+    return "  ".join([*parts, f"lr {line['lr']:.3g}", f"{speed:.0f} img/s"])

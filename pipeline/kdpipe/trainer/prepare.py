@@ -48,7 +48,7 @@ class TrainingPlan:
     """A job made concrete in one process.
 
     Attributes:
-        identity: what a resumed run must agree with.
+        identity: what a resumed run must match.
         pixels: of each cache, whether the student sees what the teacher saw, and if not, what is the same; see
             `Teachers.fit`.
     """

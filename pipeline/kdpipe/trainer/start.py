@@ -55,7 +55,7 @@ def train(
         try:
             resuming = ranks.agree(ranks.first and folder.open())
             saved = folder.read_state()["config"] if resuming else None
-            # What replaces a run owes nothing to it, not even the views it began with.
+            # A run that replaces another takes nothing from it, not even the views it started with.
             plan = prepare(job, ranks, log, None if overwrite else saved)
             try:
                 if overwrite and saved is not None and differences(plan.identity, saved):

@@ -156,6 +156,6 @@ def require_same(where: object, now: dict[str, Any], then: dict[str, Any]) -> No
             f"the checkpoint was made with another {field}{more}",
             where=where,
             found=f"{str(ours)[:200]} now",
-            allowed=f"{str(theirs)[:200]} as begun",
-            do="Repeat with the settings it was begun with, or choose another --out",
+            allowed=f"{str(theirs)[:200]} as started",
+            do="Repeat with the settings it was started with, or choose another --out",
         )

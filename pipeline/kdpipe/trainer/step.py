@@ -34,7 +34,7 @@ class Step:
         distillation: the student and its loss, not yet on a device.
         config: see TrainConfig.
         updates: steps of an epoch, for the schedule.
-        targets_of: the teacher's word on a batch; None where the loss needs none.
+        targets_of: the teacher's targets for a batch; None where the loss needs none.
         ranks: the processes of the run; by default only this one, on `config.device`.
 
     Raises:
@@ -60,7 +60,7 @@ class Step:
         self._normalize = Normalize(built.mean, built.std, config.channels_last).to(ranks.device)
         try:
             self.optimizer = create_optimizer_v2(
-                # timm asks a model for its layers; one with adapters beside it has none to tell.
+                # timm queries a model for its layers; one with adapters beside it has none to return.
                 distillation if distillation.adapts else self.model,
                 opt=config.opt,
                 lr=config.lr,

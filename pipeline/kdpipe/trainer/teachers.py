@@ -30,7 +30,7 @@ class Teachers:
         loader: its tolerance for the caches' canaries.
         num_classes: the student's, where it is known.
         log: takes remarks.
-        begun: `identity` of the run that is resumed: it keeps its encodings and views, if all of them are there; else
+        resumed: `identity` of the run that is resumed: it keeps its encodings and views, if all of them are there; else
             its identity will differ.
         trust: names of models that the caches may give, see `require_trusted`.
 
@@ -52,7 +52,7 @@ class Teachers:
         loader: LoaderConfig,
         num_classes: int | None,
         log: Log,
-        begun: Sequence[dict[str, Any]] = (),
+        resumed: Sequence[dict[str, Any]] = (),
         trust: tuple[str, ...] = (),
     ) -> None:
         self._loss, self._views, requirements = loss, views, loss.requirements
@@ -100,11 +100,11 @@ class Teachers:
                     do="Pass --set loss.teachers=sum",
                 )
             want = CacheRequest.of(requirements)
-            before = begun if len(begun) == len(caches) else [None] * len(caches)
+            before = resumed if len(resumed) == len(caches) else [None] * len(caches)
             for where, was in zip(caches, before, strict=True):
                 encodings = None if was is None else was["encodings"]
                 reader = open_reader(
-                    where, index, views, request=want, num_classes=num_classes, begun=encodings, trust=trust
+                    where, index, views, request=want, num_classes=num_classes, resumed=encodings, trust=trust
                 )
                 if was is not None and encodings == reader.selection.json() and set(was["views"]) <= set(reader.views):
                     reader.keep(was["views"])

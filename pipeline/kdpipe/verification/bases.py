@@ -1,6 +1,6 @@
-"""Whether a map's calibration is one of what the live teacher says.
+"""Whether a map's calibration fits the live teacher's outputs.
 
-Cached projections are compared with live ones on the cached basis, so that comparison can't tell a wrong basis. What
+Cached projections are compared with live ones on the cached basis, so that comparison can't detect a wrong basis. What
 reading gives back of a map is off by what rounding takes, which `agreement` bounds, and by what the basis leaves
 out. That must be little where it was little when the basis was fitted. Sums in the tasks' records are no measure of
 it: what was cached on a wrong basis was measured on it too, and views that are cut take an even share of the sums.
@@ -25,14 +25,14 @@ _LESS, _TIMES = 2.0, 100.0
 
 @dataclass
 class CalibrationTruth:
-    """What live tokens say of a calibration; `add` batches, then `json`.
+    """A calibration compared with live tokens; `add` batches, then `json`.
 
     Attributes:
         feature: the map.
         calibration: as stored.
         fitted: views that it was fitted to.
         held: of each batch, the share of the squared distances from the stored mean that the components hold.
-        spread: of each batch, the mean squared distance relative to that which the stored std tells.
+        spread: of each batch, the mean squared distance relative to that given by the stored std.
     """
 
     feature: Feature
@@ -60,8 +60,8 @@ class CalibrationTruth:
         noise = FLOOR * float(x.abs().max()) + SLACK * float((x - again.float()).abs().max())
         if away <= x.numel() * noise**2:
             return  # a map that never changes has no directions
-        told = float(self.calibration.std.double().square().sum()) * (x.numel() // x.shape[-1])
-        self.spread.append(away / told if told else math.inf)
+        stored = float(self.calibration.std.double().square().sum()) * (x.numel() // x.shape[-1])
+        self.spread.append(away / stored if stored else math.inf)
         if self.feature.rank is not None:
             self.held.append(_square(self.calibration.project(x)) / away)
 
@@ -87,7 +87,7 @@ class CalibrationTruth:
             return None
         if not any(1 / _TIMES <= ratio <= _TIMES for ratio in self.spread):
             ratio = min(self.spread, key=lambda r: abs(math.log(r)) if 0 < r < math.inf else math.inf)
-            return f"live tokens lie about its mean {ratio:.3g} times as far (squared) as its std tells"
+            return f"live tokens lie about its mean {ratio:.3g} times as far (squared) as its std gives"
         if self.held and not max(self.held) >= self.expected:
             held, explained = max(self.held), self.calibration.explained
             return f"it holds {held:.3g} of the live variance at most, where {explained:.3g} is recorded"
@@ -95,7 +95,7 @@ class CalibrationTruth:
 
     @property
     def checked(self) -> bool:
-        """Whether there was enough to judge more than its form."""
+        """Whether there was enough to check more than its form."""
         return len(self.spread) >= _BATCHES and self.fitted >= _FITTED
 
     def json(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""How far cached rows are from what the live teacher says of the same views, beyond what rounding takes."""
+"""How far cached rows are from the live teacher's outputs for the same views, beyond what rounding takes."""
 
 import math
 from collections.abc import Sequence
@@ -169,9 +169,9 @@ def compare_feature(
 ) -> None:
     """Add a batch's feature, as the live runs give it (N, D, ...); where it is on a basis, its projections count.
 
-    Steps of int8 are as wide as the live token's would be, never as the cache says: a wide scale would excuse
+    Steps of int8 are as wide as the live token's would be, never as the cache gives: a wide scale would hide
     anything. What is left of the scales' difference counts like a difference of the token's largest value. A basis
-    counts by how far its components are from orthonormal, because no projection on it tells.
+    counts by how far its components are from orthonormal, because no projection on it shows that.
 
     Loses `error`, relative and squared, of what reading gives back. It is not checked by itself: it is what rounding
     takes, which is bounded here, and what the basis leaves out, for which see `calibration_truth`.
@@ -218,7 +218,7 @@ def orthonormal_error(calibration: Calibration) -> float:
 def _scales(
     feature: Feature, stored: dict[str, np.ndarray], live: torch.Tensor, calibration: Calibration | None
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Of each token, float32: the stored scale; the widest step it excuses; by how much scales differ beyond rounding.
+    """Of each token, float32: the stored scale; the widest step it allows; by how much scales differ beyond rounding.
 
     Stored and live scale are both rounded to float16. So tokens that are nearly the same may have neighbouring scales,
     which for tiny tokens, where float16 has few of them, is much of a scale.
@@ -244,10 +244,10 @@ def _beyond_rounding(
     least = full.topk(encoding.k, dim=1).values[:, -1:]
     now = torch.where(now < least - _TIE, torch.inf, now)
     at_label = full.gather(1, labels.clamp(min=0)[:, None])
-    said = stored["label_log_prob"][:, None]
+    at_label_cached = stored["label_log_prob"][:, None]
     unlabelled = (labels < 0)[:, None]
-    agree = torch.from_numpy(np.isnan(said)) == unlabelled
-    gap = torch.where(unlabelled & agree, 0, _gap(said, at_label)[:, None])
+    agree = torch.from_numpy(np.isnan(at_label_cached)) == unlabelled
+    gap = torch.where(unlabelled & agree, 0, _gap(at_label_cached, at_label)[:, None])
     return torch.maximum(_gap(stored["log_prob"], now), torch.where(agree, gap, torch.inf)[:, 0])
 
 

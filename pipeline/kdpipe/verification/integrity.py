@@ -1,4 +1,4 @@
-"""Integrity: every byte of a cache is the one that was written, nothing is missing and nothing is foreign."""
+"""Integrity: every byte of a cache is the one that was written, nothing is missing and nothing is unexpected."""
 
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
@@ -42,7 +42,7 @@ T = TypeVar("T")
 
 
 def check_integrity(store: Store) -> tuple[list[Problem], dict[str, int]]:
-    """Check every file of a cache against what vouches for it; never raises for damage, but lists it.
+    """Check every file of a cache against the record of its digest; never raises for damage, but lists it.
 
     Returns:
         problems: {"where": file, "what": damage}, empty for an intact cache.
@@ -53,7 +53,7 @@ def check_integrity(store: Store) -> tuple[list[Problem], dict[str, int]]:
     """
     names = store.files()
     if not any(name.startswith(("commits/", ROOT)) for name in names):
-        raise CacheError("no cache here", where=store, do="Mend the path")
+        raise CacheError("no cache here", where=store, do="Correct the path")
     check = _Check(store)
     check.root()
     if PROVENANCE in names:
@@ -71,9 +71,9 @@ def check_integrity(store: Store) -> tuple[list[Problem], dict[str, int]]:
             for name in tasks:
                 check.commit(name, segments[folder])
             continue
-        # What the segment's record vouched for can't be told, and is not foreign. A damaged one is listed already.
+        # What the segment's record listed is unknown, and is not unexpected. A damaged one is listed already.
         if not is_folder(f"commits/{folder}"):
-            continue  # foreign
+            continue  # unexpected
         lost.append(f"segments/{folder}/")
         for name in tasks:
             check.arrays(name)
@@ -82,7 +82,7 @@ def check_integrity(store: Store) -> tuple[list[Problem], dict[str, int]]:
     for name in sorted(set(names) - check.known):
         # Locks are of those who are writing now, or of a process that was killed; they are no part of the cache.
         if not name.startswith((LOCKS, *lost)):
-            what = "foreign: nothing in the cache vouches for it (an interrupted write? cache-teacher sweeps)"
+            what = "unexpected: no record in the cache lists it (an interrupted write? cache-teacher deletes it)"
             check.problem(name, what)
     return check.problems, check.counts
 
@@ -90,7 +90,7 @@ def check_integrity(store: Store) -> tuple[list[Problem], dict[str, int]]:
 def required(segments: Iterable[Segment]) -> dict[str, str]:
     """The parts that have to be there for these segments, by name, and why.
 
-    A tail is none of them: nothing that is stored says that one was asked for.
+    A tail is none of them: nothing that is stored shows that one was requested.
     """
     segments = list(segments)
     found = dict.fromkeys(needed(segments), "a segment can't be read without this part")
@@ -105,7 +105,7 @@ class _Check:
         self.problems: list[Problem] = []
         self.known: set[str] = set()
         self.damaged: set[str] = set()
-        self.identity: dict[str, Any] = {}  # stays empty where it can't be told
+        self.identity: dict[str, Any] = {}  # stays empty where it is unknown
         self.counts = {"files": 0, "bytes": 0, "commits": 0}
 
     def problem(self, where: str, what: str) -> None:
@@ -144,7 +144,7 @@ class _Check:
         return {name: self.store.read(name) for name, digest in files.items() if self.file(name, digest)}
 
     def root(self) -> None:
-        """The store's record and what it vouches for: identity and canaries."""
+        """The store's record and the files that it lists: identity and canaries."""
         content = self.record(STORE_RECORD, lambda: read_store_record(self.store))
         if content is None:
             return
@@ -157,7 +157,7 @@ class _Check:
             self.valid(CANARY_LABELS, lambda: parse_canaries(files, self.identity, self.store))
 
     def own(self, name: str, content: dict[str, Any]) -> None:
-        """That a record is of a cache of this identity, where that can be told."""
+        """That a record is of a cache of this identity, where that is known."""
         of = content.get("identity_digest")
         if self.identity and of is not None:
             self.expect(of == fingerprint(self.identity), name, "it is of another cache: its identity_digest differs")
@@ -197,11 +197,11 @@ class _Check:
             self.expect(part in records.values(), part_record(part), f"missing: {why}")
 
     def part(self, name: str, part: str) -> None:
-        """A part's record, its file, and that it is of this cache's teacher, or what its name says."""
+        """A part's record, its file, and that it is of this cache's teacher, or of the content in its name."""
         content = self.record(name, lambda: read_part_record(self.store, part))
         file = part_file(part)
         if content is None:
-            self.known.add(file)  # which a damaged record can't vouch for, but it isn't foreign
+            self.known.add(file)  # which a damaged record can't list, but it isn't unexpected
             return
         self.own(name, content)
         if not self.file(file, content["files"][file]):
@@ -224,7 +224,7 @@ class _Check:
                 self.file(file, entry["sha256"], entry["bytes"])
 
     def commit(self, name: str, segment: Segment) -> None:
-        """A task's record: that it belongs where it lies, and that its files are what it says."""
+        """A task's record: that it belongs where it lies, and that its files match it."""
         shards = enumerate(self.identity.get("shards", []))
         found = next(((i, s) for i, s in shards if segment.commit(s["name"]) == name), None)
         if found is None:
@@ -234,7 +234,7 @@ class _Check:
         position, shard = found
         content = self.record(name, lambda: read_task(self.store, segment, position, shard))
         if content is None:
-            # Which a damaged record can't vouch for, but they aren't foreign.
+            # Which a damaged record can't list, but they aren't unexpected.
             self.known |= set(segment.chunks(position))
             return
         self.counts["commits"] += 1

@@ -1,4 +1,4 @@
-"""Truth: render a sample of the cached views again, ask the teacher again, and compare.
+"""Replay: render a sample of the cached views again, run the teacher again, and compare.
 
 A live-versus-live control runs the same views in another order and beside other rows. The cache must be as close to the
 live teacher as that, beyond what its encoding takes; and the control must be no larger than rounding explains, else the
@@ -72,7 +72,7 @@ def check_truth(
     batches = _choose(cache, segments, index, batch, max(samples, BATCHES * batch) if declared else samples, seed)
     totals = {group: Comparison(group, dtype, declared) for group in GROUPS}
     calibrations: dict[str, CalibrationTruth] = {}
-    # One segment after another: its features are asked for as they were when it was made.
+    # One segment after another: its features are requested as they were when it was made.
     with ThreadPoolExecutor(cores()) as pool:
         for segment, view, rows in sorted(batches, key=lambda batch: batch[0].number):
             encoding, shard = segment.encoding, index.shard_of(rows.start)
@@ -143,7 +143,7 @@ def join(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _joined(parts: Sequence[dict[str, Any]], means: Sequence[str]) -> dict[str, Any]:
-    """Of one group, where views of 0 say nothing."""
+    """Of one group, where parts of 0 views don't count."""
     parts = [p for p in parts if p["views"]] or list(parts[:1])
     views = sum(p["views"] for p in parts)
     found = {n: sum(p[n] * p["views"] for p in parts) / views if views else None for n in means}
@@ -167,7 +167,7 @@ def _choose(
     """Seeded teacher batches among the committed tasks whose shard the index has: one of each segment, then any.
 
     An evaluation view is a segment of its own, so each of them is among the first. They are more than `samples`
-    views where there are more segments than that allows: a segment that nobody looks at may hold anything.
+    views where there are more segments than that allows: a segment that is never checked may hold anything.
     """
     shards = {shard.name: shard for shard in index.shards}
     by_segment = [[(s, shards[name]) for name in cache.committed(s) if name in shards] for s in segments]

@@ -35,7 +35,7 @@ def decode_sample(index: Index, row: int, data: bytes | memoryview, config: View
         raise ShardError(
             f"image can't be decoded: {e.what}",
             where=f"{shard.name} key {index.key(row)} at byte {int(index.image_start[row])}",
-            do="Mend the shard, or leave such samples out with kdpipe index --skip-bad",
+            do="Repair the shard, or leave such samples out with kdpipe index --skip-bad",
         ) from e
 
 
@@ -103,7 +103,7 @@ def render_rows(
     first, data = index.rows(block).start, reader.read(block)
     drawn = [block_views(index, config, block, view) for view in views]
     own = range(rows.start - first, rows.stop - first)
-    # Of each view the rows to render: those asked for and their partners.
+    # Of each view the rows to render: those requested and their partners.
     needed = [{*own, *(p for i in own if (p := drawing.partner(i)) is not None)} for drawing in drawn]
     wanted = [*own, *sorted(set().union(*needed).difference(own))]
     places = {i: place for place, i in enumerate(wanted)}

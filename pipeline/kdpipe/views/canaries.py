@@ -1,6 +1,6 @@
 """Canaries: a few views kept as pixels in every cache, rendered again before anyone trusts it.
 
-A policy and a seed say what should be rendered; they can't see that another decoder, another vector unit or
+A policy and a seed define what should be rendered; they can't show that another decoder, another vector unit or
 a patched library renders it differently. Pixels can.
 """
 

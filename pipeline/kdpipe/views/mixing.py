@@ -1,6 +1,6 @@
 """Mixup (Zhang et al. 2017) and CutMix (Yun et al. 2019) of pairs of rows inside a block, timm's mode `pair`.
 
-Partners and shares belong to (seed, shard, the keys of the whole block, view): whoever renders a row knows its
+Partners and shares belong to (seed, shard, the keys of the whole block, view): a row is rendered with its
 partner without knowing the batch. An odd last row has none.
 """
 

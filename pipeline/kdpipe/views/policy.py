@@ -11,7 +11,7 @@ from kdpipe.views.rand_augment import RandAugmentSpec
 POLICY_VERSION = 2
 # How `kdpipe.shards.images` makes pixels of files: libjpeg's slow integer DCT with fancy upsampling, then Pillow's
 # conversion to RGB. The number is raised when these pixels change; libraries' releases are provenance, and a cache's
-# canaries notice the release that changes a pixel against its promise.
+# canaries notice the release that changes a pixel against its guarantee.
 _DECODER: dict[str, str | int] = {"name": "pillow-rgb", "version": 1}
 
 Range = tuple[float, float]

@@ -78,7 +78,7 @@ _ARGUMENTS: dict[str, Callable[[float, float], float]] = {
 
 @dataclass(frozen=True)
 class RandAugmentSpec:
-    """What a string asks for.
+    """The settings of a configuration string.
 
     Attributes:
         magnitude: m. layers: n. prob: p, of each layer being applied.

@@ -17,7 +17,7 @@ from kdpipe.views.resize import flip, resize, resize_whole
 
 
 class BlockViews:
-    """One view of the samples of one block: their draws now, their pixels when asked for.
+    """One view of the samples of one block: their draws now, their pixels on request.
 
     A view is made in three steps, so that each image is decoded once: `render` its own pixels, `mix` it with
     its partner's where it has one, and `erase` boxes of the result.

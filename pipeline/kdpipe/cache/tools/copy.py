@@ -1,7 +1,7 @@
 """Finished tasks on their way to another segment or another cache; no stored value changes.
 
 A task's files lie in it by its segment's views and its cache's padded rows. Where both are the same on the
-other side, bytes are copied; where not, values are read and written anew, which gives the bytes that caching them
+other side, bytes are copied; where not, values are read and written again, which gives the bytes that caching them
 there would have given.
 """
 

@@ -35,7 +35,7 @@ def plan_drop(cache: Cache, views: Sequence[View], encoding: str | None = None) 
     """What would happen.
 
     Args:
-        cache: open, and written by nobody.
+        cache: open, and written by no process.
         views: to drop.
         encoding: name of the only encoding to drop them from; None for all.
 

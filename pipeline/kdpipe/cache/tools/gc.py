@@ -1,4 +1,4 @@
-"""Making room: files that no record names, caches that nothing refers to, views that nobody wants any more.
+"""Freeing space: files that no record names, caches that nothing refers to, views that are no longer needed.
 
 Records go first, data after them: a kill at any instant leaves a valid cache with less in it, and repeating the
 command finishes.
@@ -25,7 +25,7 @@ from kdpipe.errors import CacheError, ConfigError
 def orphans(cache: Cache) -> dict[str, int]:
     """Files that nothing needs and their bytes: leftovers, unexpected ones, unreferenced calibrations.
 
-    Only true while nobody writes: see `locks`.
+    Only true while no process writes: see `locks`.
     """
     store = cache.store
     known = {STORE_RECORD, CANARY_LABELS, PROVENANCE, *cache.record["files"]}
@@ -126,7 +126,7 @@ def wanted(keep: Sequence[str]) -> Wanted:
     """Read what --keep names: caches, and JSON files with the keys `cache` and `root`, or globs of these.
 
     Such files are what `kdpipe inspect --json` prints. A relative path in one is looked for from the working
-    directory and from each folder above the file, for nobody knows where the command ran.
+    directory and from each folder above the file, because it isn't recorded where the command ran.
 
     Raises:
         ConfigError: a name matches nothing, or is neither a cache nor such a file.

@@ -1,4 +1,4 @@
-"""Which caches lie below a folder, and each in a few words."""
+"""Which caches lie below a folder, and a summary of each."""
 
 import json
 import os
@@ -63,7 +63,7 @@ def place_of(url: str) -> str:
 
 
 def summarise(url: str) -> dict[str, Any]:
-    """One cache in a few words, JSON-able.
+    """The summary of one cache, JSON-able.
 
     Returns:
         `cache`; `problem`: None, or why it can't be opened, and then nothing else is there. `identity`: a digest of

@@ -87,7 +87,7 @@ def merge(out: str, sources: Sequence[str], on_task: OnTask = lambda *_: None) -
             report.bytes += readers[i].copy(held, shard, cache, segment)
             report.tasks += 1
             on_task(report.tasks, len(todo))
-        if store.local is not None:  # elsewhere nobody can tell a leftover from what is being written
+        if store.local is not None:  # elsewhere a leftover can't be distinguished from what is being written
             remove_orphans(store)
     return cache, report
 
@@ -186,7 +186,7 @@ def merged_encodings(caches: Sequence[Cache]) -> dict[Encoding, Encoding]:
                     where=cache.store,
                     found=name,
                     allowed=known,
-                    do=f"Cache it anew with kdpipe cache-teacher --calibration-from {origin.store}, then merge",
+                    do=f"Cache it again with kdpipe cache-teacher --calibration-from {origin.store}, then merge",
                 )
             found[encoding] = encoding
     return found
@@ -233,12 +233,12 @@ def _open(store: Store, identity: dict[str, Any], canaries: list[Canary], parts:
         return create(store, identity, canaries)
     cache = Cache(store)
     planned = [part.segment for part in parts]
-    foreign = [s.name for s in cache.segments if s not in planned]
-    if cache.identity != identity or foreign:
+    extra = [s.name for s in cache.segments if s not in planned]
+    if cache.identity != identity or extra:
         raise CacheError(
             "another cache than the merged one is there",
             where=store,
-            found=foreign[0] if foreign else f"{len(cache.shards)} shards",
+            found=extra[0] if extra else f"{len(cache.shards)} shards",
             do="Choose another folder, or delete this cache: kdpipe cache gc",
         )
     return cache

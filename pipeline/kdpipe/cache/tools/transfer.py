@@ -18,7 +18,7 @@ from kdpipe.cache.tools.ls import place_of
 from kdpipe.errors import CacheError, ConfigError, IdentityError
 from kdpipe.views import View
 
-# Object stores answer slowly and many at once; but so many bytes are in memory.
+# Object stores are slow and serve many requests at once; but so many bytes are in memory.
 _AT_ONCE, _IN_MEMORY = 8, 4 * 2**30
 
 

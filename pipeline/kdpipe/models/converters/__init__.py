@@ -31,9 +31,9 @@ def from_published(state: dict[str, Any], model: Any = None) -> dict[str, torch.
 
 
 def implied_kwargs(name: str, state: dict[str, torch.Tensor]) -> dict[str, Any]:
-    """Arguments of the model `name` without which these weights can't fit, as their keys and shapes say.
+    """Arguments of the model `name` without which these weights can't fit, from their keys and shapes.
 
-    Empty for the usual form, and for a model of another family: that they don't fit is said later.
+    Empty for the usual form, and for a model of another family: that they don't fit is reported later.
     """
     layout = recognise(state)
     return layout.implies(state) if layout and name.startswith(f"{layout.name}_") else {}

@@ -1,4 +1,4 @@
-"""Logits that were trained standardised: what makes probabilities of them, whoever loads the weights."""
+"""Logits that were trained standardised: what makes probabilities of them, wherever the weights are loaded."""
 
 import torch
 from torch.nn import functional as F

@@ -1,6 +1,6 @@
 """Other ways to compute a layer of a frozen network: the same function by other operations, for speed alone.
 
-Which is the fastest depends on the device, the shapes and the libraries; `search` finds out.
+Which is the fastest depends on the device, the shapes and the libraries; `search` measures it.
 """
 
 from collections.abc import Callable
@@ -79,7 +79,7 @@ class ChannelsLast(_Formatted):
 
 
 class ToeplitzKernel(Kernel):
-    """A depthwise convolution as a product with a banded matrix, which matrix units compute."""
+    """A depthwise convolution as a product with a Toeplitz matrix, which matrix units compute."""
 
     def __init__(self, original: nn.Conv2d, shape: Shape) -> None:
         super().__init__(original, shape)

@@ -1,4 +1,4 @@
-"""A plan says which layers of a network are computed in which way; whoever has it computes as its author did."""
+"""A kernel plan: which kernel computes each layer of a network; the same plan gives the same computation."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -17,22 +17,22 @@ WHOLE, COMPILED = "", "compiled"
 
 # Largest difference of two forms, relative to the largest value, float32.
 TOLERANCE = 1e-5
-# What the parts of an answer are called, and how many times more they may differ: a map's values are sums of
+# What the parts of an output are called, and how many times more they may differ: a map's values are sums of
 # thousands too, but nothing has averaged them yet.
 _CALLED = {"logits": "logit", "pooled": "pooled feature", "map": "value of the final map"}
 _ROOM = {"logits": 1.0, "pooled": 10.0, "map": 10.0}
 NOT_A_FUNCTION = "the teacher is not a function of its input"
 CAUSES = "dropout left on, batch norm in train mode, added noise, or normalisation over the batch"
-# About a plan that somebody gave, or that a cache was begun with.
-OTHER = "Leave out teacher.layers; where a cache was begun like this, go on where it can be done, or begin another"
+# About a plan that was passed, or that a cache was started with.
+OTHER = "Leave out teacher.layers; where a cache was started with it, resume where it can be run, or start another"
 
 
 def apply(model: nn.Module, plan: KernelPlan, x: torch.Tensor, name: str, *, channels_last: bool) -> None:
-    """Have each layer of a plain network computed as the plan says; in place.
+    """Have each layer of a plain network computed by the plan's kernels; in place.
 
     Args:
         model: in which every layer is plain.
-        plan: what it says of WHOLE is the caller's to do.
+        plan: its entry for WHOLE is left to the caller.
         x: images, float (N, 3, S, S), on the model's device; one is enough.
         name: the model's.
         channels_last: the format in which it runs.
@@ -78,12 +78,12 @@ def compiled(model: WithFeatures) -> Callable[[torch.Tensor], TeacherOutput]:
 
 
 def on_cpu(model: WithFeatures, x: torch.Tensor) -> TeacherOutput:
-    """The answer in float32 on the CPU, where float32 is float32, of a network on any device."""
+    """The output in float32 on the CPU, where float32 is float32, of a network on any device."""
     # Its tensors on the CPU; those that are there already aren't copied.
     here: dict[str, Any] = {key: value.cpu() for key, value in [*model.named_parameters(), *model.named_buffers()]}
     with torch.inference_mode(), torch.autocast("cpu", enabled=False):
-        said: TeacherOutput = functional_call(model, here, (x.cpu().float(),))
-    return said
+        output: TeacherOutput = functional_call(model, here, (x.cpu().float(),))
+    return output
 
 
 def noise(images: int, size: int) -> torch.Tensor:
@@ -100,10 +100,10 @@ def require_same(
     tolerance: float = TOLERANCE,
     again: Callable[[], TeacherOutput] | None = None,
 ) -> None:
-    """Refuse an answer whose logits differ from another's by more than `tolerance`, relative to the largest.
+    """Refuse an output whose logits differ from another's by more than `tolerance`, relative to the largest.
 
     Features may differ ten times as much. Only what both have is compared. What isn't finite in the expected one is
-    refused by whoever keeps it. Where they differ, `again` gives the expected one once more: a network whose
+    refused where it is kept. Where they differ, `again` gives the expected one once more: a network whose
     outputs differ from run to run has no forms to compare.
 
     Raises:
@@ -114,9 +114,7 @@ def require_same(
         return
     twice = _difference(again(), expected, tolerance) if again is not None else None
     if twice is not None:
-        do = (
-            f"Likely causes: {CAUSES}. Mend the model's eval mode; one that is stochastic on purpose can't be compared "
-        )
+        do = f"Likely causes: {CAUSES}. Fix the model's eval mode; one that is stochastic on purpose can't be compared "
         do += "with another form or with its features: --set teacher.form=eager, and neither --pooled nor --feature-map"
         what, difference = f"{NOT_A_FUNCTION}: run twice on the same images, its outputs differ", twice
     raise TeacherError(what, where=name, found=difference[0], allowed=difference[1], do=do)

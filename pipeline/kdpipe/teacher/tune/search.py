@@ -89,7 +89,7 @@ def interleaved(
 ) -> dict[str, float]:
     """Seconds of each function, the least of several measurements in turn, after one that doesn't count.
 
-    A function that can't run, for want of memory or of a kernel, isn't in the answer, but for the first.
+    A function that can't run, for lack of memory or of a kernel, isn't in the result, but for the first.
     """
     times: dict[str, list[float]] = {}
     for at, (name, run) in enumerate(runs.items()):
@@ -100,17 +100,17 @@ def interleaved(
             if at == 0:
                 raise
     least = min(min(t) for t in times.values())
-    hopeful = [name for name, t in times.items() if t[0] <= _HOPELESS * least]
+    candidates = [name for name, t in times.items() if t[0] <= _HOPELESS * least]
     for _ in range(repeats - 1):
-        if len(hopeful) < 2 or time.monotonic() >= until:
+        if len(candidates) < 2 or time.monotonic() >= until:
             break
-        for name in hopeful:
+        for name in candidates:
             times[name].append(timed(runs[name], device))
     return {name: min(t) for name, t in times.items()}
 
 
 def timed(run: Callable[[], object], device: torch.device) -> float:
-    """Seconds until the device has done what a function asks of it."""
+    """Seconds until the device has run what a function submits to it."""
     _wait(device)
     began = time.perf_counter()
     run()

@@ -1,4 +1,4 @@
-"""Depthwise convolutions as products with banded matrices: more multiplications, on units that do many at once.
+"""Depthwise convolutions as products with Toeplitz matrices: more multiplications, on units that do many at once.
 
 A convolution along an axis of n pixels is a product with an n x n matrix whose diagonals are the kernel's taps. A
 kernel that reaches beyond the map from everywhere has a matrix without a zero, and then nothing is wasted.

@@ -1,6 +1,6 @@
 """Image operations: what augmentation policies are made of, each in its fastest exact form.
 
-Every operation takes a C-contiguous uint8 (H, W, 3) RGB array, a row of a batch buffer, say, of any size from
+Every operation takes a C-contiguous uint8 (H, W, 3) RGB array, such as a row of a batch buffer, of any size from
 1 x 1 up, changes it in place and returns None. The result is a function of the arguments alone. What each
 computes is what PIL computes for timm, or torchvision on a PIL image, byte for byte unless its docstring
 gives the difference.

@@ -43,7 +43,7 @@ def box_blur(image: np.ndarray, radius: float) -> None:
 
     The three are one kernel here, rounded once where PIL rounds six times and loses changes of less than half
     a level each time: within three levels of PIL, and of radius 1.3 or more nearly all within one. Some more
-    apart within 3 radii of the border, which PIL repeats anew before each pass. A tenth of PIL's time.
+    apart within 3 radii of the border, which PIL repeats again before each pass. A tenth of PIL's time.
 
     Source: Gwosdek et al., Theoretical foundations of Gaussian convolution by extended box filtering, 2011.
     """

@@ -108,9 +108,9 @@ def _shift(image: np.ndarray, axis: int, pixels: float, interpolation: str, fill
     whole = math.floor(pixels)
     weights = _weights(pixels - whole, interpolation)
     # The first output pixel may lie up to half a pixel before the first input pixel: one more of those.
-    begun = cv2.copyMakeBorder(image, 1 - axis, 0, axis, 0, cv2.BORDER_REPLICATE)
+    padded = cv2.copyMakeBorder(image, 1 - axis, 0, axis, 0, cv2.BORDER_REPLICATE)
     moved = cv2.filter2D(
-        begun,
+        padded,
         -1,
         weights[None] if axis else weights[:, None],
         anchor=(1, 0) if axis else (0, 1),
