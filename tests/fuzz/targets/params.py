@@ -6,6 +6,8 @@ from random import Random
 
 import yaml
 
+from kdpipe._util.untrusted import load_yaml
+from kdpipe.errors import ConfigError
 from kdpipe_stages import settings as params
 from tests.fuzz.mutate import mutate_bytes, mutate_tree
 from tests.fuzz.target import Changed, Target
@@ -25,6 +27,7 @@ def make(folder: Path) -> Target:
 
     def run(data: bytes) -> None:
         path.write_bytes(data)
+        _without_own_loss(data)
         settings = params.load(str(path))
         # What was taken can be written down, which caches and runs do.
         document = json.dumps(settings.model_dump(mode="json"), allow_nan=False)
@@ -32,6 +35,17 @@ def make(folder: Path) -> Target:
             raise Changed("written and read again they are other settings")
 
     return Target(run, [*(json.dumps(tree).encode() for tree in _TREES), *_TEXT], 40_000, mutate=mutate)
+
+
+def _without_own_loss(data: bytes) -> None:
+    """Refuse what names the code of a loss: in the user's own file that is allowed, and its import is no finding."""
+    try:
+        tree = load_yaml(data.decode())
+    except ValueError:
+        return
+    loss = tree.get("loss") if isinstance(tree, dict) else None
+    if isinstance(loss, dict) and ":" in str(loss.get("name")):
+        raise ConfigError("a loss of the user's")
 
 
 def mutate(rng: Random, data: bytes, others: list[bytes]) -> bytes:
