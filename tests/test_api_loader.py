@@ -151,9 +151,7 @@ def test_processes_get_parts_of_the_same_batches(world, cache_path):
 
 def test_its_repr_describes_it(world, cache_path):
     text = repr(kdpipe.CachedLoader(world.index, cache_path, 16))
-    assert text.startswith(
-        f"CachedLoader(94 samples, 6 batches of 16, {SIZE} x {SIZE} pixels, views [0, 1, 2, 'center']"
-    )
+    assert text.startswith(f"CachedLoader(94 samples, 6 batches of 16, {SIZE} x {SIZE} pixels, views [0, 1, 2]")
 
 
 def test_a_batch_moves_with_all_its_tensors(loader):

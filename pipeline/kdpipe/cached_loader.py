@@ -176,7 +176,7 @@ class CachedLoader:
                 "streams": self._loader.streams,
                 "window": self._loader.loader.window,
                 "view_schedule": self._loader.loader.view_schedule,
-                "views": [view for view in self.cache.views if isinstance(view, int)],
+                "views": self._views(),
             },
         }
 
@@ -221,8 +221,12 @@ class CachedLoader:
         size = f"{self.input_size} x {self.input_size}"
         return (
             f"CachedLoader({len(self._loader)} samples, {len(self)} batches of {self.batch_size}, {size} pixels, "
-            f"views {self.cache.views}, cache {self.cache.url}{', raw' if self._raw else ''})"
+            f"views {self._views()}, cache {self.cache.url}{', raw' if self._raw else ''})"
         )
+
+    def _views(self) -> list[int]:
+        """The numbered ones, which are those that it shows."""
+        return [view for view in self.cache.views if isinstance(view, int)]
 
     def _batches(self) -> Generator[Any, None, None]:
         epoch, start, self._resume = self._epoch, self._resume, 0

@@ -11,7 +11,7 @@ from kdpipe.cache import CacheReader, CacheRequest, MultiCacheReader, Store
 from kdpipe.cache.commit import read_provenance
 from kdpipe.cache.manifest import CacheRecord, open_reader
 from kdpipe.caching.identity import check_readers_canaries
-from kdpipe.config import first_problem
+from kdpipe.config import config_error, first_problem
 from kdpipe.errors import CacheError, ConfigError
 from kdpipe.shards import Index
 from kdpipe.views import ViewsConfig
@@ -110,9 +110,8 @@ def configured(kind: Any, settings: Any, where: str) -> Any:
     try:
         return kind.model_validate(settings)
     except ValidationError as e:
-        key, what, found = first_problem(e)
-        what = what.removeprefix("Value error, ")
-        raise ConfigError(what[0].lower() + what[1:], where=f"{where}: {key}" if key else where, found=found) from e
+        key = first_problem(e)[0]
+        raise config_error(e, kind, f"{where}: {key}" if key else where) from e
 
 
 def whole(name: str, value: Any, least: int) -> int:

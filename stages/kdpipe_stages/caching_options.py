@@ -57,6 +57,6 @@ def parse_views(text: str) -> list[View]:
         except ValueError:
             more = []
         if not more or (isinstance(more[0], int) and not 0 <= more[0] <= int(more[-1]) < _VIEWS):
-            raise ConfigError(f"invalid --views {part!r}; expected a range 0:4, a number, center or five-crop")
+            raise ConfigError(f"invalid --views {part!r}; expected a range 0:4 (0 to 3), a number, center or five-crop")
         found += [v for v in more if v not in found]
     return found

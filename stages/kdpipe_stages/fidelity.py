@@ -17,7 +17,8 @@ from kdpipe_stages.options import SETTINGS, TRUST, Given, command, section
 @section(
     "Teacher",
     "teacher.model --teacher",
-    "teacher: weights checkpoint_key class_map pretrained model_kwargs num_classes input_size batch_size amp_dtype",
+    "teacher: weights checkpoint_key key_prefix class_map pretrained model_kwargs",
+    "teacher: num_classes input_size batch_size amp_dtype",
     TRUST,
 )
 @section(

@@ -178,9 +178,10 @@ def _print_entropy(console: Console, name: str, views: Sequence[dict[str, Any]])
 
 
 def _class(found: dict[str, Any], number: int) -> str:
-    """A class by number, and by name where that is known."""
+    """A class by number, and by name where that is known and is not the number itself."""
     names = found["classes"] or []
-    return f"{number} {names[number]}" if 0 <= number < len(names) else str(number)
+    named = 0 <= number < len(names) and names[number] != str(number)
+    return f"{number} {names[number]}" if named else str(number)
 
 
 def _print_rest(console: Console, rows: int) -> None:

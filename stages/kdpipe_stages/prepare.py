@@ -112,7 +112,8 @@ def _text(made: "Prepared") -> str:
     lines = []
     for split, paths in made.shards.items():
         counts = made.counts[split]
-        lines.append(f"{paths[0].parent}: {len(paths)} shards, {paths[0].name} to {paths[-1].name}")
+        number = f"{len(paths)} shard" + ("s" if len(paths) > 1 else "")
+        lines.append(f"{paths[0].parent}: {number}, {paths[0].name} to {paths[-1].name}")
         shown = [f"{showable(name)} {count}" for name, count in zip(made.classes, counts, strict=True)][:_SHOWN]
         more = f", and {len(counts) - _SHOWN} more" if len(counts) > _SHOWN else ""
         lines.append(f"  {sum(counts)} samples in {len(counts)} classes: {', '.join(shown)}{more}")

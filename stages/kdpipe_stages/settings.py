@@ -1,16 +1,14 @@
 """Where settings come from: defaults, then --config, then --set section.key=value, then a command's own options."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from pydantic import Field, ValidationError
 
-from kdpipe._util.suggest import did_you_mean
 from kdpipe._util.untrusted import YAML_BYTES, load_yaml
 from kdpipe.caching import CachingConfig
-from kdpipe.config import Config
+from kdpipe.config import Config, config_error, first_problem
 from kdpipe.errors import ConfigError
 from kdpipe.loader import LoaderConfig
 from kdpipe.losses import LossConfig
@@ -22,7 +20,7 @@ from kdpipe.trainer import TrainConfig
 from kdpipe.views import ViewsConfig
 
 PRESET = "preset:"
-# Characters of a wrong value that a message repeats.
+# Characters of a key that a message repeats.
 _SHOWN = 200
 
 
@@ -76,7 +74,7 @@ def load(
     try:
         settings = Params.model_validate(tree)
     except ValidationError as e:
-        raise _explain(e, config_file, names or {}) from e
+        raise _explain(e, config_file, sets, names or {}) from e
     # Code that the user names for one model may be named by the file of another: commands evaluate a student's
     # weights, or read a teacher's last stage, with settings that are about another model.
     trust = tuple(sorted({*settings.teacher.trust, *settings.student.trust, *filter(runs_code, named)}))
@@ -141,22 +139,16 @@ def _put(tree: dict[str, Any], dotted: str, value: Any) -> None:
     tree[key] = value
 
 
-def _explain(error: ValidationError, path: str | None, names: Mapping[str, str]) -> ConfigError:
-    first = error.errors()[0]
-    key = ".".join(map(str, first["loc"]))[:_SHOWN]
-    where = f"{names[key]}: {key}" if key in names else f"{path}: {key}" if path else key
-    if first["type"] == "extra_forbidden":
-        fields: dict[str, Any] = Params.model_fields
-        for part in first["loc"][:-1]:
-            # A place in a list names no field: those of its entries are there already.
-            if isinstance(part, str):
-                kind = fields[part].annotation if part in fields else None
-                fields = getattr(next(iter(get_args(kind)), kind), "model_fields", {})
-        do = did_you_mean(str(first["loc"][-1]), fields)
-        return ConfigError("unknown key", where=where, allowed=", ".join(sorted(fields)), do=do)
-    found = first["input"]
-    if not isinstance(found, str | int | float | bool | None):
-        found = json.dumps(found, default=str, skipkeys=True)  # YAML makes dates of what looks like one
-    if isinstance(found, str):
-        found = found[:_SHOWN]
-    return ConfigError(first["msg"][0].lower() + first["msg"][1:], where=where, found=found)
+def _explain(error: ValidationError, path: str | None, sets: Sequence[str], names: Mapping[str, str]) -> ConfigError:
+    key = first_problem(error)[0][:_SHOWN]
+    given = [word.partition("=")[0] for word in sets]
+    if key in names:
+        return config_error(error, Params, f"{names[key]}: {key}")
+    if any(key == each or key.startswith(f"{each}.") for each in given):
+        return config_error(error, Params, f"--set: {key}")
+    return config_error(error, Params, f"{path}: {key}" if path and not _of_options(key, given, names) else key)
+
+
+def _of_options(key: str, given: Sequence[str], names: Mapping[str, str]) -> bool:
+    """Whether a part of this section comes from options, so that the file alone isn't to blame."""
+    return any(each.startswith(f"{key}.") for each in (*given, *names))

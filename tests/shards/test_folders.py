@@ -260,9 +260,9 @@ def test_val_split(tmp_path: Path) -> None:
     files = {f"{name}/{i}.jpg": JPEG for name, count in (("a", 10), ("b", 5), ("c", 1)) for i in range(count)}
     result = kdpipe("prepare", "folder", tree(tmp_path / "in", files), "--out", tmp_path / "out", "--val-split", 0.2)
     assert result.out.splitlines() == [
-        f"{tmp_path}/out/train: 1 shards, train-0000.tar to train-0000.tar",
+        f"{tmp_path}/out/train: 1 shard, train-0000.tar to train-0000.tar",
         "  13 samples in 3 classes: a 8, b 4, c 1",
-        f"{tmp_path}/out/val: 1 shards, val-0000.tar to val-0000.tar",
+        f"{tmp_path}/out/val: 1 shard, val-0000.tar to val-0000.tar",
         "  3 samples in 3 classes: a 2, b 1, c 0",
     ]
     assert "1 classes of one image are in train alone" in result.err

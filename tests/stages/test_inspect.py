@@ -194,3 +194,9 @@ def test_a_cache_of_an_earlier_policy(cache_path, world, monkeypatch):
     found = inspected(cache_path)["statistics"]
     assert "another policy version" in found["remark"]
     assert len(found["views"]) == 4
+
+
+def test_a_class_whose_name_is_its_number_is_printed_once():
+    from kdpipe_stages.inspect_tables import _class
+
+    assert [_class({"classes": ["0", "dog"]}, number) for number in (0, 1, 2)] == ["0", "1 dog", "2"]

@@ -299,10 +299,20 @@ class TestParams:
             assert "value is not YAML" in refused(*training(world, tmp_path / "r"), "--set", f"views.see{value}")
         for value in ("2020-01-01", "{2020-01-01: 1}"):
             line = refused(*training(world, tmp_path / "r"), "--set", f"views.seed={value}")
-            assert line.startswith("error: views.seed: input should be a valid integer")
+            assert line.startswith("error: --set: views.seed: input should be a valid integer")
         assert "2020-01-01" in refused(*training(world, tmp_path / "r"), "--set", "views.seed=2020-01-01")
         (tmp_path / "bad.yaml").write_text("views: {seed: 2020-99-99}")
         assert "not YAML" in refused(*training(world, tmp_path / "r"), "--config", tmp_path / "bad.yaml")
+
+    def test_the_source_of_a_wrong_setting_is_named(self, world, tmp_path):
+        run = [*training(world, tmp_path / "r"), "--config", "preset:digits"]
+        assert refused(*run, "--set", "train.lr=fast").startswith("error: --set: train.lr: input should be a valid")
+        assert refused(*run, "--set", "train.lrr=1").startswith("error: --set: train.lrr: unknown key; allowed: ")
+        assert refused(*run, "--loss", "fd").startswith("error: loss: nothing in fd trains the classifier")
+        assert refused(*run, "--loss", "nkdd").startswith("error: --loss: loss.name: unknown loss nkdd; ")
+        (tmp_path / "own.yaml").write_text("train: {lr: fast}")
+        line = refused(*training(world, tmp_path / "r"), "--config", tmp_path / "own.yaml")
+        assert line.startswith(f"error: {tmp_path / 'own.yaml'}: train.lr: input should be a valid number")
 
     @pytest.mark.parametrize("views", ["4:2", "x", "-1", "0:4,"])
     def test_views_that_are_none(self, world, tmp_path, views):

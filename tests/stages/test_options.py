@@ -114,7 +114,7 @@ def test_help_shows_the_default_of_a_setting():
 class TestSuggestions:
     def test_keys_of_set_config_and_sections(self, tmp_path):
         line = refused("train-student", "--index", "x", "--out", "y", "--set", "views.crop_pc=1")
-        assert line.startswith("error: views.crop_pc: unknown key; allowed: ")
+        assert line.startswith("error: --set: views.crop_pc: unknown key; allowed: ")
         assert line.endswith(". Did you mean crop_pct?")
         (tmp_path / "c.yaml").write_text("viws: {seed: 1}")
         line = refused("erf", "m", "--index", "x", "--out", "y", "--config", tmp_path / "c.yaml")

@@ -142,7 +142,7 @@ def _imported(spec: str) -> LossEntry:
             f"the loss can't be imported: {type(e).__name__}: {' '.join(str(e).split())[:300]}",
             found=spec,
             allowed="package.module:Class",
-            do="Is the folder of its package on PYTHONPATH?",
+            do="Is the folder of its package on PYTHONPATH?" if isinstance(e, ImportError) else None,
         ) from e
     return _entry_of(loss, getattr(loss, "name", None), spec)
 

@@ -101,7 +101,7 @@ def load(path: Path) -> dict[str, Any]:
             raise IndexFileError("the index was being replaced when that was stopped", where=path, do=do) from error
         do = "Make it by `kdpipe index`, and name the folder that it wrote"
         if path.exists():
-            do = f"A folder with {DOCUMENT} is wanted, as `kdpipe index` writes it"
+            do = f"Pass a folder with {DOCUMENT}, as `kdpipe index` writes it"
         raise IndexFileError("no index there", where=path, do=do) from error
     except OSError as error:
         raise IndexFileError(f"the index can't be read ({error.strerror or error})", where=file) from error
