@@ -80,8 +80,8 @@ def build(config: ModelConfig, *, num_classes: int | None = None, extra: dict[st
         raise TeacherError("no model named", do="Pass its timm name, or weights that kdpipe wrote")
     if header.model is not None:
         if header.model != name:
-            do = f"Name {header.model} as the model, or pass other weights"
-            raise TeacherError("weights of another model", where=config.weights, found=header.model, allowed=name, do=do)
+            what, do = "weights of another model", f"Name {header.model} as the model, or pass other weights"
+            raise TeacherError(what, where=config.weights, found=header.model, allowed=name, do=do)
         theirs = {key: value for key, value in header.model_kwargs.items() if key not in config.model_kwargs}
         require_trusted(name, theirs, config.trusted(), config.weights)
     rows = read_class_map(config.class_map) if config.class_map else None
