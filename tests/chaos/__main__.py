@@ -64,7 +64,8 @@ def main(seeds: int, first: int, only: str | None, out: Path | None) -> None:
         command = (
             f"make chaos SEEDS={seeds}" + (f" FIRST={first}" if first else "") + (f" ONLY='{only}'" if only else "")
         )
-        reliability.keep("chaos", page.report(rows, command), out)
+        before = reliability.kept("chaos", out) if first and not only else None
+        reliability.keep("chaos", page.report(rows, command, before), out)
     sys.exit(1 if bad else 0)
 
 

@@ -19,8 +19,22 @@ _TEXT = (
 )
 
 
-def report(rows: list[dict[str, Any]], command: str) -> dict[str, Any]:
-    """What `tests.reliability.keep` takes: a row a kind; beside it all runs, each with its command and moment."""
+def report(rows: list[dict[str, Any]], command: str, before: dict[str, Any] | None = None) -> dict[str, Any]:
+    """What `tests.reliability.keep` takes: a row a kind; beside it all runs, each with its command and moment.
+
+    Args:
+        rows: of the runs.
+        command: that made them.
+        before: an earlier report, in which the runs of the same seeds are replaced.
+    """
+    rows, commit, again = [{**row, "commit": revision()} for row in rows], revision(), ""
+    if before is not None:
+        new = {row["seed"]: row for row in rows}
+        rows = [new.get(row["seed"], row) for row in before["runs"]]
+        command, commit = before["command"], before["commit"]
+        later = {row["seed"]: row["commit"] for row in rows if row.get("commit", commit) != commit}
+        if later:
+            again = " Run again since: " + ", ".join(f"seed {seed} on {at}" for seed, at in later.items()) + "."
     count = Counter(row["outcome"] for row in rows)
     summary = f"{len(rows)} runs: {count['same bytes']} ended with the undisturbed bytes, {count['finding']} did not"
     missing = f"; {count['not available']} faults are not to be had on this system" if count["not available"] else ""
@@ -33,8 +47,8 @@ def report(rows: list[dict[str, Any]], command: str) -> dict[str, Any]:
         table.append([kind, len(of), len(same), whole, len(same) - whole, seeds])
     return {
         **circumstances(command),
-        "commit": revision(),
-        "text": [*_TEXT, f"{summary}{missing}."],
+        "commit": commit,
+        "text": [*_TEXT, f"On commit {commit}. {summary}{missing}.{again}"],
         "columns": ["fault", "runs", "same bytes", "of these ended whole", "refused or killed, then repeated", "seeds"],
         "rows": table,
         "findings": [

@@ -137,7 +137,7 @@ def test_killed_and_resumed(remote, s3, monkeypatch, call):
     assert children.run(killed, remote.world.index_path, out, call, 1.0) == -signal.SIGKILL
     assert [name for name in tree(out) if name.startswith("locks/")]
     if "commits/store.json" in tree(out):
-        assert all(p["what"].startswith("foreign") for p in check_integrity(Store(out))[0])
+        assert all(p["what"].startswith("unexpected") for p in check_integrity(Store(out))[0])
     monkeypatch.setattr(leases, "LEASE", 1.0)
     done(*caching(remote.world, out, *VIEWS))
     # What is left of the killed one's locks goes with the next who is alone.
