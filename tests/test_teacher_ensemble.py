@@ -169,7 +169,7 @@ def test_a_member_is_set_like_a_teacher(world, tmp_path):
     line = refused(
         "cache-teacher", "--index", world.index_path, "--out", tmp_path, "--set", "teacher.members=[{wights: w}]"
     )
-    assert line.startswith("error: teacher.members.0.wights: unknown key; allowed: checkpoint_key, class_map,")
+    assert line.startswith("error: --set: teacher.members.0.wights: unknown key; allowed: checkpoint_key, class_map,")
 
 
 def test_evaluate_scores_an_ensemble_or_the_model_that_is_named(world, relative):

@@ -102,7 +102,7 @@ TABLE = {
     "fidelity": Line(
         {"index_path": "{index}", "weights": "{weights}", "steps": "1", "batches": "1", "rows": "2"},
         {"index_path": ("index",), "weights": ("weights",), "class_map": ("class map",), "config_file": ("params",)},
-        _texts("teacher checkpoint_key model_kwargs losses sets"),
+        _texts("teacher checkpoint_key key_prefix model_kwargs losses sets"),
         words=(*_SET, "--loss", "kd"),
     ),
     "cache-teacher": Line(

@@ -323,7 +323,7 @@ def test_damage_is_noticed(index: Index) -> None:
     document.write_bytes(b"{}")
     opens("not an index of kdpipe")
     document.unlink()
-    opens(r"no index there. A folder with index.json is wanted")
+    opens(r"no index there. Pass a folder with index.json")
     document.write_bytes(good)
 
     labels = index.path / "labels.npy"
