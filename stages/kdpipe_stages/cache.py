@@ -14,7 +14,8 @@ from kdpipe.cache.tools.ls import find_caches, summarise
 from kdpipe.cache.tools.merge import merge as run_merge
 from kdpipe.cache.tools.transfer import transfer
 from kdpipe_stages.cache_gc import drop_views, gc
-from kdpipe_stages.cache_shared import json_option, log, showing
+from kdpipe_stages.cache_shared import json_option, log
+from kdpipe_stages.progress import showing
 
 
 @click.group()
@@ -83,7 +84,7 @@ def merge(out: str, sources: tuple[str, ...], as_json: bool) -> None:
 
     Repeat it after an interruption. The sources stay as they are.
     """
-    with showing("merging") as on_task:
+    with showing("tasks", "merging") as on_task:
         merged, report = run_merge(out, sources, on_task)
     _copied(merged, vars(report), as_json)
 
@@ -111,7 +112,7 @@ def push(cache: str, url: str, views: str | None, shards: str | None, as_json: b
 def _transfer(source: str, target: str, views: str | None, shards: str | None, as_json: bool) -> None:
     from kdpipe_stages.caching_options import parse_views
 
-    with showing("copying") as on_task:
+    with showing("tasks", "copying") as on_task:
         copied, report = transfer(source, target, None if views is None else parse_views(views), shards, on_task)
     _copied(copied, vars(report), as_json)
 

@@ -16,7 +16,8 @@ from kdpipe.cache.tools.drop_views import plan_drop
 from kdpipe.cache.tools.gc import orphans, remove_cache, remove_orphans, wanted
 from kdpipe.cache.tools.ls import find_caches
 from kdpipe.errors import CacheError, ConfigError
-from kdpipe_stages.cache_shared import json_option, log, showing
+from kdpipe_stages.cache_shared import json_option, log
+from kdpipe_stages.progress import showing
 
 
 def _deleting(function: Callable[..., None]) -> Callable[..., None]:
@@ -114,7 +115,7 @@ def drop_views(cache: str, views: str, encoding: str | None, **flags: bool) -> N
     lines += [f"{cache}: {name}, which no record names" for name in plan.leftovers]
 
     def drop() -> None:
-        with showing("moving") as on_task:
+        with showing("tasks", "moving") as on_task:
             run_drop(store, unwanted, encoding, on_task)
 
     deleted = _delete(lines, drop, **flags)

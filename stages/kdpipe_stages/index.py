@@ -12,7 +12,7 @@ from kdpipe.shards import Index
 from kdpipe.shards.document import MAX_CLASSES
 from kdpipe_stages.command import command
 from kdpipe_stages.problems import listed_problems, print_skipped
-from kdpipe_stages.progress import Progress
+from kdpipe_stages.progress import showing
 
 if TYPE_CHECKING:
     from kdpipe.shards.labels import Check
@@ -80,35 +80,24 @@ def index(
     from kdpipe.shards.layout import DOCUMENT
 
     before = _digest(out)
-    bar: Progress | None = None
-
-    def progress(done: int, total: int, samples: int) -> None:
-        nonlocal bar
-        bar = bar or Progress(total, "shards", "index")
-        bar.advance(done - bar.done, samples=samples)
-
-    try:
-        with listed_problems():
-            made = build_index(
-                source,
-                out,
-                block_size=block_size,
-                num_classes=num_classes,
-                label_key=label_key,
-                image_key=image_key,
-                class_map=load_class_map(Path(class_map)) if class_map else None,
-                labels=load_table(Path(labels)) if labels else None,
-                split=split,
-                skip_bad=skip_bad,
-                check=check,
-                limit=limit,
-                workers=workers,
-                overwrite=overwrite,
-                progress=progress,
-            )
-    finally:
-        if bar is not None:
-            bar.close()
+    with showing("shards", "index") as show, listed_problems():
+        made = build_index(
+            source,
+            out,
+            block_size=block_size,
+            num_classes=num_classes,
+            label_key=label_key,
+            image_key=image_key,
+            class_map=load_class_map(Path(class_map)) if class_map else None,
+            labels=load_table(Path(labels)) if labels else None,
+            split=split,
+            skip_bad=skip_bad,
+            check=check,
+            limit=limit,
+            workers=workers,
+            overwrite=overwrite,
+            progress=lambda done, total, samples: show(done, total, samples=samples),
+        )
     skipped = [(" ".join([e["shard"], e["key"]]).strip(), e["reason"]) for e in made.skipped]
     print_skipped(skipped, f"{out}/{DOCUMENT}")
     for line in made.warnings():

@@ -10,7 +10,7 @@ import click
 from kdpipe._util.redact import showable
 from kdpipe_stages.command import command
 from kdpipe_stages.problems import listed_problems, print_skipped
-from kdpipe_stages.progress import Progress
+from kdpipe_stages.progress import showing
 
 if TYPE_CHECKING:
     from kdpipe.shards.prepare import Prepared
@@ -71,26 +71,15 @@ def folder(
     from kdpipe.shards.classes import load_class_map
     from kdpipe.shards.prepare import REPORT, prepare_folder
 
-    bar: Progress | None = None
-
-    def progress(done: int, total: int) -> None:
-        nonlocal bar
-        bar = bar or Progress(total, "images", "decoding")
-        bar.advance(done - bar.done)
-
-    try:
-        with listed_problems():
-            made = prepare_folder(
-                source,
-                out,
-                classes=load_class_map(Path(classes)) if classes else None,
-                keep_truncated=truncated == "keep",
-                progress=progress,
-                **options,
-            )
-    finally:
-        if bar is not None:
-            bar.close()
+    with showing("images", "decoding") as show, listed_problems():
+        made = prepare_folder(
+            source,
+            out,
+            classes=load_class_map(Path(classes)) if classes else None,
+            keep_truncated=truncated == "keep",
+            progress=show,
+            **options,
+        )
     print_skipped([(entry["file"], entry["reason"]) for entry in made.skipped], f"{out}/{REPORT}")
     for line in _remarks(made):
         click.echo(line, err=True)

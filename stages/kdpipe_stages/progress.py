@@ -2,6 +2,8 @@
 
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -10,6 +12,24 @@ if TYPE_CHECKING:
 
 
 _SECONDS_A_LINE = 10.0
+
+
+@contextmanager
+def showing(unit: str, label: str) -> Iterator[Callable[..., None]]:
+    """A function (done, total, **fields) that shows progress whose total is only known while the work runs."""
+    progress: Progress | None = None
+
+    def show(done: int, total: int, **fields: Any) -> None:
+        nonlocal progress
+        progress = progress or Progress(total, unit, label)
+        if done > progress.done:
+            progress.advance(done - progress.done, **fields)
+
+    try:
+        yield show
+    finally:
+        if progress is not None:
+            progress.close()
 
 
 class Progress:
