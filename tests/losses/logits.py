@@ -21,6 +21,32 @@ def rows(seed: int = 3) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     return student, teacher, labels
 
 
+def check_float32_inside_autocast(loss: Loss) -> None:
+    """The same bits inside autocast, and float32 also of a bfloat16 student."""
+    student, teacher, labels = rows()
+    expected = call(loss, student, labels, live(teacher))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        same = call(loss, student, labels, live(teacher))
+        near = call(loss, student.bfloat16(), labels, live(teacher))
+    assert all(part.dtype == torch.float32 for part in [*same.values(), *near.values()])
+    assert torch.equal(same["loss"], expected["loss"])
+    torch.testing.assert_close(near["loss"], expected["loss"], rtol=1e-3, atol=0)
+
+
+def check_a_row_without_a_label(loss: Loss) -> None:
+    """It adds nothing to the loss and gets no gradient."""
+    student, teacher, labels = rows()
+    ours = student.clone().requires_grad_()
+    found = call(loss, ours, labels, live(teacher))
+    found["loss"].backward()
+    assert not ours.grad[4].any()
+    assert ours.grad[3].any()
+    assert torch.isfinite(ours.grad).all()
+    rest = torch.arange(N) != 4
+    expected = call(loss, student[rest], labels[rest], live(teacher[rest]))
+    torch.testing.assert_close(found["loss"].detach(), expected["loss"])
+
+
 def live(teacher: torch.Tensor) -> Targets:
     return Targets.live(TeacherOutput(teacher))
 

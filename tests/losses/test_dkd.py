@@ -9,7 +9,18 @@ from torch.nn import functional as F
 from kdpipe.errors import TargetsError
 from kdpipe.losses.config import DkdConfig
 from kdpipe.losses.dkd import Dkd, dkd, nckd, tckd
-from tests.losses.logits import C, N, call, float64, live, mean_ce, rows, softmax, top
+from tests.losses.logits import (
+    C,
+    call,
+    check_a_row_without_a_label,
+    check_float32_inside_autocast,
+    float64,
+    live,
+    mean_ce,
+    rows,
+    softmax,
+    top,
+)
 
 
 def make(**config) -> Dkd:
@@ -71,14 +82,7 @@ def test_gradient(temperature):
 
 
 def test_float32_inside_autocast():
-    student, teacher, labels = rows()
-    expected = call(make(temperature=4.0), student, labels, live(teacher))
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        same = call(make(temperature=4.0), student, labels, live(teacher))
-        near = call(make(temperature=4.0), student.bfloat16(), labels, live(teacher))
-    assert all(part.dtype == torch.float32 for part in [*same.values(), *near.values()])
-    assert torch.equal(same["loss"], expected["loss"])
-    torch.testing.assert_close(near["loss"], expected["loss"], rtol=1e-3, atol=0)
+    check_float32_inside_autocast(make(temperature=4.0))
 
 
 def test_a_sure_teacher_and_a_sure_student_are_finite():
@@ -92,14 +96,7 @@ def test_a_sure_teacher_and_a_sure_student_are_finite():
 
 
 def test_a_row_without_a_label_adds_nothing_and_gets_no_gradient():
-    student, teacher, labels = rows()
-    ours = student.clone().requires_grad_()
-    found = call(make(), ours, labels, live(teacher))
-    found["loss"].backward()
-    assert not ours.grad[4].any()
-    rest = torch.arange(N) != 4
-    expected = call(make(), student[rest], labels[rest], live(teacher[rest]))
-    torch.testing.assert_close(found["loss"].detach(), expected["loss"])
+    check_a_row_without_a_label(make())
 
 
 def test_the_target_part_of_top_k_is_exact():

@@ -11,7 +11,19 @@ from kdpipe.losses.config import NkdConfig
 from kdpipe.losses.nkd import Nkd, nkd
 from kdpipe.losses.target_class import with_label
 from kdpipe.targets import Labels, Targets, mix_targets
-from tests.losses.logits import C, N, call, float64, live, mean_ce, rows, softmax, top
+from tests.losses.logits import (
+    C,
+    N,
+    call,
+    check_a_row_without_a_label,
+    check_float32_inside_autocast,
+    float64,
+    live,
+    mean_ce,
+    rows,
+    softmax,
+    top,
+)
 
 
 def make(**config) -> Nkd:
@@ -59,14 +71,7 @@ def test_gradient(temperature):
 
 
 def test_float32_inside_autocast():
-    student, teacher, labels = rows()
-    expected = call(make(temperature=2.0), student, labels, live(teacher))
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        same = call(make(temperature=2.0), student, labels, live(teacher))
-        near = call(make(temperature=2.0), student.bfloat16(), labels, live(teacher))
-    assert all(part.dtype == torch.float32 for part in [*same.values(), *near.values()])
-    assert torch.equal(same["loss"], expected["loss"])
-    torch.testing.assert_close(near["loss"], expected["loss"], rtol=1e-3, atol=0)
+    check_float32_inside_autocast(make(temperature=2.0))
 
 
 def test_mixed_rows_take_the_larger_label_and_both_for_ce():
@@ -82,15 +87,9 @@ def test_mixed_rows_take_the_larger_label_and_both_for_ce():
 
 
 def test_a_row_without_a_label_adds_nothing_and_gets_no_gradient():
+    check_a_row_without_a_label(make())
     student, teacher, labels = rows()
     ours = student.clone().requires_grad_()
-    found = call(make(), ours, labels, live(teacher))
-    found["loss"].backward()
-    assert not ours.grad[4].any()
-    assert ours.grad[3].any()
-    rest = torch.arange(N) != 4
-    expected = call(make(), student[rest], labels[rest], live(teacher[rest]))
-    torch.testing.assert_close(found["loss"].detach(), expected["loss"])
     nothing = call(make(), ours, torch.full_like(labels, -1), live(teacher))
     nothing["loss"].backward()
     assert nothing["loss"].item() == 0

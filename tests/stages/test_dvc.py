@@ -114,7 +114,7 @@ def test_repro(tmp_path):
     project.killed_when("runs/dvc/begun/test_byobnet-kd/last.safetensors", student)
     said = project.dvc("repro", student)
     assert RUNNING.findall(said) == [student]
-    assert "going on at epoch" in said
+    assert "resuming at epoch" in said
     assert follow <= set(project.repro())
     assert project.repro() == []
     first = project.text("runs/dvc/report.json"), project.text("runs/dvc/cache.json")

@@ -61,7 +61,7 @@ def test_the_same_job_goes_on(tmp_path, data):
     said = []
     train(job(data), tmp_path / "a", log=said.append, overwrite=True)
     train(job(data), tmp_path / "b", log=quiet)
-    assert any("going on at epoch 2" in line for line in said)
+    assert any("resuming at epoch 2" in line for line in said)
     assert tiny.lines(tmp_path / "a") == tiny.lines(tmp_path / "b")
 
 

@@ -73,7 +73,7 @@ def test_stopped_after_a_step(job, whole, tmp_path, stops):
     said: list[str] = []
     train(job, tmp_path / "run", log=said.append)
     # The first checkpoint with anything trained in it is that of the second step, written after it was told.
-    assert said[1].startswith("going on at epoch ") == (max(stops) > 2)
+    assert said[1].startswith("resuming at epoch ") == (max(stops) > 2)
     assert_same(tmp_path / "run", whole)
 
 

@@ -201,7 +201,9 @@ def _lengths(path: str, chosen: dict[str, Any], look: bool) -> Source:
         raise ShardError("a split's lists differ in length", where=path, found=found)
     for name in filenames:  # a file must not choose what else is read
         if _ABSOLUTE_OR_UP.search(name):
-            raise ShardError("the manifest names a shard elsewhere", where=path, found=name, allowed="names beside it")
+            raise ShardError(
+                "the manifest names a shard elsewhere", where=path, found=name, allowed="names of files in its folder"
+            )
     folder = path.rpartition("/")[0] or "."
     urls = [_absolute(f"{folder}/{name}") for name in filenames]
     if look:

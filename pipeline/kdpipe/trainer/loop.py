@@ -222,7 +222,7 @@ class TrainingLoop:
         if self.plan.ranks.first:
             self.folder.cut_metrics(self.metrics_bytes)
         if self.epoch < self.epochs:
-            self.log(f"going on at epoch {self.epoch + 1} step {self.step + 1} of {self.folder}")
+            self.log(f"resuming at epoch {self.epoch + 1} step {self.step + 1} of {self.folder}")
 
     def _kept_summary(self) -> dict[str, Any] | None:
         """That of the finished run, as it was written; None if it was not."""
